@@ -1,0 +1,73 @@
+#include "phalanx/base/parallel_for.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "phalanx/base/error.h"
+
+namespace phalanx {
+namespace {
+
+TEST(ParallelFor, CoversEveryIndexOnceInTheSameRangesForAnyThreads) {
+  for (const int threads : {1, 2, 3, 5}) {
+    const ThreadScope scope(threads);
+    EXPECT_EQ(parallel_threads(), threads);
+    for (const int64_t n : {0, 1, 7, 64, 1001}) {
+      for (const int64_t grain : {1, 3, 64, 5000}) {
+        std::vector<std::atomic<int>> seen(static_cast<size_t>(n));
+        std::atomic<int> ranges = 0;
+        parallel_for(n, grain, [&](int64_t begin, int64_t end) {
+          ++ranges;
+          EXPECT_EQ(begin % grain, 0);
+          EXPECT_EQ(end, std::min(begin + grain, n));
+          for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
+        });
+        EXPECT_EQ(ranges, (n + grain - 1) / grain);
+        for (const auto& count : seen) EXPECT_EQ(count, 1);
+      }
+    }
+  }
+}
+
+TEST(ParallelFor, AnErrorInOneRangeIsThrownAndThePoolStaysUsable) {
+  const ThreadScope scope(3);
+  for (int round = 0; round < 20; ++round) {
+    EXPECT_THROW(parallel_for(100, 1,
+                              [](int64_t begin, int64_t) {
+                                if (begin % 10 == 7) throw Error("range {}", begin);
+                              }),
+                 Error);
+    std::atomic<int> count = 0;
+    parallel_for(50, 1, [&](int64_t, int64_t) { ++count; });
+    EXPECT_EQ(count, 50);
+  }
+}
+
+TEST(ParallelFor, NestedCallsRunOnTheirBodysThread) {
+  const ThreadScope scope(2);
+  std::atomic<int> count = 0;
+  parallel_for(4, 1, [&](int64_t, int64_t) {
+    const auto thread = std::this_thread::get_id();
+    parallel_for(5, 1, [&](int64_t, int64_t) {
+      EXPECT_EQ(std::this_thread::get_id(), thread);
+      ++count;
+    });
+  });
+  EXPECT_EQ(count, 20);
+}
+
+TEST(ParallelFor, ScopesNestAndEachThreadHasItsOwn) {
+  const ThreadScope outer(2);
+  {
+    const ThreadScope inner(4);
+    EXPECT_EQ(parallel_threads(), 4);
+    std::thread([] { EXPECT_EQ(parallel_threads(), 1); }).join();
+  }
+  EXPECT_EQ(parallel_threads(), 2);
+}
+
+}  // namespace
+}  // namespace phalanx

@@ -1,0 +1,111 @@
+#include "phalanx/tensor/allocator.h"
+
+#include <algorithm>
+#include <array>
+#include <mutex>
+#include <new>
+
+#include "phalanx/tensor/size_class.h"
+
+namespace phalanx {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+class CpuAllocator final : public Allocator {
+ public:
+  Storage* allocate(size_t bytes) override {
+    const SizeClass c = size_class(bytes);
+    const std::lock_guard lock(mutex_);
+    Storage* storage = free_[c.index];
+    if (storage) {
+      free_[c.index] = storage->next_free;
+    } else {
+      storage = new_block(c.bytes);
+    }
+    storage->users.store(1, std::memory_order_relaxed);
+    ++owners_;
+    stats_.in_use += storage->capacity;
+    stats_.peak = std::max(stats_.peak, stats_.in_use);
+    return storage;
+  }
+
+  void release(Storage* storage) noexcept override {
+    {
+      const std::lock_guard lock(mutex_);
+      Storage*& head = free_[size_class(storage->capacity).index];
+      storage->next_free = head;
+      head = storage;
+      stats_.in_use -= storage->capacity;
+    }
+    drop_owner();
+  }
+
+  MemoryStats stats() const override {
+    const std::lock_guard lock(mutex_);
+    return stats_;
+  }
+
+  void reset_peak() override {
+    const std::lock_guard lock(mutex_);
+    stats_.peak = stats_.in_use;
+  }
+
+  // The scope and every block in use own the allocator together.
+  void drop_owner() noexcept {
+    bool last = false;
+    {
+      const std::lock_guard lock(mutex_);
+      last = --owners_ == 0;
+    }
+    if (last) delete this;
+  }
+
+ private:
+  // Header and data are one system allocation.
+  Storage* new_block(size_t bytes) {
+    static_assert(sizeof(Storage) <= kAlignment);
+    auto* memory = static_cast<std::byte*>(::operator new (kAlignment + bytes, std::align_val_t{kAlignment}));
+    auto* storage = new (memory) Storage;
+    storage->data = memory + kAlignment;
+    storage->capacity = bytes;
+    storage->home = this;
+    stats_.reserved += bytes;
+    ++stats_.system_allocations;
+    return storage;
+  }
+
+  ~CpuAllocator() override {
+    for (Storage* storage : free_) {
+      while (storage) {
+        Storage* next = storage->next_free;
+        ::operator delete (static_cast<void*>(storage), std::align_val_t{kAlignment});
+        storage = next;
+      }
+    }
+  }
+
+  mutable std::mutex mutex_;
+  std::array<Storage*, SizeClass::kCount> free_{};
+  MemoryStats stats_;
+  int64_t owners_ = 1;
+};
+
+thread_local CpuAllocator* current = nullptr;
+
+}  // namespace
+
+Allocator& cpu_allocator() {
+  if (current) return *current;
+  static CpuAllocator* const of_process = new CpuAllocator;  // never destroyed: tensors may outlive main
+  return *of_process;
+}
+
+AllocatorScope::AllocatorScope() : previous_(current) { current = new CpuAllocator; }
+
+AllocatorScope::~AllocatorScope() {
+  current->drop_owner();
+  current = static_cast<CpuAllocator*>(previous_);
+}
+
+}  // namespace phalanx

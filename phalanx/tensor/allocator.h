@@ -1,0 +1,62 @@
+// A caching allocator: blocks return to it when their last tensor goes, and steady-state steps allocate
+// nothing.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "phalanx/tensor/device.h"
+
+namespace phalanx {
+
+class Allocator;
+
+/// One block of memory and its count of users. Owned by the tensors that refer to it.
+struct Storage {
+  std::byte* data = nullptr;  // 64-byte aligned; 256 on a GPU
+  size_t capacity = 0;        // bytes
+  Device device;              // where data lies
+  std::atomic<int64_t> users{0};
+  Allocator* home = nullptr;  // the allocator it returns to
+  Storage* next_free = nullptr;
+};
+
+struct MemoryStats {
+  size_t in_use = 0;    ///< bytes of blocks that tensors hold
+  size_t peak = 0;      ///< the most that in_use has been since reset_peak
+  size_t reserved = 0;  ///< bytes taken from the system
+  int64_t system_allocations = 0;
+};
+
+/// Thread-safe. An allocator lives until its scope has ended and its last block has returned.
+class Allocator {
+ public:
+  /// A block of at least `bytes` with one user. Contents are undefined.
+  virtual Storage* allocate(size_t bytes) = 0;
+  /// Called when a block's last user goes; on any thread.
+  virtual void release(Storage* storage) noexcept = 0;
+  virtual MemoryStats stats() const = 0;
+  virtual void reset_peak() = 0;
+
+ protected:
+  virtual ~Allocator() = default;
+};
+
+/// The CPU allocator of the calling thread: the innermost AllocatorScope's, else the process's.
+Allocator& cpu_allocator();
+
+/// Gives the calling thread (a rank) a CPU allocator of its own, so that memory is counted by rank.
+class AllocatorScope {
+ public:
+  AllocatorScope();
+  ~AllocatorScope();
+  AllocatorScope(const AllocatorScope&) = delete;
+  AllocatorScope& operator=(const AllocatorScope&) = delete;
+
+ private:
+  Allocator* previous_;
+};
+
+}  // namespace phalanx

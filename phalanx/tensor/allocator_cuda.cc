@@ -1,0 +1,291 @@
+#include "phalanx/tensor/allocator_cuda.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "phalanx/base/check.h"
+#include "phalanx/tensor/cuda_check.cuh"
+#include "phalanx/tensor/cuda_tensor.h"
+
+namespace phalanx::cuda {
+
+// All GPUs of the process; never destroyed: tensors may outlive main.
+struct GpuTable {
+  std::mutex mutex;
+  bool initialised = false;
+  CudaOptions options;
+  std::array<GpuState*, 256> gpus{};
+
+  static GpuTable& get() {
+    static GpuTable* const table = new GpuTable;
+    return *table;
+  }
+  GpuState& of(Device device) {
+    const std::lock_guard lock(mutex);
+    PHX_CHECK(initialised, "{} is used before cuda_initialise", device_name(device));
+    GpuState*& gpu = gpus[device.index];
+    if (!gpu) gpu = new GpuState(device);
+    if (!gpu->ready_) gpu->set_up(options.reserve_bytes);
+    return *gpu;
+  }
+};
+
+void set_options(const CudaOptions& options) {
+  GpuTable& table = GpuTable::get();
+  const std::lock_guard lock(table.mutex);
+  PHX_CHECK(!table.initialised, "cuda_initialise is called once, at start");
+  table.options = options;
+  table.initialised = true;
+}
+
+GpuState& GpuState::of(Device device) { return GpuTable::get().of(device); }
+
+void GpuState::set_up(size_t reserve_bytes) {
+  int gpus = 0;
+  check(cudaGetDeviceCount(&gpus), "cudaGetDeviceCount");
+  if (device_.index >= gpus)
+    throw Error("{} is not there: this machine has {} GPUs", device_name(device_), gpus);
+  check(cudaSetDevice(device_.index), "cudaSetDevice");
+  check_kernels(device_);
+  if (reserve_bytes > 0) {
+    void* memory = nullptr;
+    if (cudaMalloc(&memory, reserve_bytes) != cudaSuccess) {
+      (void)cudaGetLastError();
+      size_t free_bytes = 0;
+      size_t total = 0;
+      check(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo");
+      throw Error("{}: {} bytes were to be reserved, {} of {} are free", device_name(device_), reserve_bytes,
+                  free_bytes, total);
+    }
+    reserve_ = static_cast<std::byte*>(memory);
+    reserve_left_ = reserve_bytes;
+  }
+  ready_ = true;
+}
+
+StreamState& GpuState::take_stream() {
+  const std::lock_guard lock(mutex_);
+  if (idle_.empty()) return streams_.emplace_back(device_, *this);
+  StreamState& stream = *idle_.back();
+  idle_.pop_back();
+  return stream;
+}
+
+void GpuState::give_stream(StreamState& stream) noexcept {
+  const std::lock_guard lock(mutex_);
+  idle_.push_back(&stream);
+}
+
+Block& GpuState::new_block(size_t bytes, StreamState& stream) {
+  constexpr size_t kAlignment = 512;  // as cudaMalloc's
+  const std::lock_guard lock(mutex_);
+  const size_t carved = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  const bool carve = carved <= reserve_left_;
+  std::byte* const data = carve ? reserve_ : device_memory(bytes, stream);
+  if (carve) {
+    reserve_ += carved;
+    reserve_left_ -= carved;
+  }
+  Block& block = blocks_.emplace_back();
+  block.carved = carve;
+  block.data = data;
+  return block;
+}
+
+std::byte* GpuState::device_memory(size_t bytes, StreamState& stream) {
+  void* memory = nullptr;
+  cudaError_t status = cudaMalloc(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    stream.trim();
+    for (StreamState* idle : idle_) idle->trim();
+    status = cudaMalloc(&memory, bytes);
+  }
+  if (status == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    size_t free_bytes = 0;
+    size_t total = 0;
+    check(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo");
+    throw Error(
+        "{} is full: {} bytes are needed, {} of {} are free, this rank's tensors hold {}; use smaller "
+        "microbatches or more ranks",
+        device_name(device_), bytes, free_bytes, total, stream.stats().in_use);
+  }
+  check(status, "cudaMalloc");
+  return static_cast<std::byte*>(memory);
+}
+
+CUevent_st* GpuState::take_event() {
+  const std::lock_guard lock(events_mutex_);
+  CUevent_st* event = nullptr;
+  if (events_.empty()) {
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+  } else {
+    event = events_.back();
+    events_.pop_back();
+  }
+  return event;
+}
+
+void GpuState::give_event(CUevent_st* event) {
+  const std::lock_guard lock(events_mutex_);
+  events_.push_back(event);
+}
+
+StreamState::StreamState(Device device, GpuState& gpu) : device_(device), gpu_(gpu) {
+  // Pinned: the pieces, and behind them the fault.
+  void* pinned = nullptr;
+  void* fault = nullptr;
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+  check(cudaHostAlloc(&pinned, Staging::kPieces * Staging::kPieceBytes + sizeof(Fault), cudaHostAllocDefault),
+        "cudaHostAlloc");
+  auto* at = static_cast<std::byte*>(pinned);
+  for (Staging::Piece& piece : staging_.pieces) {
+    piece.data = at;
+    check(cudaEventCreateWithFlags(&piece.busy, cudaEventDisableTiming), "cudaEventCreate");
+    at += Staging::kPieceBytes;
+  }
+  staging_.fault = new (at) Fault;
+  check(cudaMalloc(&fault, sizeof(Fault)), "cudaMalloc");
+  fault_ = static_cast<Fault*>(fault);
+  check(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream_), "cudaMemsetAsync");
+}
+
+Storage* StreamState::allocate(size_t bytes) {
+  const SizeClass c = size_class(bytes);
+  {
+    const std::lock_guard lock(mutex_);
+    Block* block = pop_free(c.index);
+    if (!block && !pending_.empty()) {
+      settle();
+      block = pop_free(c.index);
+    }
+    if (block) return take(*block);
+  }
+  Block& block = gpu_.new_block(c.bytes, *this);
+  block.capacity = c.bytes;
+  block.home = this;
+  block.device = device_;
+  const std::lock_guard lock(mutex_);
+  stats_.reserved += c.bytes;
+  ++stats_.system_allocations;
+  return take(block);
+}
+
+Storage* StreamState::take(Block& block) {
+  block.users.store(1, std::memory_order_relaxed);
+  stats_.in_use += block.capacity;
+  stats_.peak = std::max(stats_.peak, stats_.in_use);
+  return &block;
+}
+
+void StreamState::release(Storage* storage) noexcept {
+  auto& block = static_cast<Block&>(*storage);
+  const std::lock_guard lock(mutex_);
+  stats_.in_use -= block.capacity;
+  if (block.used_on.empty()) return push_free(block);
+  bool recorded = true;
+  for (StreamState* other : block.used_on) {
+    try {
+      CUevent_st* const event = gpu_.take_event();
+      block.pending.push_back(event);
+      recorded = recorded && cudaEventRecord(event, other->stream_) == cudaSuccess;
+    } catch (const Error&) {
+      recorded = false;
+    }
+  }
+  block.used_on.clear();
+  if (recorded) pending_.push_back(&block);  // else the GPU has failed: the block is never used again
+}
+
+void StreamState::settle() {
+  const auto passed = [&](Block* block) {
+    const auto done = [](CUevent_st* event) { return cudaEventQuery(event) == cudaSuccess; };
+    if (!std::ranges::all_of(block->pending, done)) return false;
+    for (CUevent_st* event : block->pending) gpu_.give_event(event);
+    block->pending.clear();
+    push_free(*block);
+    return true;
+  };
+  std::erase_if(pending_, passed);
+}
+
+void StreamState::push_free(Block& block) {
+  Storage*& head = free_[size_class(block.capacity).index];
+  block.next_free = head;
+  head = &block;
+}
+
+Block* StreamState::pop_free(size_t size_class) {
+  Storage* const head = free_[size_class];
+  if (head) free_[size_class] = head->next_free;
+  return static_cast<Block*>(head);
+}
+
+size_t StreamState::trim() noexcept {
+  const std::lock_guard lock(mutex_);
+  size_t bytes = 0;
+  for (Storage*& head : free_) {
+    Storage* kept = nullptr;
+    while (head) {
+      auto& block = static_cast<Block&>(*head);
+      head = block.next_free;
+      if (block.carved || cudaFree(block.data) != cudaSuccess) {
+        block.next_free = kept;
+        kept = &block;
+      } else {
+        block.data = nullptr;  // the header stays behind, empty
+        bytes += block.capacity;
+      }
+    }
+    head = kept;
+  }
+  stats_.reserved -= bytes;
+  return bytes;
+}
+
+MemoryStats StreamState::stats() const {
+  const std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+void StreamState::reset_peak() {
+  const std::lock_guard lock(mutex_);
+  stats_.peak = stats_.in_use;
+}
+
+void StreamState::record_use(Storage* storage, StreamState& other) {
+  if (&other == this) return;
+  PHX_CHECK(other.device_ == device_, "a tensor on {} used on a stream of {}", device_name(device_),
+            device_name(other.device_));
+  auto& uses = static_cast<Block&>(*storage).used_on;
+  const std::lock_guard lock(mutex_);
+  if (std::ranges::find(uses, &other) == uses.end()) uses.push_back(&other);
+}
+
+void StreamState::fetch_fault() {
+  check(cudaMemcpyAsync(staging_.fault, fault_, sizeof(Fault), cudaMemcpyDeviceToHost, stream_),
+        "cudaMemcpyAsync");
+}
+
+void StreamState::check_fetched_fault() {
+  if (staging_.fault->kind == FaultKind::none) return;
+  const Fault fault = std::exchange(*staging_.fault, Fault{});
+  check(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream_), "cudaMemsetAsync");
+  check_fault(fault);
+}
+
+void check_fault(const Fault& fault) {
+  switch (fault.kind) {
+    case FaultKind::none:
+      return;
+    case FaultKind::token:
+      PHX_CHECK(false, "token {} of a vocabulary of {}", fault.value, fault.limit);
+    case FaultKind::target:
+      PHX_CHECK(false, "target {} of a vocabulary of {}", fault.value, fault.limit);
+    case FaultKind::live_rows:
+      PHX_CHECK(false, "{} live rows of {}", fault.value, fault.limit);
+  }
+}
+
+}  // namespace phalanx::cuda

@@ -1,0 +1,24 @@
+// What tensors need of CUDA, declared without its headers; defined when kHaveCuda.
+#pragma once
+
+#include "phalanx/tensor/tensor.h"
+
+namespace phalanx::cuda {
+
+/// cuda_initialise, with CUDA.
+int initialise(const CudaOptions& options);
+
+/// The pool of the calling thread's stream, which must be one of `device`.
+Allocator& allocator(Device device);
+
+// All of these are queued on the calling thread's stream.
+
+/// Sets all bytes to zero.
+void zero(const Tensor& t);
+/// Sets an i64 [1] tensor.
+void set_count(const Tensor& t, int64_t value);
+/// to = from, of equal bytes, at least one of them on a GPU. Where the host writes or reads, it goes through
+/// pinned staging: from the host returns when `from` may be changed, to the host when `to` is complete.
+void copy(const Tensor& to, const Tensor& from);
+
+}  // namespace phalanx::cuda

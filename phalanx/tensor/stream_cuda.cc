@@ -1,0 +1,111 @@
+#include <cstdlib>
+#include <utility>
+
+#include "phalanx/tensor/allocator_cuda.h"
+#include "phalanx/tensor/cuda_check.cuh"
+#include "phalanx/tensor/cuda_tensor.h"
+#include "phalanx/tensor/stream.h"
+
+namespace phalanx {
+
+namespace {
+thread_local Stream* current = nullptr;
+}
+
+namespace cuda {
+
+int initialise(const CudaOptions& options) {
+  PHX_CHECK(options.hardware_connections >= 1 && options.hardware_connections <= 32,
+            "{} hardware connections, possible are 1 to 32", options.hardware_connections);
+  set_options(options);
+  // How the driver is told before it starts; nothing of ours reads these.
+  // lint-allow(environment): CUDA offers no other way to set the number of connections
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", std::to_string(options.hardware_connections).c_str(), 1);
+  // lint-allow(environment): CUDA offers no other way to load all kernels at start
+  setenv("CUDA_MODULE_LOADING", "EAGER", 1);
+  int gpus = 0;
+  const cudaError_t status = cudaGetDeviceCount(&gpus);
+  if (status != cudaSuccess || gpus == 0) {
+    throw Error(
+        "no NVIDIA GPU can be used ({}): this build needs a driver for CUDA {}.{} or newer; the CPU needs "
+        "none",
+        status == cudaSuccess ? "none was found" : cudaGetErrorString(status), CUDART_VERSION / 1000,
+        CUDART_VERSION % 1000 / 10);
+  }
+  return gpus;
+}
+
+Allocator& allocator(Device device) {
+  const Stream& stream = current_stream();
+  PHX_CHECK(stream.device() == device, "memory of {} on a thread whose stream is of {}", device_name(device),
+            device_name(stream.device()));
+  return stream.state();
+}
+
+}  // namespace cuda
+
+Event::~Event() {
+  if (event_) (void)cudaEventDestroy(event_);
+}
+
+void Event::record(Stream& stream) {
+  if (!event_) cuda::check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
+  cuda::check(cudaEventRecord(event_, stream.native()), "cudaEventRecord");
+}
+
+bool Event::passed() const {
+  if (!event_) return true;
+  const cudaError_t status = cudaEventQuery(event_);
+  if (status == cudaErrorNotReady) return false;
+  cuda::check(status, "cudaEventQuery");
+  return true;
+}
+
+void Event::wait() const {
+  if (event_) cuda::check(cudaEventSynchronize(event_), "cudaEventSynchronize");
+}
+
+Stream::Stream(Device device) : device_(device) {
+  PHX_CHECK(device.is_cuda(), "a stream of {}", device_name(device));
+  state_ = &cuda::GpuState::of(device).take_stream();
+  cuda::check(cudaStreamSynchronize(native()), "a kernel or copy failed");
+  (void)std::exchange(*state_->staging().fault, cuda::Fault{});
+}
+
+Stream::~Stream() { cuda::GpuState::of(device_).give_stream(*state_); }
+
+void Stream::synchronise() {
+  state_->fetch_fault();
+  cuda::check(cudaStreamSynchronize(native()), "a kernel or copy failed");
+  state_->check_fetched_fault();
+}
+
+void Stream::wait(const Event& event) {
+  if (event.event_) cuda::check(cudaStreamWaitEvent(native(), event.event_, 0), "cudaStreamWaitEvent");
+}
+
+MemoryStats Stream::memory() const { return state_->stats(); }
+void Stream::reset_peak() { state_->reset_peak(); }
+CUstream_st* Stream::native() const { return state_->native(); }
+cuda::Fault* Stream::fault() const { return state_->fault(); }
+
+StreamScope::StreamScope(Stream& stream) : previous_(std::exchange(current, &stream)) {
+  cuda::check(cudaSetDevice(stream.device().index), "cudaSetDevice");
+}
+
+StreamScope::~StreamScope() {
+  current = previous_;
+  if (current) (void)cudaSetDevice(current->device().index);
+}
+
+Stream& current_stream() {
+  PHX_CHECK(current != nullptr, "this thread has no StreamScope");
+  return *current;
+}
+
+void record_stream(const Tensor& tensor, Stream& stream) {
+  PHX_CHECK(tensor.on_cuda(), "the stream of a tensor on {}", device_name(tensor.device()));
+  static_cast<cuda::StreamState*>(tensor.storage()->home)->record_use(tensor.storage(), stream.state());
+}
+
+}  // namespace phalanx

@@ -1,0 +1,55 @@
+// Causal attention with grouped KV heads, computed blockwise: the T×T matrix is never in memory.
+// T. Dao, "FlashAttention-2", 2023; J. Ainslie et al., "GQA", 2023.
+#pragma once
+
+#include <span>
+
+#include "phalanx/tensor/tensor.h"
+
+namespace phalanx {
+
+/// H query heads share G KV heads (G divides H): query head h reads KV head h / (H/G). Each head has head_dim
+/// columns.
+struct AttentionConfig {
+  int heads = 0;
+  int kv_heads = 0;
+  int64_t head_dim = 0;
+  double scale = 0;  ///< of the scores; usually 1/√head_dim
+};
+
+/// What attention gives: y [T, H·d], and the log-sum-exp of each row's scaled scores, kept for backward.
+struct Attended {
+  Tensor y_THd;
+  Tensor log_sum_exp_TH;
+};
+/// q [T, H·d], k and v [T, G·d] (f32 or f64, all alike) hold B sequences one after the other; sequence b is
+/// rows sequence_offsets[b] … sequence_offsets[b+1]−1 (i64 [B+1], from 0 to T) and attends to itself alone,
+/// each row to itself and the rows before it. A sequence's results depend on nothing else, bitwise.
+Attended attention(const Tensor& q_THd, const Tensor& k_TGd, const Tensor& v_TGd,
+                   const Tensor& sequence_offsets, const AttentionConfig& config);
+
+/// Gradients of attention's inputs.
+struct AttentionGradients {
+  Tensor dq_THd;
+  Tensor dk_TGd;
+  Tensor dv_TGd;
+};
+/// From the gradient of y, the inputs and what the forward gave. Deterministic: sums run in a fixed order.
+/// Sequences of 512 rows and more take memory of up to twice dq for the time of the call, so that threads can
+/// share them.
+AttentionGradients attention_backward(const Tensor& dy_THd, const Tensor& q_THd, const Tensor& k_TGd,
+                                      const Tensor& v_TGd, const Attended& forward,
+                                      const Tensor& sequence_offsets, const AttentionConfig& config);
+
+/// A run of cached keys and values, [n, G·d]; row i stands at position first_position + i.
+struct KvSegment {
+  Tensor k_SGd;
+  Tensor v_SGd;
+  int64_t first_position = 0;
+};
+/// Decoding: query row i, at position positions[i] (i32 [T]), attends to all rows of `segments` at positions
+/// ≤ its own, in one softmax. A row that sees none is zero. Forward only.
+Tensor attention_over_segments(const Tensor& q_THd, const Tensor& positions,
+                               std::span<const KvSegment> segments, const AttentionConfig& config);
+
+}  // namespace phalanx

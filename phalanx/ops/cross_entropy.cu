@@ -1,0 +1,164 @@
+#include <limits>
+
+#include "phalanx/ops/cuda_kernels.cuh"
+#include "phalanx/ops/cuda_ops.h"
+
+namespace phalanx::cuda {
+namespace {
+
+// Σ e^(x − max) over what one thread has seen.
+template <class T>
+struct LogSum {
+  T max;
+  T sum;
+};
+
+template <class T>
+__device__ T no_max() {
+  return -std::numeric_limits<T>::infinity();
+}
+
+template <class T>
+__device__ T shift_of(T max) {
+  return max == no_max<T>() ? T{0} : max;  // logits that are all −∞ have no maximum to subtract
+}
+
+template <class T, int N>
+__device__ void add(LogSum<T>& s, const Pack<T, N>& x) {
+  T max = x.v[0];
+  for (int k = 1; k < N; ++k) max = x.v[k] > max ? x.v[k] : max;
+  if (max > s.max) {
+    s.sum *= exp(s.max - max);
+    s.max = max;
+  }
+  const T shift = shift_of(s.max);
+  for (int k = 0; k < N; ++k) s.sum += exp(x.v[k] - shift);
+}
+
+template <class T>
+struct Arguments {
+  T* logits;
+  const int32_t* targets;
+  T* log_sum_exp;  // [rows, 2]
+  double* losses;  // [rows], of forward
+  int64_t rows;
+  int64_t width;
+  T scale;  // of backward
+  Fault* fault;
+};
+
+// The target of a row; kIgnore, and a report, when it is none.
+__device__ int32_t target_of(const int32_t* targets, int64_t r, int64_t width, Fault* fault) {
+  const int32_t target = targets[r];
+  if (target == kIgnore || (target >= 0 && target < width)) return target;
+  if (threadIdx.x == 0) report(fault, FaultKind::target, target, width);
+  return kIgnore;
+}
+
+// One team a row, which is read once.
+template <class T, int N>
+__global__ void forward(Arguments<T> a) {
+  __shared__ TeamScratch scratch;
+  const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  const bool mine = r < a.rows;
+  const T* const __restrict__ x = a.logits + r * a.width;
+  const int64_t end = mine ? a.width : 0;
+  LogSum<T> s = {no_max<T>(), T{0}};
+#pragma unroll kInFlight
+  for (int64_t i = int64_t{threadIdx.x} * N; i < end; i += int64_t{blockDim.x} * N) {
+    add(s, load<T, N>(x + i));
+  }
+  const double max = team_reduce(static_cast<double>(s.max), scratch, Max{});
+  const double shift = shift_of(max);
+  // Nothing stays nothing, however far its own maximum lies from the row's.
+  const double rescaled =
+      s.sum == T{0} ? 0.0 : static_cast<double>(s.sum) * exp(static_cast<double>(shift_of(s.max)) - shift);
+  const double log_sum = log(team_reduce(rescaled, scratch, Sum{}));
+  if (!mine || threadIdx.x != 0) return;
+  const int32_t target = target_of(a.targets, r, a.width, a.fault);
+  a.log_sum_exp[2 * r] = static_cast<T>(max);
+  a.log_sum_exp[2 * r + 1] = static_cast<T>(log_sum);
+  a.losses[r] = target == kIgnore ? 0.0 : max - static_cast<double>(x[target]) + log_sum;
+}
+
+template <class T, int N>
+__global__ void backward(Arguments<T> a) {
+  const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  if (r >= a.rows) return;
+  const int32_t target = target_of(a.targets, r, a.width, a.fault);
+  const T max = a.log_sum_exp[2 * r];
+  const T log_sum = a.log_sum_exp[2 * r + 1];
+  T* const row = a.logits + r * a.width;
+#pragma unroll kInFlight
+  for (int64_t i = int64_t{threadIdx.x} * N; i < a.width; i += int64_t{blockDim.x} * N) {
+    auto x = load<T, N>(row + i);
+    for (int k = 0; k < N; ++k) {
+      const T p = exp(x.v[k] - max - log_sum) * a.scale;
+      x.v[k] = target == kIgnore ? T{0} : i + k == target ? p - a.scale : p;
+    }
+    store(row + i, x);
+  }
+}
+
+// One block: the sum of all rows' losses, in a fixed order.
+__global__ void add_losses(const double* losses, int64_t rows, double* sum) {
+  __shared__ TeamScratch scratch;
+  double mine = 0;
+  for (int64_t r = threadIdx.x; r < rows; r += blockDim.x) mine += losses[r];
+  mine = team_reduce(mine, scratch, Sum{});
+  if (threadIdx.x == 0) *sum = mine;
+}
+
+template <class T>
+Arguments<T> arguments_of(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exp) {
+  return {.logits = logits.device_data<T>(),
+          .targets = targets.device_data<int32_t>(),
+          .log_sum_exp = log_sum_exp.device_data<T>(),
+          .losses = nullptr,
+          .rows = logits.rows(),
+          .width = logits.dim(1),
+          .scale = T{0},
+          .fault = current_stream().fault()};
+}
+
+}  // namespace
+
+CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
+  CrossEntropy out = {0, Tensor::empty({logits.rows(), 2}, logits.dtype(), logits.device())};
+  if (logits.rows() == 0) return out;
+  const Tensor losses = Tensor::empty({logits.rows()}, DType::f64, logits.device());
+  const Tensor sum = Tensor::empty({1}, DType::f64, logits.device());
+  CUstream_st* const stream = current_stream().native();
+  visit_float(logits.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(logits.dim(1), {&logits}, [&](auto n) {
+      Arguments<T> a = arguments_of<T>(logits, targets, out.log_sum_exp_T2);
+      a.losses = losses.device_data<double>();
+      const dim3 threads = row_threads(a.width / n);
+      forward<T, n><<<blocks_for(a.rows, threads.y), threads, 0, stream>>>(a);
+      check_launch("cross_entropy");
+    });
+  });
+  add_losses<<<1, kMostThreads, 0, stream>>>(losses.device_data<double>(), logits.rows(),
+                                             sum.device_data<double>());
+  check_launch("cross_entropy");
+  out.loss_sum = sum.to(kCpu).data<double>()[0];
+  return out;
+}
+
+void cross_entropy_backward_into(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exp,
+                                 double scale) {
+  if (logits.numel() == 0) return;
+  visit_float(logits.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(logits.dim(1), {&logits}, [&](auto n) {
+      Arguments<T> a = arguments_of<T>(logits, targets, log_sum_exp);
+      a.scale = static_cast<T>(scale);
+      const dim3 threads = row_threads(a.width / n);
+      backward<T, n><<<blocks_for(a.rows, threads.y), threads, 0, current_stream().native()>>>(a);
+      check_launch("cross_entropy_backward");
+    });
+  });
+}
+
+}  // namespace phalanx::cuda

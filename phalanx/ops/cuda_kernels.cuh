@@ -1,0 +1,112 @@
+// What kernels share: rows cut over threads, 16-byte accesses, sums in a fixed order.
+//
+// Threads of a block form threadIdx.y teams of blockDim.x threads (a multiple of 32); a team works on one
+// row. Sums run in an order that depends on shapes alone.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+
+#include "phalanx/tensor/cuda_check.cuh"
+#include "phalanx/tensor/fault.h"
+#include "phalanx/tensor/stream.h"
+
+namespace phalanx::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kMostThreads = 512;  // of a block
+
+/// N elements that are loaded and stored at once.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T v[N];
+};
+
+template <class T, int N>
+__device__ Pack<T, N> load(const T* from) {
+  return *reinterpret_cast<const Pack<T, N>*>(from);
+}
+
+template <class T, int N>
+__device__ void store(T* to, const Pack<T, N>& pack) {
+  *reinterpret_cast<Pack<T, N>*>(to) = pack;
+}
+
+/// Calls f(integral_constant N) with the elements of one access: 16 bytes where rows of `width` elements and
+/// all tensors allow it, else 1.
+template <class T, class F>
+void with_pack(int64_t width, std::initializer_list<const Tensor*> tensors, F&& f) {
+  constexpr int kFull = 16 / sizeof(T);
+  const auto aligned = [](const Tensor* t) { return reinterpret_cast<uintptr_t>(t->address()) % 16 == 0; };
+  if (width % kFull == 0 && std::all_of(tensors.begin(), tensors.end(), aligned)) {
+    f(std::integral_constant<int, kFull>{});
+  } else {
+    f(std::integral_constant<int, 1>{});
+  }
+}
+
+/// Accesses of a thread that are under way at once: loops over a row are unrolled so far.
+inline constexpr int kInFlight = 4;
+
+/// Threads of a block for rows of `packs` accesses: teams with a thread for each kInFlight of them, several
+/// in a block when rows are short.
+inline dim3 row_threads(int64_t packs) {
+  constexpr int64_t kOfAWarp = kWarp * kInFlight;
+  const auto team = std::clamp<int64_t>((packs + kOfAWarp - 1) / kOfAWarp * kWarp, kWarp, kMostThreads);
+  return dim3(static_cast<unsigned>(team), static_cast<unsigned>(std::max<int64_t>(1, 256 / team)));
+}
+
+/// Blocks for `items`, `each` of them a block.
+inline unsigned blocks_for(int64_t items, int64_t each) {
+  return static_cast<unsigned>((items + each - 1) / each);
+}
+
+/// Shared memory of team_reduce.
+struct TeamScratch {
+  double warp[kMostThreads / kWarp];
+};
+
+/// The reduction of each team's values by `op`, on all its threads, in a fixed order. All threads of the
+/// block call it together; teams of one warp need no scratch. A block has at most kMostThreads threads.
+template <class Op>
+__device__ double team_reduce(double value, TeamScratch& scratch, Op op) {
+  for (int step = kWarp / 2; step > 0; step /= 2) value = op(value, __shfl_xor_sync(~0u, value, step));
+  const int warps = blockDim.x / kWarp;
+  if (warps == 1) return value;
+  double* const mine = scratch.warp + threadIdx.y * warps;
+  __syncthreads();  // a previous call's values have been read
+  if (threadIdx.x % kWarp == 0) mine[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  value = mine[0];
+  for (int w = 1; w < warps; ++w) value = op(value, mine[w]);
+  return value;
+}
+
+struct Sum {
+  __device__ double operator()(double a, double b) const { return a + b; }
+};
+
+struct Max {
+  __device__ double operator()(double a, double b) const { return a > b ? a : b; }
+};
+
+/// Notes a broken promise; the first of a stream is kept.
+__device__ inline void report(Fault* fault, FaultKind kind, long long value, long long limit) {
+  int* const at = reinterpret_cast<int*>(&fault->kind);
+  if (atomicCAS(at, static_cast<int>(FaultKind::none), static_cast<int>(kind)) != 0) return;
+  fault->value = value;
+  fault->limit = limit;
+}
+
+/// A row count read on the device, within its capacity.
+__device__ inline int64_t live_rows(const int64_t* live, int64_t capacity, Fault* fault) {
+  const int64_t n = *live;
+  if (n >= 0 && n <= capacity) return n;
+  if (blockIdx.x == 0 && threadIdx.x == 0) report(fault, FaultKind::live_rows, n, capacity);
+  return n < 0 ? 0 : capacity;
+}
+
+}  // namespace phalanx::cuda

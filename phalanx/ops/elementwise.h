@@ -1,0 +1,15 @@
+// Elementwise sums and scaling.
+#pragma once
+
+#include "phalanx/tensor/tensor.h"
+
+namespace phalanx {
+
+/// a + b, equal shapes and dtypes.
+Tensor add(const Tensor& a, const Tensor& b);
+/// x *= factor.
+void scale_into(Tensor x, double factor);
+/// Σ x², in f64.
+double sum_of_squares(const Tensor& x);
+
+}  // namespace phalanx

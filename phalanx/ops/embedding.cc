@@ -1,0 +1,88 @@
+#include "phalanx/ops/embedding.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/simd_targets.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "phalanx/ops/embedding.cc"
+#include "hwy/foreach_target.h"
+#include "phalanx/ops/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace phalanx::HWY_NAMESPACE {
+namespace {
+
+// Each thread takes some columns of every row, so that each sum runs in token order without locks.
+template <class T>
+void backward(const Tensor& dtable, const Tensor& dy, const Tensor& tokens) {
+  const int64_t width = dy.dim(1);
+  T* const table = dtable.data<T>();
+  const T* const gd = dy.data<T>();
+  const auto token = tokens.span<const int32_t>();
+  const int64_t columns = token.size() * static_cast<size_t>(width) <= kBlockElements
+                              ? width
+                              : std::max<int64_t>(64, width / 8 / 16 * 16);
+  parallel_for(width, std::max<int64_t>(columns, 1), [&](int64_t begin, int64_t end) HWY_ATTR {
+    const hn::ScalableTag<T> d;
+    const T* g = gd + begin;
+    for (const int32_t t : token) {
+      T* row = table + t * width + begin;
+      for_lanes(d, end - begin, [&](auto at, int64_t i) PHX_LANES {
+        at.store(hn::Add(at.load(d, row + i), at.load(d, g + i)), d, row + i);
+      });
+      g += width;
+    }
+  });
+}
+
+void embedding_backward_kernel(const Tensor& dtable, const Tensor& dy, const Tensor& tokens) {
+  visit_float(dy.dtype(), [&](auto t) { backward<decltype(t)>(dtable, dy, tokens); });
+}
+
+}  // namespace
+}  // namespace phalanx::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace phalanx {
+namespace {
+HWY_EXPORT(embedding_backward_kernel);
+
+void check_tokens(const Tensor& tokens, int64_t vocabulary) {
+  for (const int32_t token : tokens.span<const int32_t>()) {
+    PHX_CHECK(token >= 0 && token < vocabulary, "token {} of a vocabulary of {}", token, vocabulary);
+  }
+}
+}  // namespace
+
+Tensor embedding(const Tensor& table, const Tensor& tokens) {
+  if constexpr (kHaveCuda) {
+    if (table.on_cuda()) return cuda::embedding(table, tokens);
+  }
+  check_tokens(tokens, table.rows());
+  const Tensor y = Tensor::empty({tokens.rows(), table.dim(1)}, table.dtype());
+  const size_t row_bytes = static_cast<size_t>(table.dim(1)) * dtype_size(table.dtype());
+  const int32_t* const token = tokens.data<int32_t>();
+  parallel_for(tokens.rows(), block_rows(table.dim(1)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto from = static_cast<size_t>(token[i]) * row_bytes;
+      std::memcpy(y.raw() + static_cast<size_t>(i) * row_bytes, table.raw() + from, row_bytes);
+    }
+  });
+  return y;
+}
+
+void embedding_backward_into(Tensor dtable, const Tensor& dy, const Tensor& tokens) {
+  PHX_CHECK(tokens.numel() == dy.rows() && dtable.dim(1) == dy.dim(1), "embedding gradient {} from {} at {}",
+            dtable.shape(), dy.shape(), tokens.shape());
+  if constexpr (kHaveCuda) {
+    if (dtable.on_cuda()) return cuda::embedding_backward_into(dtable, dy, tokens);
+  }
+  check_tokens(tokens, dtable.rows());
+  HWY_DYNAMIC_DISPATCH(embedding_backward_kernel)(dtable, dy, tokens);
+}
+
+}  // namespace phalanx
+#endif

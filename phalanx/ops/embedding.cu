@@ -1,0 +1,150 @@
+#include <bit>
+#include <cub/device/device_radix_sort.cuh>
+
+#include "phalanx/ops/cuda_kernels.cuh"
+#include "phalanx/ops/cuda_ops.h"
+
+namespace phalanx::cuda {
+namespace {
+
+// One team a token.
+template <class T, int N>
+__global__ void pick(const T* __restrict__ table, const int32_t* tokens, T* __restrict__ y, int64_t count,
+                     int64_t vocabulary, int64_t width, Fault* fault) {
+  const int64_t t = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  if (t >= count) return;
+  const int32_t token = tokens[t];
+  const bool valid = token >= 0 && token < vocabulary;
+  if (!valid && threadIdx.x == 0) report(fault, FaultKind::token, token, vocabulary);
+#pragma unroll kInFlight
+  for (int64_t i = int64_t{threadIdx.x} * N; i < width; i += int64_t{blockDim.x} * N) {
+    store(y + t * width + i, valid ? load<T, N>(table + token * width + i) : Pack<T, N>{});
+  }
+}
+
+// What is sorted: positions by token. Tokens out of range get the key behind all others.
+__global__ void number(const int32_t* tokens, uint32_t* keys, int32_t* positions, int32_t count,
+                       int32_t vocabulary, Fault* fault) {
+  const int32_t t = blockIdx.x * blockDim.x + threadIdx.x;
+  if (t >= count) return;
+  const int32_t token = tokens[t];
+  const bool valid = token >= 0 && token < vocabulary;
+  if (!valid) report(fault, FaultKind::token, token, vocabulary);
+  keys[t] = static_cast<uint32_t>(valid ? token : vocabulary);
+  positions[t] = t;
+}
+
+template <class T>
+struct SumArguments {
+  const T* dy;
+  T* dtable;
+  const uint32_t* keys;      // ascending
+  const int32_t* positions;  // of one key: ascending
+  int32_t count;
+  uint32_t vocabulary;
+  int64_t width;
+};
+
+// A block of x for each sorted position, of which the first of each token does the token's whole sum, in
+// token order: no atomics, and the bits of the CPU. y: columns.
+template <class T, int N>
+__global__ void add_rows(SumArguments<T> a) {
+  const int32_t first = static_cast<int32_t>(blockIdx.x);
+  const uint32_t key = a.keys[first];
+  if (key == a.vocabulary || (first > 0 && a.keys[first - 1] == key)) return;
+  const int64_t i = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * N;
+  if (i >= a.width) return;
+  T* const to = a.dtable + key * a.width + i;
+  auto sum = load<T, N>(to);
+  const auto row = [&](int32_t j) { return load<T, N>(a.dy + a.positions[j] * a.width + i); };
+  const auto add = [&](const Pack<T, N>& g) {
+    for (int k = 0; k < N; ++k) sum.v[k] += g.v[k];
+  };
+  int32_t j = first;
+  constexpr int kAhead = 8;  // rows in flight
+  for (; j + kAhead <= a.count && a.keys[j + kAhead - 1] == key; j += kAhead) {
+    Pack<T, N> rows[kAhead];
+    for (int k = 0; k < kAhead; ++k) rows[k] = row(j + k);
+    for (int k = 0; k < kAhead; ++k) add(rows[k]);
+  }
+  for (; j < a.count && a.keys[j] == key; ++j) add(row(j));
+  store(to, sum);
+}
+
+struct Sorted {
+  Tensor keys;
+  Tensor positions;
+};
+
+// The positions of tokens, those of equal tokens in order.
+Sorted sort_by_token(const Tensor& tokens, int64_t vocabulary) {
+  Stream& stream = current_stream();
+  const auto count = static_cast<int32_t>(tokens.numel());
+  const auto indices = [&] { return Tensor::empty({count}, DType::i32, tokens.device()); };
+  const auto keys_of = [](const Tensor& t) { return reinterpret_cast<uint32_t*>(t.device_data<int32_t>()); };
+  const Tensor keys = indices();
+  const Tensor positions = indices();
+  const Sorted out = {indices(), indices()};
+  number<<<blocks_for(count, 256), 256, 0, stream.native()>>>(
+      tokens.device_data<int32_t>(), keys_of(keys), positions.device_data<int32_t>(), count,
+      static_cast<int32_t>(vocabulary), stream.fault());
+  check_launch("embedding_backward");
+  const int bits = static_cast<int>(std::bit_width(static_cast<uint64_t>(vocabulary)));
+  const auto sort = [&](void* scratch, size_t& bytes) {
+    check(cub::DeviceRadixSort::SortPairs(
+              scratch, bytes, keys_of(keys), keys_of(out.keys), positions.device_data<int32_t>(),
+              out.positions.device_data<int32_t>(), count, 0, bits, stream.native()),
+          "embedding_backward");
+  };
+  size_t bytes = 0;
+  sort(nullptr, bytes);
+  const Tensor scratch = Tensor::empty({static_cast<int64_t>(bytes)}, DType::u8, tokens.device());
+  sort(scratch.address(), bytes);
+  return out;
+}
+
+}  // namespace
+
+Tensor embedding(const Tensor& table, const Tensor& tokens) {
+  const int64_t width = table.dim(1);
+  const Tensor y = Tensor::empty({tokens.rows(), width}, table.dtype(), table.device());
+  if (y.numel() == 0) return y;
+  visit_float(y.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(width, {&table, &y}, [&](auto n) {
+      const dim3 threads = row_threads(width / n);
+      pick<T, n><<<blocks_for(tokens.rows(), threads.y), threads, 0, current_stream().native()>>>(
+          table.device_data<T>(), tokens.device_data<int32_t>(), y.device_data<T>(), tokens.rows(),
+          table.rows(), width, current_stream().fault());
+      check_launch("embedding");
+    });
+  });
+  return y;
+}
+
+void embedding_backward_into(const Tensor& dtable, const Tensor& dy, const Tensor& tokens) {
+  const int64_t width = dtable.dim(1);
+  PHX_CHECK(tokens.numel() < INT32_MAX && dtable.rows() < INT32_MAX, "{} tokens of a vocabulary of {}",
+            tokens.numel(), dtable.rows());
+  if (dy.numel() == 0) return;
+  const Sorted sorted = sort_by_token(tokens, dtable.rows());
+  visit_float(dy.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(width, {&dtable, &dy}, [&](auto n) {
+      const SumArguments<T> a = {
+          .dy = dy.device_data<T>(),
+          .dtable = dtable.device_data<T>(),
+          .keys = reinterpret_cast<const uint32_t*>(sorted.keys.device_data<int32_t>()),
+          .positions = sorted.positions.device_data<int32_t>(),
+          .count = static_cast<int32_t>(tokens.numel()),
+          .vocabulary = static_cast<uint32_t>(dtable.rows()),
+          .width = width};
+      const unsigned threads = std::min(row_threads(width / n).x, 128u);
+      const dim3 blocks(static_cast<unsigned>(a.count), blocks_for(width / n, threads));
+      add_rows<T, n><<<blocks, threads, 0, current_stream().native()>>>(a);
+      check_launch("embedding_backward");
+    });
+  });
+}
+
+}  // namespace phalanx::cuda

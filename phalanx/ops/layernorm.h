@@ -1,0 +1,20 @@
+// Layer normalisation, J. Ba et al., 2016.
+#pragma once
+
+#include "phalanx/tensor/tensor.h"
+
+namespace phalanx {
+
+/// y = (x − mean) / √(variance + eps) · w + b over each row of x [T, D]; w [D]; b [D] or an empty tensor, for
+/// none. mean and inv_std [T] are kept for backward.
+struct LayerNormed {
+  Tensor y_TD;
+  Tensor mean_T;
+  Tensor inv_std_T;
+};
+LayerNormed layernorm(const Tensor& x_TD, const Tensor& w_D, const Tensor& b_D, double eps);
+/// Gives dx; dw [D] and db [D] (may be empty) += the gradients of weight and bias. `kept` needs no y.
+Tensor layernorm_backward(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& w_D, const LayerNormed& kept,
+                          Tensor dw_D, Tensor db_D);
+
+}  // namespace phalanx

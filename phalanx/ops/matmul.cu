@@ -1,0 +1,213 @@
+// Products by cuBLASLt. It counts columns first, so each row-major product is asked for as its transpose:
+// Y = X·W as Yᵀ = Wᵀ·Xᵀ, where a row-major matrix, read column-major, is its own transpose.
+#include <cublasLt.h>
+
+#include <map>
+#include <memory>
+
+#include "phalanx/ops/cuda_ops.h"
+#include "phalanx/tensor/cuda_check.cuh"
+#include "phalanx/tensor/cuda_tensor.h"
+#include "phalanx/tensor/stream.h"
+
+namespace phalanx::cuda {
+namespace {
+
+constexpr size_t kMostWorkspace = size_t{32} << 20;
+
+void check(cublasStatus_t status, std::string_view call) {
+  if (status != CUBLAS_STATUS_SUCCESS) throw Error("{}: {}", call, cublasLtGetStatusString(status));
+}
+
+// A cuBLASLt object, destroyed by D.
+template <class T, cublasStatus_t (*D)(T)>
+struct Destroy {
+  using pointer = T;
+  void operator()(T object) const { (void)D(object); }
+};
+template <class T, cublasStatus_t (*D)(T)>
+using Owned = std::unique_ptr<T, Destroy<T, D>>;
+using Handle = Owned<cublasLtHandle_t, cublasLtDestroy>;
+using Operation = Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
+using Layout = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
+using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
+
+// c [m, n] = op(a)·op(b) + beta·c, all row-major; transposed ones are stored [k, m] and [n, k].
+struct Product {
+  DType dtype;
+  bool transpose_a;
+  bool transpose_b;
+  bool accumulate;
+  int64_t m;
+  int64_t n;
+  int64_t k;
+
+  auto operator<=>(const Product&) const = default;
+};
+
+Layout layout(cudaDataType_t type, int64_t rows, int64_t columns) {
+  cublasLtMatrixLayout_t out = nullptr;
+  check(cublasLtMatrixLayoutCreate(&out, type, static_cast<uint64_t>(columns), static_cast<uint64_t>(rows),
+                                   columns),
+        "cublasLtMatrixLayoutCreate");
+  return Layout(out);
+}
+
+// How one product is computed: a function of the product, the GPU and the library's version, never of
+// timings.
+struct Plan {
+  Plan(cublasLtHandle_t handle, const Product& p);
+
+  Operation operation;
+  Layout a;
+  Layout b;
+  Layout c;
+  cublasLtMatmulAlgo_t algorithm;
+  size_t workspace = 0;
+};
+
+// The alignment that rows of a [rows, columns] matrix have wherever it begins in a buffer of such rows; no
+// kernel wants more than 16 bytes.
+uint32_t alignment(int64_t columns, DType dtype) {
+  uint32_t bytes = 16;
+  while (columns * static_cast<int64_t>(dtype_size(dtype)) % bytes != 0) bytes /= 2;
+  return bytes;
+}
+
+Operation operation_of(const Product& p) {
+  const bool f64 = p.dtype == DType::f64;
+  cublasLtMatmulDesc_t out = nullptr;
+  check(cublasLtMatmulDescCreate(&out, f64 ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
+                                 f64 ? CUDA_R_64F : CUDA_R_32F),
+        "cublasLtMatmulDescCreate");
+  Operation operation(out);
+  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, bool transpose) {
+    const cublasOperation_t value = transpose ? CUBLAS_OP_T : CUBLAS_OP_N;
+    check(cublasLtMatmulDescSetAttribute(out, attribute, &value, sizeof(value)),
+          "cublasLtMatmulDescSetAttribute");
+  };
+  set(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_b);  // cuBLASLt's a is our b
+  set(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_a);
+  return operation;
+}
+
+Preference preference_of(const Product& p) {
+  cublasLtMatmulPreference_t out = nullptr;
+  check(cublasLtMatmulPreferenceCreate(&out), "cublasLtMatmulPreferenceCreate");
+  Preference preference(out);
+  const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+    check(cublasLtMatmulPreferenceSetAttribute(out, attribute, &value, sizeof(value)),
+          "cublasLtMatmulPreferenceSetAttribute");
+  };
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kMostWorkspace);
+  const uint32_t of_c = alignment(p.n, p.dtype);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(p.transpose_b ? p.k : p.n, p.dtype));
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(p.transpose_a ? p.m : p.k, p.dtype));
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, of_c);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, of_c);
+  return preference;
+}
+
+Plan::Plan(cublasLtHandle_t handle, const Product& p) : operation(operation_of(p)) {
+  const cudaDataType_t type = p.dtype == DType::f64 ? CUDA_R_64F : CUDA_R_32F;
+  a = p.transpose_a ? layout(type, p.k, p.m) : layout(type, p.m, p.k);
+  b = p.transpose_b ? layout(type, p.n, p.k) : layout(type, p.k, p.n);
+  c = layout(type, p.m, p.n);
+  const Preference preference = preference_of(p);
+  cublasLtMatmulHeuristicResult_t found;
+  int count = 0;
+  check(cublasLtMatmulAlgoGetHeuristic(handle, operation.get(), b.get(), a.get(), c.get(), c.get(),
+                                       preference.get(), 1, &found, &count),
+        "cublasLtMatmulAlgoGetHeuristic");
+  if (count == 0)
+    throw Error("cuBLASLt has no algorithm for {} [{}, {}]·[{}, {}]", dtype_name(p.dtype), p.m, p.k, p.k,
+                p.n);
+  algorithm = found.algo;
+  workspace = found.workspaceSize;
+}
+
+// Each rank (thread) has its own handle and plans. Workspace comes from its stream's pool.
+struct Library {
+  Handle handle;
+  std::map<Product, Plan> plans;
+
+  Library() {
+    cublasLtHandle_t out = nullptr;
+    check(cublasLtCreate(&out), "cublasLtCreate");
+    handle.reset(out);
+  }
+  const Plan& plan(const Product& p) { return plans.try_emplace(p, handle.get(), p).first->second; }
+
+  static Library& of_this_thread() {
+    static thread_local Library library;
+    return library;
+  }
+};
+
+void check_alignment(const Tensor& t, DType dtype) {
+  PHX_CHECK(reinterpret_cast<uintptr_t>(t.address()) % alignment(t.dim(1), dtype) == 0,
+            "a matrix {} that begins within a row", t.shape());
+}
+
+template <class T>
+void run(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
+  const Plan& plan = Library::of_this_thread().plan(p);
+  const Tensor workspace = Tensor::empty({static_cast<int64_t>(plan.workspace)}, DType::u8, c.device());
+  const T alpha = 1;
+  const T beta = p.accumulate ? 1 : 0;
+  check(cublasLtMatmul(Library::of_this_thread().handle.get(), plan.operation.get(), &alpha,
+                       b.device_data<T>(), plan.b.get(), a.device_data<T>(), plan.a.get(), &beta,
+                       c.device_data<T>(), plan.c.get(), c.device_data<T>(), plan.c.get(), &plan.algorithm,
+                       workspace.address(), plan.workspace, current_stream().native()),
+        "cublasLtMatmul");
+}
+
+void multiply(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
+  PHX_CHECK(a.dtype() == p.dtype && b.dtype() == p.dtype, "a product of {} and {}", dtype_name(a.dtype()),
+            dtype_name(b.dtype()));
+  if (p.m == 0 || p.n == 0 || (p.k == 0 && p.accumulate)) return;
+  if (p.k == 0) return zero(c);
+  for (const Tensor* t : {&a, &b, &c}) check_alignment(*t, p.dtype);
+  visit_float(p.dtype, [&](auto t) { run<decltype(t)>(p, a, b, c); });
+}
+
+}  // namespace
+
+Tensor matmul(const Tensor& x, const Tensor& w) {
+  const Tensor y = Tensor::empty({x.dim(0), w.dim(1)}, x.dtype(), x.device());
+  multiply({.dtype = x.dtype(),
+            .transpose_a = false,
+            .transpose_b = false,
+            .accumulate = false,
+            .m = x.dim(0),
+            .n = w.dim(1),
+            .k = w.dim(0)},
+           x, w, y);
+  return y;
+}
+
+Tensor matmul_nt(const Tensor& x, const Tensor& w) {
+  const Tensor y = Tensor::empty({x.dim(0), w.dim(0)}, x.dtype(), x.device());
+  multiply({.dtype = x.dtype(),
+            .transpose_a = false,
+            .transpose_b = true,
+            .accumulate = false,
+            .m = x.dim(0),
+            .n = w.dim(0),
+            .k = w.dim(1)},
+           x, w, y);
+  return y;
+}
+
+void matmul_tn_into(const Tensor& dw, const Tensor& dy, const Tensor& x) {
+  multiply({.dtype = dw.dtype(),
+            .transpose_a = true,
+            .transpose_b = false,
+            .accumulate = true,
+            .m = dy.dim(1),
+            .n = x.dim(1),
+            .k = dy.dim(0)},
+           dy, x, dw);
+}
+
+}  // namespace phalanx::cuda

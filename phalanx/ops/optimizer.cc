@@ -1,0 +1,103 @@
+#include "phalanx/ops/optimizer.h"
+
+#include <array>
+#include <cmath>
+#include "phalanx/ops/simd_targets.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "phalanx/ops/optimizer.cc"
+#include "hwy/foreach_target.h"
+#include "phalanx/ops/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace phalanx::HWY_NAMESPACE {
+namespace {
+
+// The factors of one AdamW update, in the arithmetic of the parameters.
+template <class T>
+struct Factors {
+  explicit Factors(const AdamWStep& s, double gradient_scale)
+      : beta1(static_cast<T>(s.beta1)),
+        beta2(static_cast<T>(s.beta2)),
+        rest1(static_cast<T>((1 - s.beta1) * gradient_scale)),
+        rest2(static_cast<T>(1 - s.beta2)),
+        scale(static_cast<T>(gradient_scale)),
+        decay(static_cast<T>(1 - s.lr * s.weight_decay)),
+        rate(static_cast<T>(s.lr / (1 - std::pow(s.beta1, static_cast<double>(s.step))))),
+        correction(static_cast<T>(1 / std::sqrt(1 - std::pow(s.beta2, static_cast<double>(s.step))))),
+        eps(static_cast<T>(s.eps)) {}
+  T beta1, beta2, rest1, rest2, scale, decay, rate, correction, eps;
+};
+
+// w ← w·(1 − lr·decay) − lr/(1 − β1^t) · m / (√v/√(1 − β2^t) + eps), in one pass over the four arrays.
+template <class T>
+void adamw(const Tensor& w, const Tensor& m, const Tensor& v, const Tensor& g, const Factors<T>& f) {
+  T* const wd = w.data<T>();
+  T* const md = m.data<T>();
+  T* const vd = v.data<T>();
+  const T* const gd = g.data<T>();
+  for_blocks<T>(w.numel(), [&](auto d, int64_t begin, int64_t end) HWY_ATTR {
+    for_lanes(d, end - begin, [&](auto at, int64_t i) PHX_LANES {
+      const int64_t j = begin + i;
+      const auto gi = at.load(d, gd + j);
+      const auto scaled = hn::Mul(gi, hn::Set(d, f.scale));
+      const auto mean = hn::MulAdd(hn::Set(d, f.beta1), at.load(d, md + j), hn::Mul(hn::Set(d, f.rest1), gi));
+      const auto square = hn::Mul(hn::Mul(hn::Set(d, f.rest2), scaled), scaled);
+      const auto variance = hn::MulAdd(hn::Set(d, f.beta2), at.load(d, vd + j), square);
+      const auto root = hn::MulAdd(hn::Sqrt(variance), hn::Set(d, f.correction), hn::Set(d, f.eps));
+      const auto step = hn::Div(hn::Mul(hn::Set(d, f.rate), mean), root);
+      at.store(mean, d, md + j);
+      at.store(variance, d, vd + j);
+      at.store(hn::MulSub(at.load(d, wd + j), hn::Set(d, f.decay), step), d, wd + j);
+    });
+  });
+}
+
+template <class T>
+void sgd(const Tensor& w, const Tensor& g, T rate) {
+  T* const wd = w.data<T>();
+  const T* const gd = g.data<T>();
+  for_blocks<T>(w.numel(), [&](auto d, int64_t begin, int64_t end) HWY_ATTR {
+    for_lanes(d, end - begin, [&](auto at, int64_t i) PHX_LANES {
+      const int64_t j = begin + i;
+      at.store(hn::NegMulAdd(hn::Set(d, rate), at.load(d, gd + j), at.load(d, wd + j)), d, wd + j);
+    });
+  });
+}
+
+void adamw_kernel(const std::array<Tensor, 4>& w_m_v_g, double gradient_scale, const AdamWStep& step) {
+  const auto& [w, m, v, g] = w_m_v_g;
+  visit_float(w.dtype(), [&w = w, &m = m, &v = v, &g = g, &step, gradient_scale](auto t) {
+    using T = decltype(t);
+    adamw<T>(w, m, v, g, Factors<T>(step, gradient_scale));
+  });
+}
+
+void sgd_kernel(const Tensor& w, const Tensor& g, double rate) {
+  visit_float(w.dtype(), [&](auto t) { sgd(w, g, static_cast<decltype(t)>(rate)); });
+}
+
+}  // namespace
+}  // namespace phalanx::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace phalanx {
+namespace {
+HWY_EXPORT(adamw_kernel);
+HWY_EXPORT(sgd_kernel);
+}  // namespace
+
+void adamw_into(Tensor w, Tensor m, Tensor v, const Tensor& g, double gradient_scale, const AdamWStep& step) {
+  const int64_t n = w.numel();
+  PHX_CHECK(m.numel() == n && v.numel() == n && g.numel() == n, "adamw of {} with m {}, v {}, g {}",
+            w.shape(), m.shape(), v.shape(), g.shape());
+  HWY_DYNAMIC_DISPATCH(adamw_kernel)({w, m, v, g}, gradient_scale, step);
+}
+
+void sgd_into(Tensor w, const Tensor& g, double gradient_scale, double lr) {
+  PHX_CHECK(g.numel() == w.numel(), "sgd of {} with {}", w.shape(), g.shape());
+  HWY_DYNAMIC_DISPATCH(sgd_kernel)(w, g, lr * gradient_scale);
+}
+
+}  // namespace phalanx
+#endif

@@ -1,0 +1,197 @@
+#include "phalanx/ops/route.h"
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+
+#include "phalanx/base/pooled.h"
+#include "phalanx/ops/simd_targets.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "phalanx/ops/route.cc"
+#include "hwy/foreach_target.h"
+#include "phalanx/ops/simd-inl.h"
+#include "phalanx/ops/simd_math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace phalanx::HWY_NAMESPACE {
+namespace {
+
+// Keeps a token whose scores all vanish (sigmoid) from dividing by zero.
+constexpr double kTiny = 1e-20;
+
+// Experts come by the power of two: with vectors of at most 8, rows of 8 already end in a whole one.
+template <class T>
+using Tag = hn::CappedTag<T, 8>;
+
+template <class T>
+void score_row(Scores kind, const T* logits, int64_t experts, T* scores) {
+  const Tag<T> d;
+  if (kind == Scores::sigmoid) {
+    for_lanes(d, experts, [&](auto at, int64_t i) PHX_LANES {
+      at.store(logistic(d, at.load(d, logits + i)), d, scores + i);
+    });
+    return;
+  }
+  const auto max = hn::Set(d, max_lanes(d, experts, logits));
+  const T sum = sum_lanes(d, experts, [&](auto at, int64_t i, auto acc) PHX_LANES {
+    const auto e = exp(d, hn::Sub(at.load(d, logits + i), max));
+    at.store(e, d, scores + i);
+    return hn::Add(acc, e);
+  });
+  const auto divisor = hn::Set(d, sum);
+  for_lanes(d, experts, [&](auto at, int64_t i) PHX_LANES {
+    at.store(hn::Div(at.load(d, scores + i), divisor), d, scores + i);
+  });
+}
+
+// The k largest scores, best first, ties to the lower expert, NaN behind all others. `left` is scratch of
+// whole vectors: the scores (0 … 1) that have not been chosen yet.
+template <class T>
+void choose(std::span<const T> scores, std::span<int64_t> chosen, std::span<T> left) {
+  const Tag<T> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto none = hn::Set(d, T{-2});
+  hn::StoreU(none, d, left.data() + left.size() - lanes);
+  for_lanes(d, static_cast<int64_t>(scores.size()), [&](auto at, int64_t i) PHX_LANES {
+    const auto s = at.load(d, scores.data() + i);
+    at.store(hn::IfThenElse(hn::Eq(s, s), s, hn::Set(d, T{-1})), d, left.data() + i);
+  });
+  for (int64_t& c : chosen) {
+    const auto best = hn::Set(d, max_lanes(d, static_cast<int64_t>(left.size()), left.data()));
+    T* group = left.data();
+    while (hn::AllFalse(d, hn::Eq(hn::LoadU(d, group), best))) group += lanes;
+    const auto v = hn::LoadU(d, group);
+    const auto first = hn::FindFirstTrue(d, hn::Eq(v, best));
+    c = group - left.data() + static_cast<int64_t>(first);
+    const auto here = hn::Eq(hn::Iota(d, T{0}), hn::Set(d, static_cast<T>(first)));
+    hn::StoreU(hn::IfThenElse(here, none, v), d, group);
+  }
+}
+
+template <class T>
+void forward(const Tensor& logits, const RoutingConfig& config, const Routing& out) {
+  const int64_t experts = logits.dim(1);
+  const int64_t k = config.top_k;
+  const T* const in = logits.data<T>();
+  T* const scores = out.scores_TE.data<T>();
+  T* const weights = out.weights_TK.data<T>();
+  int64_t* const idx = out.topk_idx_TK.data<int64_t>();
+  parallel_for(logits.rows(), block_rows(experts), [&](int64_t begin, int64_t end) HWY_ATTR {
+    const size_t lanes = hn::Lanes(Tag<T>());
+    PooledVector<T> left((static_cast<size_t>(experts) + lanes - 1) / lanes * lanes);
+    for (int64_t r = begin; r < end; ++r) {
+      T* s = scores + r * experts;
+      T* w = weights + r * k;
+      const std::span chosen(idx + r * k, static_cast<size_t>(k));
+      score_row(config.scores, in + r * experts, experts, s);
+      choose<T>({s, static_cast<size_t>(experts)}, chosen, left);
+      T sum = static_cast<T>(kTiny);
+      for (const int64_t e : chosen) sum += s[e];
+      const T factor = static_cast<T>(config.scaling) / (config.normalise ? sum : T{1});
+      for (int64_t i = 0; i < k; ++i) w[i] = s[idx[r * k + i]] * factor;
+    }
+  });
+}
+
+// dscores becomes dlogits.
+template <class T>
+void score_row_backward(Scores kind, const T* scores, int64_t experts, T* grad) {
+  const Tag<T> d;
+  if (kind == Scores::sigmoid) {
+    for_lanes(d, experts, [&](auto at, int64_t i) PHX_LANES {
+      const auto s = at.load(d, scores + i);
+      const auto slope = hn::Mul(s, hn::Sub(hn::Set(d, T{1}), s));
+      at.store(hn::Mul(at.load(d, grad + i), slope), d, grad + i);
+    });
+    return;
+  }
+  const T dot = sum_lanes(d, experts, [&](auto at, int64_t i, auto acc) PHX_LANES {
+    return hn::MulAdd(at.load(d, grad + i), at.load(d, scores + i), acc);
+  });
+  for_lanes(d, experts, [&](auto at, int64_t i) PHX_LANES {
+    const auto centred = hn::Sub(at.load(d, grad + i), hn::Set(d, dot));
+    at.store(hn::Mul(at.load(d, scores + i), centred), d, grad + i);
+  });
+}
+
+// With s the sum of the chosen scores and w_i = c·p_i/s: dp_i = (c·dw_i − Σ_j dw_j·w_j) / s. dlogits comes
+// holding the gradient of the scores.
+template <class T>
+void backward(const Tensor& dweights, const Routing& routing, const RoutingConfig& config,
+              const Tensor& dlogits) {
+  const int64_t experts = dlogits.dim(1);
+  const int64_t k = dweights.dim(1);
+  const T* const scores = routing.scores_TE.data<T>();
+  const T* const weights = routing.weights_TK.data<T>();
+  const T* const dweights_d = dweights.data<T>();
+  const int64_t* const chosen = routing.topk_idx_TK.data<int64_t>();
+  T* const grad = dlogits.data<T>();
+  for_rows<T>(dlogits.rows(), experts, [&](auto, int64_t r) HWY_ATTR {
+    const T* s = scores + r * experts;
+    const T* w = weights + r * k;
+    const T* dw = dweights_d + r * k;
+    const int64_t* e = chosen + r * k;
+    T* d = grad + r * experts;
+    T sum = static_cast<T>(kTiny);
+    T dot = 0;
+    for (int64_t i = 0; i < k; ++i) {
+      sum += s[e[i]];
+      dot += dw[i] * w[i];
+    }
+    for (int64_t i = 0; i < k; ++i) {
+      const T scaled = static_cast<T>(config.scaling) * dw[i];
+      d[e[i]] += config.normalise ? (scaled - dot) / sum : scaled;
+    }
+    score_row_backward(config.scores, s, experts, d);
+  });
+}
+
+void route_kernel(const Tensor& logits, const RoutingConfig& config, const Routing& out) {
+  visit_float(logits.dtype(), [&](auto t) { forward<decltype(t)>(logits, config, out); });
+}
+
+void route_backward_kernel(const Tensor& dweights, const Routing& routing, const RoutingConfig& config,
+                           const Tensor& dlogits) {
+  visit_float(dlogits.dtype(), [&](auto t) { backward<decltype(t)>(dweights, routing, config, dlogits); });
+}
+
+}  // namespace
+}  // namespace phalanx::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace phalanx {
+namespace {
+HWY_EXPORT(route_kernel);
+HWY_EXPORT(route_backward_kernel);
+}  // namespace
+
+Routing route(const Tensor& logits, const RoutingConfig& config) {
+  const int64_t k = config.top_k;
+  PHX_CHECK(k >= 1 && k <= logits.dim(1), "top {} of {} experts", k, logits.dim(1));
+  const Routing out = {Tensor::empty({logits.rows(), k}, DType::i64),
+                       Tensor::empty({logits.rows(), k}, logits.dtype()),
+                       Tensor::empty(logits.shape(), logits.dtype())};
+  HWY_DYNAMIC_DISPATCH(route_kernel)(logits, config, out);
+  return out;
+}
+
+Tensor route_backward(const Tensor& dweights, const Tensor& dscores, const Routing& routing,
+                      const RoutingConfig& config) {
+  const Tensor& scores = routing.scores_TE;
+  PHX_CHECK(dweights.shape() == routing.weights_TK.shape(), "route_backward of {} for {}", dweights.shape(),
+            routing.weights_TK.shape());
+  PHX_CHECK(!dscores.defined() || dscores.shape() == scores.shape(), "gradient {} of scores {}",
+            dscores.shape(), scores.shape());
+  const Tensor dlogits = Tensor::empty(scores.shape(), scores.dtype());
+  if (dscores.defined()) {
+    std::memcpy(dlogits.raw(), dscores.raw(), dlogits.bytes());
+  } else {
+    std::memset(dlogits.raw(), 0, dlogits.bytes());
+  }
+  HWY_DYNAMIC_DISPATCH(route_backward_kernel)(dweights, routing, config, dlogits);
+  return dlogits;
+}
+
+}  // namespace phalanx
+#endif

@@ -1,0 +1,41 @@
+// Choosing experts: scores, the best K, their weights, and the balance loss.
+#pragma once
+
+#include <cstdint>
+
+#include "phalanx/tensor/tensor.h"
+
+namespace phalanx {
+
+/// How logits become scores. softmax: over all experts; sigmoid: each by itself (DeepSeek-V3).
+enum class Scores : uint8_t { softmax, sigmoid };
+
+struct RoutingConfig {
+  Scores scores = Scores::softmax;
+  int top_k = 1;
+  bool normalise = true;  ///< divide the chosen scores by their sum (+ 1e-20)
+  double scaling = 1;     ///< times this, after that
+};
+
+/// topk_idx i64 [T, K], best first, ties to the lower expert; weights [T, K]; scores [T, E] are kept for
+/// backward.
+struct Routing {
+  Tensor topk_idx_TK;
+  Tensor weights_TK;
+  Tensor scores_TE;
+};
+/// logits [T, E].
+Routing route(const Tensor& logits_TE, const RoutingConfig& config);
+/// The gradient of the logits from that of the weights, plus that of the scores themselves (dscores [T, E],
+/// the balance loss's; may be empty).
+Tensor route_backward(const Tensor& dweights_TK, const Tensor& dscores_TE, const Routing& routing,
+                      const RoutingConfig& config);
+
+/// The sequence-wise balance loss of DeepSeek-V3 (section 2.1.2): for each sequence of n tokens (offsets i64
+/// [B+1]) n · Σ_e f_e · P_e, with f_e = E/(K·n) · times e was chosen and P_e the mean of scores normalised
+/// over experts; so that divided by all tokens it is a mean over tokens. Gives the sum over sequences.
+double balance_loss(const Routing& routing, const Tensor& sequence_offsets);
+/// The gradient of scale · balance_loss by the scores, [T, E].
+Tensor balance_loss_backward(const Routing& routing, const Tensor& sequence_offsets, double scale);
+
+}  // namespace phalanx

@@ -1,0 +1,121 @@
+#include "phalanx/ops/cuda_kernels.cuh"
+#include "phalanx/ops/cuda_ops.h"
+
+namespace phalanx::cuda {
+namespace {
+
+// Blocks of gridDim.y × gridDim.x: columns along x, rows strided along y up to the live count.
+constexpr int kThreads = 256;
+constexpr int64_t kMostBlocks = 132 * 32;
+
+template <class T>
+__device__ T logistic(T x) {
+  return T{1} / (T{1} + exp(-x));
+}
+
+template <class T>
+struct Arguments {
+  const T* gate_up;
+  const T* dy;  // of backward
+  T* out;
+  const int64_t* live;
+  int64_t capacity;
+  int64_t width;
+  Fault* fault;
+};
+
+template <class T, int N>
+__global__ void forward(Arguments<T> a) {
+  const int64_t rows = live_rows(a.live, a.capacity, a.fault);
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N;
+  if (i >= a.width) return;
+  for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    const T* const gate = a.gate_up + r * 2 * a.width + i;
+    const auto x = load<T, N>(gate);
+    const auto up = load<T, N>(gate + a.width);
+    Pack<T, N> out;
+    for (int k = 0; k < N; ++k) out.v[k] = x.v[k] * logistic(x.v[k]) * up.v[k];
+    store(a.out + r * a.width + i, out);
+  }
+}
+
+// With s the logistic function of gate: silu'(gate) = s + gate·s·(1 − s).
+template <class T, int N>
+__global__ void backward(Arguments<T> a) {
+  const int64_t rows = live_rows(a.live, a.capacity, a.fault);
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N;
+  if (i >= a.width) return;
+  for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    const T* const gate = a.gate_up + r * 2 * a.width + i;
+    const auto x = load<T, N>(gate);
+    const auto up = load<T, N>(gate + a.width);
+    const auto g = load<T, N>(a.dy + r * a.width + i);
+    Pack<T, N> dgate;
+    Pack<T, N> dup;
+    for (int k = 0; k < N; ++k) {
+      const T s = logistic(x.v[k]);
+      const T silu = x.v[k] * s;
+      dgate.v[k] = g.v[k] * up.v[k] * (s + silu * (T{1} - s));
+      dup.v[k] = g.v[k] * silu;
+    }
+    T* const to = a.out + r * 2 * a.width + i;
+    store(to, dgate);
+    store(to + a.width, dup);
+  }
+}
+
+dim3 grid(int64_t rows, int64_t packs) {
+  const unsigned columns = blocks_for(packs, kThreads);
+  const int64_t down = std::clamp<int64_t>(kMostBlocks / columns, 1, std::min<int64_t>(rows, 65535));
+  return dim3(columns, static_cast<unsigned>(down));
+}
+
+}  // namespace
+
+Rows swiglu(const Rows& gate_up) {
+  const int64_t width = gate_up.data.dim(1) / 2;
+  const Rows y = rows_like(gate_up, {0, width}, gate_up.data.dtype());
+  if (y.data.numel() == 0) return y;
+  visit_float(y.data.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(width, {&gate_up.data, &y.data}, [&](auto n) {
+      Stream& stream = current_stream();
+      const Arguments<T> arguments = {.gate_up = gate_up.data.device_data<T>(),
+                                      .dy = nullptr,
+                                      .out = y.data.device_data<T>(),
+                                      .live = gate_up.live.device_data<int64_t>(),
+                                      .capacity = gate_up.capacity(),
+                                      .width = width,
+                                      .fault = stream.fault()};
+      forward<T, n><<<grid(gate_up.capacity(), width / n), kThreads, 0, stream.native()>>>(arguments);
+      check_launch("swiglu");
+    });
+  });
+  return y;
+}
+
+Rows swiglu_backward(const Rows& dy, const Rows& gate_up) {
+  PHX_CHECK(dy.capacity() >= gate_up.capacity() && 2 * dy.data.dim(1) == gate_up.data.dim(1),
+            "swiglu_backward of {} and {}", dy.data.shape(), gate_up.data.shape());
+  const int64_t width = dy.data.dim(1);
+  const Rows dx = rows_like(gate_up, gate_up.data.shape(), gate_up.data.dtype());
+  if (dx.data.numel() == 0) return dx;
+  visit_float(dx.data.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(width, {&gate_up.data, &dy.data, &dx.data}, [&](auto n) {
+      Stream& stream = current_stream();
+      const Arguments<T> arguments = {.gate_up = gate_up.data.device_data<T>(),
+                                      .dy = dy.data.device_data<T>(),
+                                      .out = dx.data.device_data<T>(),
+                                      .live = gate_up.live.device_data<int64_t>(),
+                                      .capacity = gate_up.capacity(),
+                                      .width = width,
+                                      .fault = stream.fault()};
+      backward<T, n><<<grid(gate_up.capacity(), width / n), kThreads, 0, stream.native()>>>(arguments);
+      check_launch("swiglu_backward");
+    });
+  });
+  return dx;
+}
+
+}  // namespace phalanx::cuda

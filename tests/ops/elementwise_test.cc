@@ -1,0 +1,55 @@
+#include "phalanx/ops/elementwise.h"
+
+#include "tests/ops/reference.h"
+
+namespace phalanx::test {
+namespace {
+
+TEST(Elementwise, EqualsTheReference) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const DType dtype : kFloats) {
+    for (const int64_t n : {0, 1, 7, 65, 8192, 30011}) {
+      SCOPED_TRACE(format("{} {}", n, dtype_name(dtype)));
+      const Tensor a = random.tensor({n}, dtype);
+      const Tensor b = random.tensor({n}, dtype);
+      const double factor = random.normal();
+      Values scaled = values(a);
+      double squares = 0;
+      for (double& v : scaled) {
+        squares += v * v;
+        v *= factor;
+      }
+      for_each_target([&](bool) {
+        expect_close(values(add(a, b)), plus(values(a), values(b)), within(1, dtype), "add");
+        const Tensor x = copy(a);
+        scale_into(x, factor);
+        expect_close(values(x), scaled, within(2, dtype), "scale_into");
+        EXPECT_NEAR(sum_of_squares(a), squares, 1e-12 * squares);
+      });
+    }
+  }
+}
+
+// The sum is in f64, whatever the elements are.
+TEST(Elementwise, SquaresDoNotOverflow) {
+  const Tensor x = tensor({3}, DType::f32, {1e30, -1e30, 1e30});
+  for_each_target([&](bool) { EXPECT_NEAR(sum_of_squares(x), 3e60, 1e54); });
+  const Tensor nan = tensor({3}, DType::f32, {1, std::nan(""), 1});
+  for_each_target([&](bool) { EXPECT_TRUE(std::isnan(sum_of_squares(nan))); });
+}
+
+TEST(Elementwise, BitsDoNotDependOnThreads) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  const Tensor a = random.tensor({100003}, DType::f32);
+  const Tensor b = random.tensor({100003}, DType::f32);
+  expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
+    const Tensor scaled = copy(a);
+    scale_into(scaled, 0.3);
+    return {add(a, b), scaled, tensor({1}, DType::f64, {sum_of_squares(a)})};
+  });
+}
+
+}  // namespace
+}  // namespace phalanx::test

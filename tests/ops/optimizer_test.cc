@@ -1,0 +1,107 @@
+#include "phalanx/ops/optimizer.h"
+
+#include "tests/ops/reference.h"
+
+namespace phalanx::test {
+namespace {
+
+struct State {
+  Values w, m, v;
+};
+
+// The paper's algorithm 2, with bias-corrected moments written out.
+void reference(State& s, const Values& g, double gradient_scale, const AdamWStep& c) {
+  for (size_t i = 0; i < g.size(); ++i) {
+    const double x = g[i] * gradient_scale;
+    s.m[i] = c.beta1 * s.m[i] + (1 - c.beta1) * x;
+    s.v[i] = c.beta2 * s.v[i] + (1 - c.beta2) * x * x;
+    const double mean = s.m[i] / (1 - std::pow(c.beta1, c.step));
+    const double variance = s.v[i] / (1 - std::pow(c.beta2, c.step));
+    s.w[i] -= c.lr * (mean / (std::sqrt(variance) + c.eps) + c.weight_decay * s.w[i]);
+  }
+}
+
+TEST(AdamW, EqualsTheReferenceOverSteps) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const DType dtype : kFloats) {
+    for (const int64_t n : {0, 1, 7, 65, 20003}) {
+      SCOPED_TRACE(format("{} {}", n, dtype_name(dtype)));
+      const Tensor w0 = random.tensor({n}, dtype);
+      std::vector<Tensor> gradients;
+      for (int i = 0; i < 3; ++i)
+        gradients.push_back(random.tensor({n}, dtype, std::pow(10, random.uniform(-6, 3))));
+      const double scale = random.uniform(0.1, 1);
+      double most = 0;
+      for (const Tensor& g : gradients) most = std::max(most, largest(values(g)));
+      for_each_target([&](bool) {
+        const Tensor w = copy(w0);
+        const Tensor m = Tensor::zeros({n}, dtype);
+        const Tensor v = Tensor::zeros({n}, dtype);
+        State want = {values(w0), values(m), values(v)};
+        for (int64_t step = 1; step <= 3; ++step) {
+          const AdamWStep c = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .weight_decay = 0.1, .step = step};
+          const Tensor& g = gradients[static_cast<size_t>(step - 1)];
+          adamw_into(w, m, v, g, scale, c);
+          reference(want, values(g), scale, c);
+        }
+        expect_close(values(m), want.m, within(4, dtype, most), "m");
+        expect_close(values(v), want.v, within(16, dtype), "v");
+        expect_close(values(w), want.w, within(16, dtype, 1), "w");
+      });
+    }
+  }
+}
+
+// At a late step with a steady gradient the update is the rate times its sign: the bias correction neither
+// stays nor fails.
+TEST(AdamW, StepsByTheRate) {
+  const Tensor w = tensor({2}, DType::f32, {1, 1});
+  const Tensor m = tensor({2}, DType::f32, {3, -3});
+  const Tensor v = tensor({2}, DType::f32, {9, 9});
+  const Tensor g = tensor({2}, DType::f32, {3, -3});
+  adamw_into(w, m, v, g, 1, {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .step = 1000000});
+  expect_close(values(w), {0.9, 1.1}, {1e-6, 0}, "w");
+}
+
+TEST(AdamW, LeavesZeroGradientsAlone) {
+  const Tensor w = tensor({1}, DType::f32, {2});
+  const Tensor zero = Tensor::zeros({1}, DType::f32);
+  adamw_into(w, copy(zero), copy(zero), zero, 1, {.lr = 0.1, .step = 1});
+  EXPECT_EQ(values(w), Values{2});
+}
+
+TEST(Sgd, EqualsTheReference) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const DType dtype : kFloats) {
+    const Tensor w = random.tensor({1003}, dtype);
+    const Tensor g = random.tensor({1003}, dtype);
+    Values want = values(w);
+    for (size_t i = 0; i < want.size(); ++i) want[i] -= 0.1 * 0.5 * values(g)[i];
+    for_each_target([&](bool) {
+      const Tensor got = copy(w);
+      sgd_into(got, g, 0.5, 0.1);
+      expect_close(values(got), want, within(2, dtype, 1), "w");
+    });
+  }
+}
+
+TEST(Optimizer, BitsDoNotDependOnThreads) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  const Tensor w = random.tensor({50021}, DType::f32);
+  const Tensor g = random.tensor({50021}, DType::f32);
+  expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
+    const Tensor adam = copy(w);
+    const Tensor m = copy(g);
+    const Tensor v = Tensor::zeros(g.shape(), DType::f32);
+    adamw_into(adam, m, v, g, 0.7, {.lr = 0.1, .weight_decay = 0.1});
+    const Tensor sgd = copy(w);
+    sgd_into(sgd, g, 0.7, 0.1);
+    return {adam, m, v, sgd};
+  });
+}
+
+}  // namespace
+}  // namespace phalanx::test

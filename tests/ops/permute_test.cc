@@ -1,0 +1,164 @@
+#include "phalanx/ops/permute.h"
+
+#include <algorithm>
+
+#include "tests/ops/reference.h"
+
+namespace phalanx::test {
+namespace {
+
+// Rows whose slots name distinct experts; `none` is the share of slots that name none.
+Rows random_slots(Random& random, const Shape& shape, int64_t live, int experts, double none) {
+  std::vector<int64_t> idx;
+  for (int64_t r = 0; r < shape[0]; ++r) {
+    std::vector<int64_t> order(static_cast<size_t>(experts));
+    for (size_t e = 0; e < order.size(); ++e) order[e] = static_cast<int64_t>(e);
+    for (size_t e = order.size(); e-- > 1;) {
+      std::swap(order[e], order[static_cast<size_t>(random.integer(0, static_cast<int64_t>(e)))]);
+    }
+    for (size_t k = 0; k < static_cast<size_t>(shape[1]); ++k) {
+      idx.push_back(random.uniform(0, 1) < none ? -1 : order[k]);
+    }
+  }
+  return {indices64(shape, idx), indices64({1}, {live})};
+}
+
+Rows first_rows(const Tensor& data, const Rows& like) { return {data, like.live}; }
+
+std::vector<int64_t> list(const Tensor& t) {
+  const auto span = t.span<const int64_t>();
+  return {span.begin(), span.end()};
+}
+
+// The definition: sort the live slots that name an expert by expert, then row, then slot.
+void expect_order(const Rows& topk, int experts) {
+  const ExpertOrder order = order_by_expert(topk, experts);
+  const int64_t k = topk.data.dim(1);
+  const std::vector<int64_t> idx = list(topk.data);
+  std::vector<int64_t> slots;
+  for (int64_t s = 0; s < topk.count() * k; ++s) {
+    if (idx[static_cast<size_t>(s)] >= 0) slots.push_back(s);
+  }
+  const auto expert = [&](int64_t slot) { return idx[static_cast<size_t>(slot)]; };
+  std::ranges::stable_sort(slots, {}, expert);
+  const auto held = static_cast<int64_t>(slots.size());
+  EXPECT_EQ(list(order.live), std::vector<int64_t>{held});
+  EXPECT_EQ(list(order.slots.slice(0, held)), slots);
+  std::vector<int64_t> offsets = {0};
+  for (int e = 0; e < experts; ++e) offsets.push_back(offsets.back() + std::ranges::count(slots, e, expert));
+  EXPECT_EQ(list(order.offsets), offsets);
+  std::vector<int64_t> places(static_cast<size_t>(topk.count() * k), -1);
+  for (size_t i = 0; i < slots.size(); ++i) places[static_cast<size_t>(slots[i])] = static_cast<int64_t>(i);
+  EXPECT_EQ(list(order.places.slice(0, topk.count())), places);
+}
+
+struct Case {
+  Shape shape;
+  int64_t live;
+  int experts;
+  double none;
+};
+
+std::vector<Case> cases() {
+  return {{{0, 2}, 0, 3, 0}, {{1, 1}, 1, 1, 0}, {{7, 2}, 7, 5, 0.3}, {{9, 3}, 4, 8, 0.5},
+          {{5, 2}, 5, 4, 1}, {{5, 1}, 5, 1, 0}, {{6, 1}, 6, 40, 0},  {{300, 4}, 289, 16, 0.1}};
+}
+
+TEST(Permute, OrdersByExpertRowAndSlot) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const Case& c : cases())
+    expect_order(random_slots(random, c.shape, c.live, c.experts, c.none), c.experts);
+  // One expert gets all, the others none.
+  expect_order(all_rows(indices64({4, 1}, {2, 2, 2, 2})), 5);
+}
+
+TEST(Permute, RefusesExpertsThatAreNotThere) {
+  EXPECT_THROW(order_by_expert(all_rows(indices64({1, 1}, {3})), 3), BrokenPromise);
+  EXPECT_THROW(order_by_expert(all_rows(indices64({1, 1}, {-2})), 3), BrokenPromise);
+}
+
+void expect_as_reference(Random& random, const Case& c, int64_t width, DType dtype) {
+  SCOPED_TRACE(format("{} slots, {} live rows, {} wide, {}", c.shape, c.live, width, dtype_name(dtype)));
+  const Rows topk = random_slots(random, c.shape, c.live, c.experts, c.none);
+  const ExpertOrder order = order_by_expert(topk, c.experts);
+  const Rows x = first_rows(random.tensor({c.shape[0], width}, dtype), topk);
+  const Rows dy = first_rows(random.tensor({c.shape[0], width}, dtype), topk);
+  const Tensor weights = random.tensor(c.shape, dtype);
+  const Values xv = values(x.data);
+  const Values gv = values(dy.data);
+  const Values wv = values(weights);
+  const auto d = static_cast<size_t>(width);
+  const auto k = static_cast<size_t>(c.shape[1]);
+
+  const Rows rows = permute(x, order);
+  Values permuted;
+  Values drows;
+  Values y(static_cast<size_t>(topk.count()) * d);
+  Values plain(y.size());
+  Values dweights(wv.size());
+  for (int64_t i = 0; i < rows.count(); ++i) {
+    const auto slot = static_cast<size_t>(order.slots.data<int64_t>()[i]);
+    for (size_t j = 0; j < d; ++j) {
+      const size_t at = slot / k * d + j;
+      permuted.push_back(xv[at]);
+      y[at] += wv[slot] * xv[at];
+      plain[at] += xv[at];
+      drows.push_back(wv[slot] * gv[at]);
+      dweights[slot] += gv[at] * xv[at];
+    }
+  }
+  EXPECT_EQ(values(rows), permuted);
+  for_each_target([&](bool) {
+    expect_close(values(unpermute(rows, order, weights, topk)), y, within(8, dtype, 1 + largest(y)), "y");
+    expect_close(values(unpermute(rows, order, Tensor(), topk)), plain, within(8, dtype, 1 + largest(plain)),
+                 "plain");
+    const UnpermuteGradients got = unpermute_backward(dy, rows, order, weights);
+    expect_close(values(got.rows), drows, within(1, dtype), "drows");
+    expect_close(values(got.weights_RK), dweights, within(16, dtype, static_cast<double>(1 + width)),
+                 "dweights");
+  });
+}
+
+TEST(Permute, EqualsTheReference) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const DType dtype : kFloats) {
+    for (const Case& c : cases()) {
+      for (const int64_t width : {1, 33, 128}) expect_as_reference(random, c, width, dtype);
+    }
+  }
+}
+
+TEST(Permute, BackwardIsTheDerivative) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  const Rows topk = random_slots(random, {5, 2}, 5, 4, 0.3);
+  const ExpertOrder order = order_by_expert(topk, 4);
+  const Rows rows = permute(first_rows(random.tensor({5, 3}, DType::f64), topk), order);
+  const Tensor weights = random.tensor({5, 2}, DType::f64);
+  const Tensor dy = random.tensor({5, 3}, DType::f64);
+  const auto loss = [&] { return dot(dy, unpermute(rows, order, weights, topk).data); };
+  const UnpermuteGradients got = unpermute_backward(first_rows(dy, topk), rows, order, weights);
+  const Tensor live = rows.data.slice(0, rows.count());
+  expect_gradient(values(got.rows), numeric_gradient(live, loss), "rows");
+  expect_gradient(values(got.weights_RK), numeric_gradient(weights, loss), "weights");
+}
+
+TEST(Permute, BitsDoNotDependOnThreads) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  const Rows topk = random_slots(random, {400, 3}, 400, 9, 0.1);
+  const ExpertOrder order = order_by_expert(topk, 9);
+  const Rows x = first_rows(random.tensor({400, 67}, DType::f32), topk);
+  const Tensor weights = random.tensor({400, 3}, DType::f32);
+  expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
+    const Rows rows = permute(x, order);
+    const UnpermuteGradients d = unpermute_backward(x, rows, order, weights);
+    return {rows.data.slice(0, rows.count()), unpermute(rows, order, weights, topk).data,
+            d.rows.data.slice(0, rows.count()), d.weights_RK};
+  });
+}
+
+}  // namespace
+}  // namespace phalanx::test

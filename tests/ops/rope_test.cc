@@ -1,0 +1,128 @@
+#include "phalanx/ops/rope.h"
+
+#include <thread>
+
+#include "tests/ops/reference.h"
+
+namespace phalanx::test {
+namespace {
+
+constexpr double kTheta = 10000;
+
+struct Problem {
+  int64_t heads;
+  int64_t head_dim;
+  std::vector<int32_t> positions;
+
+  Shape shape() const { return {std::ssize(positions), heads * head_dim}; }
+  Tensor rotated(const Tensor& x) const {
+    const Tensor y = copy(x);
+    rope_into(y, indices(positions), head_dim, kTheta);
+    return y;
+  }
+  Tensor rotated_back(const Tensor& x) const {
+    const Tensor y = copy(x);
+    rope_backward_into(y, indices(positions), head_dim, kTheta);
+    return y;
+  }
+};
+
+// Positions in and behind the tables that are kept, first small ones, so that tables grow.
+std::vector<Problem> problems(Random& random) {
+  std::vector<Problem> all = {{3, 10, {0, 1, 2, 255}}, {1, 2, {}}, {2, 64, {7}}, {1, 18, {100'000'000, 3}}};
+  Problem many = {3, 10, {}};
+  for (int i = 0; i < 71; ++i) many.positions.push_back(static_cast<int32_t>(random.integer(0, 5000)));
+  all.push_back(many);
+  return all;
+}
+
+Values reference(const Problem& p, const Values& x) {
+  Values y(x.size());
+  const auto width = static_cast<size_t>(p.heads * p.head_dim);
+  const auto half = static_cast<size_t>(p.head_dim / 2);
+  for (size_t at = 0; at < x.size(); ++at) {
+    const size_t column = at % width % (2 * half);
+    const size_t i = column % half;
+    const double angle = p.positions[at / width] *
+                         std::pow(kTheta, -2.0 * static_cast<double>(i) / static_cast<double>(p.head_dim));
+    y[at] = column < half ? x[at] * std::cos(angle) - x[at + half] * std::sin(angle)
+                          : x[at] * std::cos(angle) + x[at - half] * std::sin(angle);
+  }
+  return y;
+}
+
+TEST(Rope, RotatesPairsByTheirPosition) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const Problem& p : problems(random)) {
+    for (const DType dtype : kFloats) {
+      const Tensor x = random.tensor(p.shape(), dtype);
+      const Values want = reference(p, values(x));
+      for_each_target(
+          [&](bool) { expect_close(values(p.rotated(x)), want, within(4, dtype, 3), "rotated"); });
+    }
+  }
+}
+
+// A rotation's gradient is the inverse rotation, which is also its transpose.
+TEST(Rope, BackwardIsInverseAndGradient) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const Problem& p : problems(random)) {
+    for (const DType dtype : kFloats) {
+      const Tensor x = random.tensor(p.shape(), dtype);
+      expect_close(values(p.rotated_back(p.rotated(x))), values(x), within(8, dtype, 3), "there and back");
+    }
+    const Tensor x = random.tensor(p.shape(), DType::f64);
+    const Tensor dy = random.tensor(p.shape(), DType::f64);
+    if (x.numel() > 200) continue;
+    expect_gradient(values(p.rotated_back(dy)), numeric_gradient(x, [&] { return dot(p.rotated(x), dy); }),
+                    "x");
+  }
+}
+
+TEST(Rope, SlicesAndThreadsGiveTheSameBits) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const DType dtype : kFloats) {
+    Problem p{4, 34, {}};
+    for (int i = 0; i < 301; ++i) p.positions.push_back(static_cast<int32_t>(random.integer(0, 3000)));
+    const Tensor x = random.tensor(p.shape(), dtype);
+    const Tensor whole = p.rotated(x);
+    expect_same_bits_for_any_threads([&] { return std::vector{p.rotated(x), p.rotated_back(x)}; });
+    const Problem part = {4, 34, {p.positions.begin() + 40, p.positions.begin() + 57}};
+    EXPECT_TRUE(same_bits(part.rotated(x.slice(40, 57)), whole.slice(40, 57)));
+  }
+}
+
+// Ranks that are threads share the tables, and extend them while others read.
+TEST(Rope, ThreadsMayExtendTablesAtOnce) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  std::vector<Tensor> rotated(4);
+  std::vector<std::thread> ranks;
+  const Tensor x = random.tensor({9, 46}, DType::f32);
+  const std::vector<int32_t> positions = {0, 5, 100, 300, 700, 1500, 3000, 4000, 9000};
+  for (Tensor& y : rotated) {
+    y = copy(x);
+    ranks.emplace_back([&] {
+      for (int64_t r = 0; r < 9; ++r) {
+        rope_into(y.slice(r, r + 1), indices({positions[static_cast<size_t>(r)]}), 46, kTheta);
+      }
+    });
+  }
+  for (std::thread& t : ranks) t.join();
+  const Tensor want = Problem{1, 46, positions}.rotated(x);
+  for (const Tensor& y : rotated) EXPECT_TRUE(same_bits(y, want));
+}
+
+TEST(Rope, RefusesWhatDoesNotFit) {
+  const Tensor x = Tensor::zeros({2, 12}, DType::f32);
+  EXPECT_THROW(rope_into(x, indices({0, 1}), 8, kTheta), BrokenPromise);
+  EXPECT_THROW(rope_into(x, indices({0, 1}), 3, kTheta), BrokenPromise);
+  EXPECT_THROW(rope_into(x, indices({0}), 4, kTheta), BrokenPromise);
+  EXPECT_THROW(rope_into(x, indices({0, -1}), 4, kTheta), BrokenPromise);
+}
+
+}  // namespace
+}  // namespace phalanx::test

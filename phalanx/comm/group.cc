@@ -1,0 +1,107 @@
+#include "phalanx/comm/group.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "phalanx/comm/reduce.h"
+
+namespace phalanx {
+namespace {
+
+using Kind = Fingerprint::Kind;
+
+Task<> exchange_once(Call call, PooledVector<P2P> messages) {
+  Exchange exchange = call.exchange(std::move(messages));
+  co_await Suspend(exchange);
+}
+
+int64_t sum(std::span<const int64_t> v) { return std::accumulate(v.begin(), v.end(), int64_t{0}); }
+
+}  // namespace
+
+Call Group::next_call(const Fingerprint& fingerprint) {
+  ++info_->traffic[static_cast<size_t>(fingerprint.kind)].calls;
+  return Call(engine_->transport(), *info_, sequence_++, fingerprint);
+}
+
+Traffic Group::traffic() const {
+  Traffic all;
+  for (const Traffic& t : info_->traffic) all += t;
+  return all;
+}
+
+Work Group::all_reduce(Tensor x, Reduce reduce) {
+  PHX_CHECK(can_reduce(x.dtype()), "all_reduce of {}", dtype_name(x.dtype()));
+  const Call call =
+      next_call({.kind = Kind::all_reduce, .dtype = x.dtype(), .reduce = reduce, .numel = x.numel()});
+  Task<> task = engine_->transport().all_reduce(call, x, reduce);
+  const size_t bytes = x.bytes();
+  return engine_->start(call, std::move(task), std::move(x), bytes);
+}
+
+Work Group::reduce_scatter(Tensor x, Reduce reduce) {
+  PHX_CHECK(can_reduce(x.dtype()), "reduce_scatter of {}", dtype_name(x.dtype()));
+  PHX_CHECK(x.rows() % size() == 0, "reduce_scatter of {} rows over {} ranks", x.rows(), size());
+  const Call call =
+      next_call({.kind = Kind::reduce_scatter, .dtype = x.dtype(), .reduce = reduce, .numel = x.numel()});
+  const Tensor out = Tensor::empty(x.shape().with_rows(x.rows() / size()), x.dtype());
+  return engine_->start(call, engine_->transport().reduce_scatter(call, x, out, reduce), out, x.bytes());
+}
+
+Work Group::all_gather(Tensor x) {
+  const Call call = next_call({.kind = Kind::all_gather, .dtype = x.dtype(), .numel = x.numel()});
+  const Tensor out = Tensor::empty(x.shape().with_rows(x.rows() * size()), x.dtype());
+  return engine_->start(call, engine_->transport().all_gather(call, x, out), out, x.bytes());
+}
+
+Work Group::all_to_all(Tensor x, std::span<const int64_t> send_rows, std::span<const int64_t> recv_rows) {
+  PHX_CHECK(static_cast<int>(send_rows.size()) == size() && static_cast<int>(recv_rows.size()) == size(),
+            "all_to_all with {} and {} counts on {} ranks", send_rows.size(), recv_rows.size(), size());
+  PHX_CHECK(std::ranges::all_of(send_rows, [](int64_t n) { return n >= 0; }) && sum(send_rows) == x.rows(),
+            "all_to_all of {} rows with counts {}", x.rows(), send_rows);
+  PHX_CHECK(std::ranges::all_of(recv_rows, [](int64_t n) { return n >= 0; }), "all_to_all receives {} rows",
+            recv_rows);
+  const Call call = next_call({.kind = Kind::all_to_all, .dtype = x.dtype(), .numel = x.row_size()});
+  const Tensor out = Tensor::empty(x.shape().with_rows(sum(recv_rows)), x.dtype());
+  PooledVector<int64_t> send(send_rows.begin(), send_rows.end());
+  PooledVector<int64_t> recv(recv_rows.begin(), recv_rows.end());
+  Task<> task = engine_->transport().all_to_all(call, x, out, std::move(send), std::move(recv));
+  return engine_->start(call, std::move(task), out, x.bytes());
+}
+
+Work Group::broadcast(Tensor x, int root) {
+  PHX_CHECK(root >= 0 && root < size(), "root {} of {} ranks", root, size());
+  const Call call =
+      next_call({.kind = Kind::broadcast, .dtype = x.dtype(), .root = root, .numel = x.numel()});
+  return engine_->start(call, engine_->transport().broadcast(call, x, root), x, x.bytes());
+}
+
+Work Group::exchange(PooledVector<P2P> messages) {
+  size_t bytes = 0;
+  for (const P2P& m : messages) {
+    PHX_CHECK(m.peer >= 0 && m.peer < size() && m.peer != rank(), "a message of rank {} with rank {} of {}",
+              rank(), m.peer, size());
+    if (m.kind == P2P::Kind::send) bytes += m.buffer.bytes();
+  }
+  const Call call = next_call({.kind = Kind::exchange});
+  return engine_->start(call, exchange_once(call, std::move(messages)), {}, bytes);
+}
+
+Work Group::barrier() {
+  const Call call = next_call({.kind = Kind::barrier});
+  return engine_->start(call, engine_->transport().barrier(call), {}, 0);
+}
+
+Group Group::subgroup(std::string name, std::span<const int> members) const {
+  GroupInfo info{.name = std::move(name)};
+  for (const int m : members) {
+    PHX_CHECK(m >= 0 && m < size(), "member {} of a group of {}", m, size());
+    if (m == rank()) info.rank = static_cast<int>(info.members.size());
+    info.members.push_back(info_->members[static_cast<size_t>(m)]);
+  }
+  PHX_CHECK(std::ranges::find(members, rank()) != members.end(), "rank {} makes a group that it is not in",
+            rank());
+  return Group(*engine_, std::move(info));
+}
+
+}  // namespace phalanx

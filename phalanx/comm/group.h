@@ -1,0 +1,67 @@
+// A rank's view of some ranks: collectives and batched point-to-point messages, all asynchronous.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "phalanx/comm/engine.h"
+
+namespace phalanx {
+
+/// Every member calls the same operations in the same order; a call that does not match the others' is an
+/// error (CommError) on every rank. Tensors given to a call belong to it until its Work has finished.
+class Group {
+ public:
+  /// `info` has name, members and rank; the engine outlives the group, the group its operations.
+  Group(Engine& engine, GroupInfo info) : engine_(&engine), info_(engine.open_group(std::move(info))) {}
+  Group(Group&&) = default;
+  Group& operator=(Group&& other) noexcept {
+    std::swap(engine_, other.engine_);
+    std::swap(info_, other.info_);
+    std::swap(sequence_, other.sequence_);
+    return *this;
+  }
+  ~Group() {
+    if (info_) engine_->close_group(*info_);
+  }
+
+  int rank() const { return info_->rank; }
+  int size() const { return info_->size(); }
+  const std::string& name() const { return info_->name; }
+  const GroupInfo& info() const { return *info_; }
+  /// What this rank's calls have moved so far: of one kind, or all.
+  const Traffic& traffic(Fingerprint::Kind kind) const { return info_->traffic[static_cast<size_t>(kind)]; }
+  Traffic traffic() const;
+  /// This rank's last operations, of all groups.
+  const FlightRecorder& recorder() const { return engine_->recorder(); }
+
+  /// In place; gives x. All ranks get the same bits, on every transport: sums run in rank order.
+  Work all_reduce(Tensor x, Reduce reduce = Reduce::sum);
+  /// x [R·n, …] → [n, …]: this rank's part of the reduced tensor.
+  Work reduce_scatter(Tensor x, Reduce reduce = Reduce::sum);
+  /// x [n, …] → [R·n, …], in rank order.
+  Work all_gather(Tensor x);
+  /// Rows of x, cut by send_rows[R] in rank order, go to their ranks; gives the received rows in rank order.
+  /// The caller knows recv_rows[R] (an all_to_all of the counts, say).
+  Work all_to_all(Tensor x, std::span<const int64_t> send_rows, std::span<const int64_t> recv_rows);
+  /// In place; gives x.
+  Work broadcast(Tensor x, int root);
+  /// A batch of sends and receives; peers are ranks of this group. Every member calls it, if only with an
+  /// empty batch.
+  Work exchange(PooledVector<P2P> messages);
+  Work barrier();
+
+  /// The group of `members` (ranks of this group, ascending; this rank among them). Every member of the new
+  /// group calls it with the same name and members; other ranks need not know.
+  Group subgroup(std::string name, std::span<const int> members) const;
+
+ private:
+  Call next_call(const Fingerprint& fingerprint);
+
+  Engine* engine_;
+  std::unique_ptr<GroupInfo> info_;  // null after a move; operations in flight refer to it
+  uint64_t sequence_ = 0;
+};
+
+}  // namespace phalanx

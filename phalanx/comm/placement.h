@@ -1,0 +1,37 @@
+// How one tensor lies on a mesh.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "phalanx/comm/mesh.h"
+#include "phalanx/tensor/tensor.h"
+
+namespace phalanx {
+
+/// Dimension `dim` is cut over `axis` into equal parts, in coordinate order.
+struct Shard {
+  Axis axis;
+  int dim;
+};
+
+/// The shards of a tensor; it is replicated along every other axis.
+using Placement = std::vector<Shard>;
+
+/// The part of a full tensor that this rank holds: [begin, end) of every dimension.
+struct LocalSlice {
+  Shape full;
+  Shape local;
+  std::array<int64_t, Shape::kMaxRank> begin{};
+
+  /// The index in the full tensor of element `i` of the local one (both row-major).
+  int64_t global_index(int64_t i) const;
+};
+/// Error when an axis does not divide its dimension; `name` is the tensor's, for the message.
+LocalSlice local_slice(std::string_view name, const Shape& full, const Placement& placement,
+                       const Mesh& mesh);
+
+/// True when an expert axis cuts the tensor: its gradient is then summed over edp, otherwise over dp.
+bool is_expert_placement(const Placement& placement);
+
+}  // namespace phalanx

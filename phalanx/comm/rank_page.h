@@ -1,0 +1,33 @@
+// What the other ranks of a machine may see of a rank without asking it.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "phalanx/comm/bell.h"
+#include "phalanx/comm/flight_recorder.h"
+
+namespace phalanx {
+
+/// One rank's; plain memory, so that processes can share it.
+struct RankPage {
+  /// absent: not there yet; left: its body has returned, it calls nothing more; failed: its body has thrown.
+  enum class State : uint32_t { absent, running, left, failed };
+
+  Bell bell;
+  std::atomic<State> state{State::absent};
+  std::atomic<int32_t> pid{0};  ///< of the process, where ranks are processes
+  std::atomic<int64_t> heartbeat_ns{
+      0};                           ///< coarse_now_ns of its last sign of life, where ranks are processes
+  std::array<char, 4096> report{};  ///< what a failed rank said; written before `state`
+  FlightRecorder recorder;
+
+  /// Sets report (cut to its size) and then the state.
+  void fail(std::string_view text) noexcept;
+  std::string report_text() const { return std::string(report.data()); }
+};
+
+}  // namespace phalanx

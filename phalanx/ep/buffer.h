@@ -1,0 +1,52 @@
+// Dispatch and combine: rows to the ranks that own their experts, and back. Vocabulary and row rules are
+// DeepEP's.
+#pragma once
+
+#include "phalanx/comm/group.h"
+#include "phalanx/tensor/rows.h"
+
+namespace phalanx::ep {
+
+/// What combine (and a cached dispatch) needs of a dispatch.
+struct Handle {
+  Tensor send_tokens;  // i64 [S]: the token behind each sent row; rows by destination, then token
+  PooledVector<int64_t> send_rows;  // [ranks]
+  PooledVector<int64_t> recv_rows;  // [ranks]
+  int64_t tokens = 0;
+};
+
+/// One row for each (token, rank) pair, by source rank, then token.
+struct Dispatched {
+  Rows x_RD;
+  Rows topk_idx_RK;   // i64: local experts, −1 for those elsewhere
+  Tensor weights_RK;  // of those, 0 elsewhere
+  Handle handle;
+};
+
+/// Sums over ranks; weights are routed back to the slots they came from.
+struct Combined {
+  Tensor x_TD;
+  Tensor weights_TK;
+};
+
+/// Experts 0…E−1 lie in equal runs on the ranks of `ep`: rank r owns r·E/R … (r+1)·E/R − 1. The reference
+/// implementation, over all_to_all; backward of dispatch is combine, and the reverse.
+class Buffer {
+ public:
+  /// Error: the ranks do not divide the experts.
+  Buffer(Group& ep, int experts);
+
+  int local_experts() const { return local_experts_; }
+  /// x [T, D], topk_idx i64 [T, K] of global experts (−1: none), weights [T, K].
+  Task<Dispatched> dispatch(Tensor x_TD, Tensor topk_idx_TK, Tensor weights_TK);
+  /// Other rows the same way; nothing but the rows is exchanged.
+  Task<Rows> dispatch(Tensor x_TD, Handle handle);
+  /// y [R, D] back to the tokens; weights [R, K] beside them, or an empty tensor.
+  Task<Combined> combine(Rows y_RD, Handle handle, Tensor weights_RK);
+
+ private:
+  Group& group_;
+  int local_experts_;
+};
+
+}  // namespace phalanx::ep

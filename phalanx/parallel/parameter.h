@@ -1,0 +1,126 @@
+// Parameters: one contract for what a tensor of weights is, where it lies, who shares it and how to use it.
+#pragma once
+
+#include <deque>
+#include <string>
+
+#include "phalanx/base/task.h"
+#include "phalanx/comm/placement.h"
+#include "phalanx/tensor/tensor.h"
+
+namespace phalanx {
+
+/// How a parameter starts.
+struct Init {
+  enum class Kind : uint8_t { zeros, ones, normal };
+  Kind kind = Kind::normal;
+  double std = 0.02;
+};
+
+struct ParameterSpec {
+  std::string name;  // "layers.3.moe.w_up"; equal on every rank and in every layout
+  Shape shape;       // of the full tensor
+  Placement placement;
+  Init init;
+  bool weight_decay = true;
+};
+
+class Parameter;
+
+/// The right to read a parameter's value while it lives.
+class [[nodiscard]] Lease {
+ public:
+  explicit Lease(Parameter& parameter);
+  Lease(Lease&& other) noexcept : parameter_(std::exchange(other.parameter_, nullptr)) {}
+  Lease& operator=(Lease&&) = delete;
+  ~Lease();
+  /// The local part, in the compute dtype.
+  const Tensor& value() const;
+
+ private:
+  Parameter* parameter_;
+};
+
+class Parameter {
+ public:
+  explicit Parameter(ParameterSpec spec, LocalSlice slice) : spec_(std::move(spec)), slice_(slice) {}
+
+  const ParameterSpec& spec() const { return spec_; }
+  const std::string& name() const { return spec_.name; }
+  const LocalSlice& slice() const { return slice_; }
+
+  /// `const Lease w = co_await p.use();` A value that is at hand does not suspend.
+  struct Use {
+    Parameter& parameter;
+    bool await_ready() const noexcept { return true; }
+    void await_suspend(std::coroutine_handle<>) const noexcept {}
+    Lease await_resume() const { return Lease(parameter); }
+  };
+  Use use() { return {*this}; }
+
+  /// The local gradient; backward adds to it.
+  Tensor grad() const { return grad_; }
+  /// Where the local part stands in the store's flat tensors: [flat_begin, flat_begin + numel).
+  int64_t flat_begin() const { return flat_begin_; }
+  /// Outside a step: the local value itself. Nobody may hold a lease.
+  Tensor value() const {
+    PHX_CHECK(leases_ == 0, "{}: {} leases are out", name(), leases_);
+    return value_;
+  }
+
+ private:
+  friend class Lease;
+  friend class ParameterStore;
+  ParameterSpec spec_;
+  LocalSlice slice_;
+  Tensor value_;
+  Tensor grad_;
+  int64_t flat_begin_ = 0;
+  int leases_ = 0;
+};
+
+inline Lease::Lease(Parameter& parameter) : parameter_(&parameter) { ++parameter.leases_; }
+inline Lease::~Lease() {
+  if (parameter_) --parameter_->leases_;
+}
+inline const Tensor& Lease::value() const { return parameter_->value_; }
+
+/// All parameters of one rank. Values and gradients each lie in one flat tensor, ordered by the group over
+/// which the gradient is summed: first those replicated over dp, then the experts', replicated over edp.
+class ParameterStore {
+ public:
+  ParameterStore(Mesh& mesh, DType dtype) : mesh_(mesh), dtype_(dtype) {}
+
+  /// Registers a parameter; its address is stable.
+  Parameter& add(ParameterSpec spec);
+  /// Takes the memory and fills in initial values: the same numbers in every layout. After the last add.
+  void initialise(uint64_t seed);
+
+  std::deque<Parameter>& all() { return parameters_; }
+  /// The part of a tensor laid out as values() is (a gradient, a moment) that belongs to `parameter`, in its
+  /// shape.
+  static Tensor part_of(const Tensor& flat, const Parameter& parameter) {
+    const Shape& local = parameter.slice().local;
+    return flat.slice(parameter.flat_begin(), parameter.flat_begin() + local.numel()).view(local);
+  }
+  DType dtype() const { return dtype_; }
+  Mesh& mesh() { return mesh_; }
+  const Tensor& values() const { return values_; }
+  const Tensor& grads() const { return grads_; }
+
+  void zero_grads();
+  /// Sums every gradient over the ranks that hold a replica of its parameter.
+  Task<> reduce_grads();
+  /// √Σ g² over the whole model; a parameter's every element counts once.
+  Task<double> grad_norm();
+
+ private:
+  Mesh& mesh_;
+  DType dtype_;
+  std::deque<Parameter> parameters_;
+  Tensor values_;
+  Tensor grads_;
+  int64_t experts_begin_ = 0;  // in the flat tensors
+};
+
+}  // namespace phalanx

@@ -1,0 +1,134 @@
+#include "phalanx/parallel/parameter.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <mutex>
+#include <random>
+#include <set>
+
+#include "phalanx/comm/transport/threads.h"
+
+namespace phalanx {
+namespace {
+
+// Initialises one tensor under a layout; every rank's slice must hold the bits of the full tensor, and
+// together the ranks must cover it.
+void expect_slices_of_the_full_tensor(const Layout& layout, const Placement& placement, const Shape& shape,
+                                      DType dtype, uint64_t seed) {
+  Tensor full;
+  run_thread_ranks({.ranks = 1}, [&](Group& world) {
+    Mesh mesh(world, {});
+    ParameterStore store(mesh, dtype);
+    const Parameter& p = store.add({.name = "w", .shape = shape});
+    store.initialise(seed);
+    full = p.value();
+  });
+  std::mutex mutex;
+  std::set<int64_t> covered;
+  run_thread_ranks({.ranks = layout.ranks()}, [&](Group& world) {
+    Mesh mesh(world, layout);
+    ParameterStore store(mesh, dtype);
+    store.add({.name = "before", .shape = {3}});
+    const Parameter& p = store.add({.name = "w", .shape = shape, .placement = placement});
+    store.initialise(seed);
+    const Tensor local = p.value();
+    const size_t size = dtype_size(dtype);
+    const std::lock_guard lock(mutex);
+    for (int64_t i = 0; i < local.numel(); ++i) {
+      const int64_t g = p.slice().global_index(i);
+      covered.insert(g);
+      ASSERT_EQ(std::memcmp(local.raw() + static_cast<size_t>(i) * size,
+                            full.raw() + static_cast<size_t>(g) * size, size),
+                0);
+    }
+  });
+  EXPECT_EQ(static_cast<int64_t>(covered.size()), shape.numel());
+}
+
+TEST(Placement, InitialisingAnyShardGivesSlicesOfTheFullTensorBitwise) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  const Layout eight = {.pp = 1, .dp = 2, .cp = 2, .tp = 2, .ep = 2, .etp = 2};
+  const std::vector<Placement> placements = {{},
+                                             {{Axis::tp, 0}},
+                                             {{Axis::tp, 1}},
+                                             {{Axis::ep, 0}},
+                                             {{Axis::ep, 0}, {Axis::etp, 2}},
+                                             {{Axis::ep, 1}, {Axis::etp, 1}},
+                                             {{Axis::dp, 2}, {Axis::cp, 0}, {Axis::tp, 2}}};
+  for (const Placement& placement : placements) {
+    for (const DType dtype : {DType::f32, DType::f64}) {
+      expect_slices_of_the_full_tensor(eight, placement, {4, 12, 8}, dtype, seed);
+    }
+  }
+}
+
+TEST(Placement, AnAxisThatDoesNotDivideIsNamed) {
+  try {
+    run_thread_ranks({.ranks = 2}, [](Group& world) {
+      Mesh mesh(world, {.tp = 2});
+      local_slice("layers.3.q.w", {5, 4}, {{Axis::tp, 0}}, mesh);
+    });
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("layers.3.q.w"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("tp = 2"), std::string::npos) << e.what();
+  }
+}
+
+// Four expert gradients 2, 4, 6, 8 over two ranks must give √120.
+TEST(ParameterStore, TheGradientNormCountsEveryElementOnce) {
+  for (const Layout& layout :
+       {Layout{}, Layout{.dp = 2}, Layout{.dp = 2, .ep = 2}, Layout{.dp = 4, .ep = 2}}) {
+    run_thread_ranks({.ranks = layout.ranks()}, [&](Group& world) {
+      Mesh mesh(world, layout);
+      ParameterStore store(mesh, DType::f64);
+      Parameter& dense = store.add({.name = "dense", .shape = {2}});
+      Parameter& experts = store.add({.name = "experts", .shape = {4, 1}, .placement = {{Axis::ep, 0}}});
+      store.initialise(1);
+      // Each rank holds its share of the gradient's sum.
+      const double dp = layout.dp;
+      for (int64_t i = 0; i < experts.grad().numel(); ++i) {
+        const auto e = static_cast<double>(experts.slice().global_index(i));
+        experts.grad().data<double>()[i] = 2 * (e + 1) / mesh.size(Axis::edp);
+      }
+      run(store.reduce_grads());
+      EXPECT_NEAR(run(store.grad_norm()), std::sqrt(120.0), 1e-12);
+      dense.grad().data<double>()[1] = 5 / dp;
+      store.zero_grads();
+      dense.grad().data<double>()[1] = 5 / dp;
+      run(store.reduce_grads());
+      EXPECT_NEAR(run(store.grad_norm()), 5, 1e-12);
+    });
+  }
+}
+
+TEST(Parameter, ALeaseKeepsTheValueFromBeingReplaced) {
+  run_thread_ranks({.ranks = 1}, [](Group& world) {
+    Mesh mesh(world, {});
+    ParameterStore store(mesh, DType::f32);
+    Parameter& p = store.add({.name = "w", .shape = {2}});
+    store.initialise(1);
+    const auto use = [](Parameter* parameter) -> Task<> {
+      const Lease lease = co_await parameter->use();
+      EXPECT_EQ(lease.value().numel(), 2);
+      EXPECT_THROW((void)parameter->value(), BrokenPromise);
+    };
+    run(use(&p));
+    EXPECT_NO_THROW((void)p.value());
+  });
+}
+
+TEST(Layout, ReadsWhatItWrites) {
+  EXPECT_EQ(Layout::parse("dp=2,tp=4").text(), "dp=2,tp=4");
+  EXPECT_EQ(Layout::parse("").text(), "dp=1");
+  EXPECT_EQ(Layout::parse("pp=2,ep=2,dp=2").ranks(), 4);
+  for (const char* bad : {"dq=2", "dp=0", "dp", "dp=x", "dp=2,,tp=2", "dp=2;tp=2", "dp=2x"}) {
+    EXPECT_THROW(Layout::parse(bad), Error) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace phalanx

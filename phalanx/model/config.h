@@ -1,0 +1,53 @@
+// What a model is: the numbers that its layers are built from.
+#pragma once
+
+#include <cstdint>
+
+#include "phalanx/ops/route.h"
+
+namespace phalanx {
+
+enum class NormKind : uint8_t { layernorm, rmsnorm };
+/// learned: a table added to the embedding; rope: queries and keys are rotated.
+enum class Positions : uint8_t { learned, rope };
+enum class MlpKind : uint8_t { gelu, gelu_tanh, swiglu, moe };
+
+/// Experts are SwiGLU. Used when ModelConfig::mlp is moe.
+struct MoeConfig {
+  int experts = 8;
+  int top_k = 2;
+  int64_t expert_width = 0;  ///< 0: mlp_width / top_k
+  int shared_experts = 0;    ///< of expert_width each, seen by every token
+  int dense_layers = 0;      ///< the first layers have a dense SwiGLU of mlp_width instead
+  Scores scores = Scores::softmax;
+  bool normalise = true;       ///< chosen weights are divided by their sum
+  double scaling = 1;          ///< of the chosen weights
+  double balance_loss = 0.01;  ///< coefficient of the balance loss (route.h)
+};
+
+/// A decoder of `layers` blocks: x += attention(norm(x)); x += mlp(norm(x)).
+struct ModelConfig {
+  int64_t vocabulary = 0;
+  int layers = 4;
+  int64_t width = 128;
+  int heads = 4;
+  int kv_heads = 0;      ///< 0: heads
+  int64_t head_dim = 0;  ///< 0: width / heads
+  int64_t context = 64;  ///< longest sequence, in tokens
+  NormKind norm = NormKind::rmsnorm;
+  double norm_eps = 1e-5;
+  Positions positions = Positions::rope;
+  double rope_theta = 10000;
+  MlpKind mlp = MlpKind::swiglu;
+  int64_t mlp_width = 0;  ///< 0: 4 · width
+  bool bias = false;      ///< in linears and layer norms
+  bool tied = true;       ///< the output head is the embedding table
+  double dropout = 0;     ///< on the embedding and on each residual branch
+  double init_std = 0.02;
+  MoeConfig moe;
+};
+
+/// The config with every 0 that means "from the others" replaced. Error: sizes that do not divide.
+ModelConfig resolved(ModelConfig config);
+
+}  // namespace phalanx

@@ -1,0 +1,70 @@
+#include "phalanx/model/flops.h"
+
+namespace phalanx {
+namespace {
+
+struct Matrices {
+  int64_t all = 0;
+  int64_t active = 0;  // of one token
+};
+
+Matrices attention_matrices(const ModelConfig& c) {
+  const int64_t n = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads);
+  return {n, n};
+}
+
+Matrices mlp_matrices(const ModelConfig& c, int layer) {
+  if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {
+    const int64_t expert = 3 * c.width * c.moe.expert_width;
+    const int64_t router = c.width * c.moe.experts;
+    const int64_t shared = c.moe.shared_experts * expert;
+    return {router + shared + c.moe.experts * expert, router + shared + c.moe.top_k * expert};
+  }
+  const bool gated = c.mlp == MlpKind::swiglu || c.mlp == MlpKind::moe;
+  const int64_t n = (gated ? 3 : 2) * c.width * c.mlp_width;
+  return {n, n};
+}
+
+int64_t vector_parameters(const ModelConfig& c) {
+  const bool norm_bias = c.norm == NormKind::layernorm && c.bias;
+  int64_t n = (2 * c.layers + 1) * c.width * (norm_bias ? 2 : 1);
+  if (!c.bias) return n;
+  const int64_t attention = c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + c.width;
+  n += c.layers * attention;
+  for (int layer = 0; layer < c.layers; ++layer) {
+    const bool gated = c.mlp == MlpKind::swiglu || c.mlp == MlpKind::moe;
+    if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {
+      if (c.moe.shared_experts > 0) n += 2 * c.moe.shared_experts * c.moe.expert_width + c.width;
+    } else {
+      n += (gated ? 2 : 1) * c.mlp_width + c.width;
+    }
+  }
+  return n;
+}
+
+}  // namespace
+
+ParameterCount count_parameters(const ModelConfig& c) {
+  Matrices sum;
+  for (int layer = 0; layer < c.layers; ++layer) {
+    for (const Matrices& m : {attention_matrices(c), mlp_matrices(c, layer)}) {
+      sum.all += m.all;
+      sum.active += m.active;
+    }
+  }
+  int64_t tables = c.vocabulary * c.width * (c.tied ? 1 : 2);
+  if (c.positions == Positions::learned) tables += c.context * c.width;
+  const int64_t rest = tables + vector_parameters(c);
+  return {sum.all + rest, sum.active + rest};
+}
+
+TokenFlops training_flops_per_token(const ModelConfig& c) {
+  double products = static_cast<double>(c.vocabulary * c.width);  // the head
+  for (int layer = 0; layer < c.layers; ++layer) {
+    products += static_cast<double>(attention_matrices(c).active + mlp_matrices(c, layer).active);
+  }
+  const double attention = 12.0 * c.layers * c.heads * static_cast<double>(c.head_dim * c.context);
+  return {.products = 6 * products, .attention = attention};
+}
+
+}  // namespace phalanx

@@ -1,0 +1,27 @@
+// How much arithmetic a model costs, for shares of the machine's speed.
+#pragma once
+
+#include "phalanx/model/config.h"
+
+namespace phalanx {
+
+/// Operations (a multiply-add is two) of one training step, forward and backward, a token. All formulas count
+/// what PaLM's appendix B counts: 6 for each parameter of a product that a token passes through (the output
+/// head is one, the embedding look-up is not), and 12·layers·H·d·T for attention over the whole context,
+/// causal or not.
+struct TokenFlops {
+  double products = 0;   ///< 6 · parameters used by a token
+  double attention = 0;  ///< 12 · layers · heads · head_dim · context
+  double total() const { return products + attention; }
+};
+/// `config` is resolved.
+TokenFlops training_flops_per_token(const ModelConfig& config);
+
+/// Parameters in all, and those that a token passes through (fewer with experts).
+struct ParameterCount {
+  int64_t total = 0;
+  int64_t active = 0;
+};
+ParameterCount count_parameters(const ModelConfig& config);
+
+}  // namespace phalanx

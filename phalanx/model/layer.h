@@ -1,0 +1,50 @@
+// What every layer is.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "phalanx/base/task.h"
+#include "phalanx/ops/attention.h"
+#include "phalanx/tensor/tape.h"
+
+namespace phalanx {
+
+/// One microbatch of one rank: B sequences, one after the other, T tokens in all.
+struct Batch {
+  Tensor tokens;            // i32 [T]
+  Tensor targets;           // i32 [T], kIgnore where none
+  Tensor positions;         // i32 [T], in the token's sequence
+  Tensor sequence_offsets;  // i64 [B+1]
+  Tensor rows;              // i64 [T], the token's number in the step's whole batch: the key of its dropout
+};
+
+/// Where decoding keeps keys and values.
+class KvStore {
+ public:
+  virtual ~KvStore() = default;
+  /// Appends the new rows of a layer (k already rotated), [T, G·d] each; gives all the layer's segments.
+  virtual std::span<const KvSegment> append(int layer, const Tensor& k_TGd, const Tensor& v_TGd) = 0;
+};
+
+/// What the layers share in one forward or backward. Small: passed by value; the batch and the cache outlive
+/// it.
+struct Pass {
+  const Batch* batch = nullptr;
+  uint64_t step = 0;         ///< of the optimizer: dropout draws anew each step
+  double scale = 0;          ///< backward: of the summed loss
+  bool training = false;     ///< dropout on
+  KvStore* cache = nullptr;  ///< decoding: one sequence, which attends to what the store holds
+};
+
+/// A function of token rows with a written backward. Coroutines: they wait where ranks communicate.
+class Layer {
+ public:
+  virtual ~Layer() = default;
+  /// x [T, D] → [T, D]; saves on the tape what backward takes.
+  virtual Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) = 0;
+  /// The gradient of x; adds to the gradients of the parameters, or defers that work on the tape.
+  virtual Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) = 0;
+};
+
+}  // namespace phalanx

@@ -1,0 +1,132 @@
+#include "phalanx/model/moe.h"
+
+#include <cmath>
+
+#include "phalanx/ops/elementwise.h"
+#include "phalanx/ops/matmul.h"
+#include "phalanx/ops/swiglu.h"
+
+namespace phalanx {
+
+// T tokens, D model width, E experts, K top-k, R received rows, F expert width
+
+Router::Router(ParameterStore& store, const std::string& name, const ModelConfig& c)
+    : config_{.scores = c.moe.scores,
+              .top_k = c.moe.top_k,
+              .normalise = c.moe.normalise,
+              .scaling = c.moe.scaling},
+      balance_loss_(c.moe.balance_loss),
+      w_(store.add({.name = name + ".w", .shape = {c.moe.experts, c.width}, .init = {.std = c.init_std}})) {
+  statistics_.expert_tokens.resize(static_cast<size_t>(c.moe.experts));
+}
+
+Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
+  const Lease w = co_await w_.use();
+  const Tensor logits_TE = matmul_nt(tape.save(x_TD), w.value());
+  const Routing routing = tape.save(route(logits_TE, config_));
+  if (pass.training) {
+    for (const int64_t e : routing.topk_idx_TK.span<int64_t>())
+      ++statistics_.expert_tokens[static_cast<size_t>(e)];
+    statistics_.balance_loss_sum += balance_loss(routing, pass.batch->sequence_offsets);
+  }
+  co_return routing;
+}
+
+Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
+  const auto routing = tape.take<Routing>();
+  Tensor dscores_TE;
+  if (balance_loss_ != 0) {
+    dscores_TE = balance_loss_backward(routing, pass.batch->sequence_offsets, balance_loss_ * pass.scale);
+  }
+  const Tensor dlogits_TE = route_backward(dweights_TK, dscores_TE, routing, config_);
+  tape.defer([this, dlogits_TE, x_TD = tape.take()] { matmul_tn_into(w_.grad(), dlogits_TE, x_TD); });
+  const Lease w = co_await w_.use();
+  co_return matmul(dlogits_TE, w.value());
+}
+
+Experts::Experts(ParameterStore& store, const std::string& name, const ModelConfig& c)
+    : gate_up_(store.add({.name = name + ".gate_up",
+                          .shape = {c.moe.experts, 2 * c.moe.expert_width, c.width},
+                          .placement = {{Axis::ep, 0}},
+                          .init = {.std = c.init_std}})),
+      down_(store.add({.name = name + ".down",
+                       .shape = {c.moe.experts, c.width, c.moe.expert_width},
+                       .placement = {{Axis::ep, 0}},
+                       .init = {.std = c.init_std / std::sqrt(2.0 * c.layers)}})) {}
+
+Task<Rows> Experts::forward(Rows x, Tensor offsets, Tape& tape) {
+  const Lease gate_up = co_await gate_up_.use();
+  const Lease down = co_await down_.use();
+  const Rows h = tape.save(grouped_matmul_nt(tape.save(x), gate_up.value(), offsets));
+  co_return grouped_matmul_nt(tape.save(swiglu(h)), down.value(), offsets);
+}
+
+Task<Rows> Experts::backward(Rows dy, Tensor offsets, Tape& tape) {
+  const Lease gate_up = co_await gate_up_.use();
+  const Lease down = co_await down_.use();
+  tape.defer(
+      [this, dy, a = tape.take<Rows>(), offsets] { grouped_matmul_tn_into(down_.grad(), dy, a, offsets); });
+  const Rows dh = swiglu_backward(grouped_matmul(dy, down.value(), offsets), tape.take<Rows>());
+  tape.defer([this, dh, x = tape.take<Rows>(), offsets] {
+    grouped_matmul_tn_into(gate_up_.grad(), dh, x, offsets);
+  });
+  co_return grouped_matmul(dh, gate_up.value(), offsets);
+}
+
+Moe::Moe(ParameterStore& store, const std::string& name, const ModelConfig& c)
+    : router_(store, name + ".router", c),
+      experts_(store, name + ".experts", c),
+      buffer_(store.mesh().group(Axis::ep), c.moe.experts),
+      shared_(c.moe.shared_experts == 0
+                  ? nullptr
+                  : std::make_unique<SwigluMlp>(store, name + ".shared",
+                                                c.moe.shared_experts * c.moe.expert_width, c)) {}
+
+// The shared experts compute while the routed rows travel.
+Task<Tensor> Moe::forward(Tensor x_TD, Pass pass, Tape& tape) {
+  Task<Tensor> routed = routed_forward(x_TD, pass, tape.scope("routed"));
+  if (!shared_) co_return co_await routed;
+  Task<Tensor> shared = shared_->forward(x_TD, pass, tape.scope("shared"));
+  const auto [routed_TD, shared_TD] = co_await overlap(std::move(routed), std::move(shared));
+  co_return add(routed_TD, shared_TD);
+}
+
+Task<Tensor> Moe::backward(Tensor dy_TD, Pass pass, Tape& tape) {
+  Task<Tensor> routed = routed_backward(dy_TD, pass, tape.scope("routed"));
+  if (!shared_) co_return co_await routed;
+  Task<Tensor> shared = shared_->backward(dy_TD, pass, tape.scope("shared"));
+  const auto [routed_TD, shared_TD] = co_await overlap(std::move(routed), std::move(shared));
+  co_return add(routed_TD, shared_TD);
+}
+
+Task<Tensor> Moe::routed_forward(Tensor x_TD, Pass pass, Tape& tape) {
+  const Routing route = co_await router_.forward(x_TD, pass, tape.scope("router"));
+  const ep::Dispatched in = co_await buffer_.dispatch(x_TD, route.topk_idx_TK, route.weights_TK);
+  const ExpertOrder order = order_by_expert(in.topk_idx_RK, buffer_.local_experts());
+  const Rows x = permute(in.x_RD, order);
+  const Rows y = co_await experts_.forward(x, order.offsets, tape.scope("experts"));
+  const Rows y_RD = unpermute(y, order, in.weights_RK, in.x_RD);
+  const ep::Combined out = co_await buffer_.combine(y_RD, in.handle, Tensor());
+  tape.save(in.handle);
+  tape.save(in.weights_RK);
+  tape.save(order);
+  tape.save(y);
+  co_return out.x_TD;
+}
+
+// The backward of combine is a dispatch of the same rows, and the backward of dispatch a combine.
+Task<Tensor> Moe::routed_backward(Tensor dy_TD, Pass pass, Tape& tape) {
+  const Rows y = tape.take<Rows>();
+  const auto order = tape.take<ExpertOrder>();
+  const Tensor weights_RK = tape.take();
+  const auto handle = tape.take<ep::Handle>();
+  const Rows dy_RD = co_await buffer_.dispatch(dy_TD, handle);
+  const UnpermuteGradients d = unpermute_backward(dy_RD, y, order, weights_RK);
+  const Rows dx = co_await experts_.backward(d.rows, order.offsets, tape.scope("experts"));
+  const Rows dx_RD = unpermute(dx, order, Tensor(), dy_RD);
+  const ep::Combined back = co_await buffer_.combine(dx_RD, handle, d.weights_RK);
+  const Tensor dx_router = co_await router_.backward(back.weights_TK, pass, tape.scope("router"));
+  co_return add(back.x_TD, dx_router);
+}
+
+}  // namespace phalanx

@@ -1,0 +1,48 @@
+// What a training run leaves to be looked at.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "phalanx/train/step.h"
+
+namespace phalanx {
+
+/// One optimizer step, on all ranks.
+struct StepRecord {
+  int64_t step = 0;  ///< from 0
+  double loss = 0;   ///< nats a token
+  double balance_loss = 0;
+  double lr = 0;
+  double grad_norm = 0;
+  double tokens_per_s = 0;
+  double gemm_share = 0;  ///< of the machine's matrix-product speed, measured at the start of the run
+};
+
+struct EvaluationRecord {
+  int64_t step = 0;     ///< steps taken before it
+  double val_loss = 0;  ///< nats a token
+};
+
+/// One run, as rank 0 saw it.
+struct TrainingHistory {
+  std::string title;    ///< of the report: the config's name
+  std::string config;   ///< as TOML, printed once
+  std::string machine;  ///< CPU, ranks, threads
+  int64_t parameters = 0;
+  int64_t active_parameters = 0;
+  double seconds = 0;  ///< of training, without evaluation and saving
+  std::vector<StepRecord> steps;
+  std::vector<EvaluationRecord> evaluations;
+  /// How often each expert was chosen over the run, over all ranks: [MoE layer][expert]; empty for dense
+  /// models.
+  std::vector<std::vector<int64_t>> expert_tokens;
+  PhaseSeconds phases;      ///< summed over the steps, of rank 0
+  double wait_seconds = 0;  ///< part of those spent waiting for other ranks
+  double evaluate_seconds = 0;
+  double save_seconds = 0;
+  std::string sample;  ///< text generated at the end, if any
+};
+
+}  // namespace phalanx

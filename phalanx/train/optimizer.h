@@ -1,0 +1,39 @@
+// The optimizer: state beside the flat parameters, and one update.
+#pragma once
+
+#include "phalanx/parallel/parameter.h"
+
+namespace phalanx {
+
+struct OptimizerConfig {
+  enum class Kind : uint8_t { adamw, sgd };
+  Kind kind = Kind::adamw;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;  ///< on parameters whose spec asks for it
+};
+
+class Optimizer {
+ public:
+  /// State takes the store's dtype and flat layout; after store.initialise.
+  Optimizer(ParameterStore& store, const OptimizerConfig& config);
+  /// Updates every parameter from its gradient times `gradient_scale`.
+  void step(double lr, double gradient_scale);
+
+  /// Updates made so far; a resumed run sets it.
+  int64_t steps() const { return steps_; }
+  void set_steps(int64_t steps) { steps_ = steps; }
+  /// AdamW's moments in the store's flat layout (ParameterStore::part_of); undefined for SGD.
+  const Tensor& first_moments() const { return m_; }
+  const Tensor& second_moments() const { return v_; }
+
+ private:
+  ParameterStore& store_;
+  OptimizerConfig config_;
+  int64_t steps_ = 0;
+  Tensor m_;
+  Tensor v_;
+};
+
+}  // namespace phalanx

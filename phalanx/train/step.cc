@@ -1,0 +1,157 @@
+#include "phalanx/train/step.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "phalanx/base/error.h"
+#include "phalanx/ops/cross_entropy.h"
+
+namespace phalanx {
+namespace {
+
+class Stopwatch {
+ public:
+  /// Adds the time since the last lap (or the start) to `seconds`.
+  void lap(double& seconds) {
+    const auto now = std::chrono::steady_clock::now();
+    seconds += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+template <size_t N>
+Task<std::array<double, N>> sum_over(Group& group, std::array<double, N> values) {
+  const Tensor sum = Tensor::of(Shape{N}, std::span<const double>(values));
+  Work work = group.all_reduce(sum);
+  co_await work;
+  std::ranges::copy(sum.span<double>(), values.begin());
+  co_return values;
+}
+
+double count_targets(std::span<const Batch> microbatches) {
+  int64_t n = 0;
+  for (const Batch& b : microbatches) {
+    n += std::ranges::count_if(b.targets.span<int32_t>(), [](int32_t target) { return target != kIgnore; });
+  }
+  return static_cast<double>(n);
+}
+
+// Runs one step of the schedule; gives the loss sum of its forward, if it has one. `pass` lacks its batch.
+double run_step(Trainer& t, const Step& step, std::span<const Batch> microbatches, Pass pass,
+                PhaseSeconds& seconds) {
+  const auto pass_of = [&](int m) {
+    Pass p = pass;
+    p.batch = &microbatches[static_cast<size_t>(m)];
+    return p;
+  };
+  const auto tape_of = [&](int m) -> Tape& { return t.tapes[static_cast<size_t>(m)]; };
+  Stopwatch watch;
+  double loss = 0;
+  switch (step.op) {
+    case StepOp::F:
+      loss = run(t.model.forward(pass_of(step.microbatch), tape_of(step.microbatch)));
+      watch.lap(seconds.forward);
+      break;
+    case StepOp::B:
+    case StepOp::I:
+      tape_of(step.microbatch).set_deferring(step.op == StepOp::I);
+      run(t.model.backward(pass_of(step.microbatch), tape_of(step.microbatch)));
+      watch.lap(seconds.backward);
+      break;
+    case StepOp::W:
+      tape_of(step.microbatch).run_deferred();
+      watch.lap(seconds.backward);
+      break;
+    case StepOp::FB:
+      tape_of(step.b_microbatch).set_deferring(false);
+      loss = run(overlap(t.model.forward(pass_of(step.microbatch), tape_of(step.microbatch)),
+                         t.model.backward(pass_of(step.b_microbatch), tape_of(step.b_microbatch))))
+                 .first;
+      watch.lap(seconds.overlap);
+      break;
+  }
+  return loss;
+}
+
+double take_balance_loss(Transformer& model) {
+  double sum = 0;
+  for (Moe* moe : model.moe_layers()) sum += std::exchange(moe->statistics().balance_loss_sum, 0);
+  return sum;
+}
+
+// The first parameter whose value or gradient is not finite, for the message; empty if all are.
+std::string first_bad_tensor(ParameterStore& store) {
+  const auto bad = [](const Tensor& t) {
+    return visit_float(t.dtype(), [&](auto e) {
+      return std::ranges::any_of(t.span<decltype(e)>(), [](auto v) { return !std::isfinite(v); });
+    });
+  };
+  for (const Parameter& p : store.all()) {
+    if (bad(p.value())) return format("the weights {}", p.name());
+  }
+  for (const Parameter& p : store.all()) {
+    if (bad(p.grad())) return format("the gradient of {}", p.name());
+  }
+  return {};
+}
+
+void check_finite(Trainer& t, const StepResult& result, uint64_t step) {
+  if (std::isfinite(result.loss) && std::isfinite(result.grad_norm)) return;
+  const std::string bad = first_bad_tensor(t.parameters);
+  throw Error(
+      "step {}: the loss is {} and the gradient norm {}; first bad tensor: {}. Try a lower optimizer.lr or "
+      "optimizer.clip",
+      step, result.loss, result.grad_norm, bad.empty() ? std::string("none, the sum overflows") : bad);
+}
+
+}  // namespace
+
+StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, uint64_t step) {
+  StepResult result;
+  Stopwatch watch;
+  Group& data_ranks = t.mesh.group(Axis::dp);
+  t.parameters.zero_grads();
+  while (t.tapes.size() < microbatches.size()) t.tapes.emplace_back();
+  result.targets = run(sum_over(data_ranks, std::array{count_targets(microbatches)}))[0];
+  const double scale = result.targets > 0 ? 1 / result.targets : 0;
+  watch.lap(result.seconds.reduce);
+
+  double loss = 0;
+  for (const Step& s : t.schedule) {
+    loss += run_step(t, s, microbatches, {.step = step, .scale = scale, .training = true}, result.seconds);
+  }
+
+  watch = Stopwatch();
+  run(t.parameters.reduce_grads());
+  const std::array losses = run(sum_over(data_ranks, std::array{loss, take_balance_loss(t.model)}));
+  result.loss = losses[0] * scale;
+  result.balance_loss = losses[1] * scale;
+  result.grad_norm = run(t.parameters.grad_norm());
+  watch.lap(result.seconds.reduce);
+  return result;
+}
+
+StepResult train_step(Trainer& t, std::span<const Batch> microbatches, double lr, uint64_t step) {
+  StepResult result = compute_gradients(t, microbatches, step);
+  check_finite(t, result, step);
+  Stopwatch watch;
+  const bool clips = t.clip > 0 && result.grad_norm > t.clip;
+  t.optimizer.step(lr, clips ? t.clip / (result.grad_norm + 1e-6) : 1);
+  watch.lap(result.seconds.update);
+  return result;
+}
+
+double evaluate(Trainer& t, std::span<const Batch> batches) {
+  Tape tape;
+  tape.set_keeping(false);
+  std::array<double, 2> sums = {0, count_targets(batches)};
+  for (const Batch& batch : batches) sums[0] += run(t.model.forward({.batch = &batch}, tape));
+  sums = run(sum_over(t.mesh.group(Axis::dp), sums));
+  return sums[1] > 0 ? sums[0] / sums[1] : 0;
+}
+
+}  // namespace phalanx

@@ -1,0 +1,54 @@
+// One optimizer step: the training token's path.
+#pragma once
+
+#include <deque>
+#include <span>
+
+#include "phalanx/model/transformer.h"
+#include "phalanx/parallel/schedule/step.h"
+#include "phalanx/train/optimizer.h"
+
+namespace phalanx {
+
+/// What a rank trains with.
+struct Trainer {
+  Mesh& mesh;
+  ParameterStore& parameters;
+  Transformer& model;
+  Optimizer& optimizer;
+  Steps schedule;               ///< over this rank's microbatches of one step
+  double clip = 0;              ///< largest gradient norm; 0: no limit
+  std::deque<Tape> tapes = {};  ///< by microbatch
+};
+
+/// Seconds of one step on this rank.
+struct PhaseSeconds {
+  double forward = 0;   ///< F steps of the schedule
+  double backward = 0;  ///< B, I and W steps
+  double overlap = 0;   ///< FB steps
+  double reduce = 0;    ///< summing gradients and scalars over ranks, and the gradient norm
+  double update = 0;    ///< the optimizer
+};
+
+/// Equal on all ranks, but for the seconds.
+struct StepResult {
+  double loss = 0;  ///< mean over the targets that count, of all ranks and microbatches
+  double balance_loss =
+      0;  ///< mean over tokens, summed over MoE layers, without its coefficient; 1 a layer is even
+  double grad_norm = 0;  ///< before clipping
+  double targets = 0;    ///< that counted
+  PhaseSeconds seconds;
+};
+
+/// Forward and backward of this rank's microbatches in the order of the schedule, gradients summed over the
+/// ranks, clipped, and one update. `step` numbers the update, from 0. Error, on all ranks together and before
+/// any update: the loss or the gradient is not finite (names the first bad tensor).
+StepResult train_step(Trainer& trainer, std::span<const Batch> microbatches, double lr, uint64_t step);
+
+/// The same without clipping and update: gradients stay in the parameters.
+StepResult compute_gradients(Trainer& trainer, std::span<const Batch> microbatches, uint64_t step);
+
+/// Mean loss over batches of this rank and all others of dp; nothing is kept or updated.
+double evaluate(Trainer& trainer, std::span<const Batch> batches);
+
+}  // namespace phalanx

@@ -1,0 +1,153 @@
+#include "phalanx/train/train.h"
+
+#include <chrono>
+
+#include "phalanx/base/error.h"
+#include "phalanx/base/parallel_for.h"
+#include "phalanx/model/flops.h"
+#include "phalanx/ops/peak.h"
+#include "phalanx/train/rank_run.h"
+#include "phalanx/train/resume.h"
+
+namespace phalanx {
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// The sum over all ranks of one number.
+double sum_over(Group& group, double value) {
+  const Tensor sum = Tensor::of(Shape{1}, std::span<const double>(&value, 1));
+  group.all_reduce(sum).wait();
+  return sum.data<double>()[0];
+}
+
+// One rank's run from its first step to its last.
+class Run {
+ public:
+  Run(RankRun& rank, const Dataset& data, Group& world, const TrainHooks& hooks)
+      : rank_(rank), data_(data), world_(world), hooks_(hooks) {
+    const TokenFlops flops = training_flops_per_token(rank.model().config());
+    world.barrier().wait();  // so that all ranks measure at the same time
+    machine_flops_ = sum_over(world, measure_matmul_flops(rank.parameters().dtype()));
+    step_flops_ = flops.total() * static_cast<double>(tokens_of_step());
+    validation_ = data.validation(config().train.eval_batches, rank.share());
+  }
+
+  TrainingHistory go(int64_t first_step) {
+    const RunConfig& c = config().train;
+    describe();
+    for (step_ = first_step; step_ < c.steps; ++step_) {
+      if (c.eval_every > 0 && step_ % c.eval_every == 0) evaluate_now();
+      if (stop_asked()) break;
+      train_now();
+      if (c.save_every > 0 && (step_ + 1) % c.save_every == 0 && step_ + 1 < c.steps) save_now(step_ + 1);
+    }
+    evaluate_now();
+    save_now(step_);
+    count_experts();
+    return std::move(history_);
+  }
+
+ private:
+  const TrainConfig& config() const { return rank_.config(); }
+  bool leads() const { return world_.rank() == 0; }
+  int64_t tokens_of_step() const { return config().train.batch * config().model.context; }
+
+  void describe() {
+    const ParameterCount parameters = count_parameters(rank_.model().config());
+    history_.parameters = parameters.total;
+    history_.active_parameters = parameters.active;
+    history_.config = to_toml(config());
+    history_.machine = format(
+        "{} cores, {} ranks of {} threads, layout {}, {:.0f} GFLOP/s in matrix products", available_cores(),
+        world_.size(), parallel_threads(), rank_.mesh().layout().text(), machine_flops_ / 1e9);
+  }
+
+  // The leader's hook decides for all.
+  bool stop_asked() {
+    const double asked = leads() && hooks_.stop && hooks_.stop() ? 1 : 0;
+    return sum_over(world_, asked) > 0;
+  }
+
+  void train_now() {
+    const auto start = std::chrono::steady_clock::now();
+    const RowShare& share = rank_.share();
+    batches_.clear();
+    for (int64_t m = 0; m < share.microbatches(); ++m) batches_.push_back(data_.train_batch(step_, m, share));
+    const double lr = learning_rate(config().lr, step_, config().train.steps);
+    const StepResult result = train_step(rank_.trainer(), batches_, lr, static_cast<uint64_t>(step_));
+    const double seconds = seconds_since(start);
+    if (!leads()) return;
+    history_.seconds += seconds;
+    add(history_.phases, result.seconds);
+    history_.steps.push_back({.step = step_,
+                              .loss = result.loss,
+                              .balance_loss = result.balance_loss,
+                              .lr = lr,
+                              .grad_norm = result.grad_norm,
+                              .tokens_per_s = static_cast<double>(tokens_of_step()) / seconds,
+                              .gemm_share = step_flops_ / seconds / machine_flops_});
+    if (hooks_.on_step) hooks_.on_step(history_.steps.back());
+  }
+
+  static void add(PhaseSeconds& sum, const PhaseSeconds& s) {
+    sum.forward += s.forward;
+    sum.backward += s.backward;
+    sum.overlap += s.overlap;
+    sum.reduce += s.reduce;
+    sum.update += s.update;
+  }
+
+  void evaluate_now() {
+    if (validation_.empty()) return;
+    const auto start = std::chrono::steady_clock::now();
+    const EvaluationRecord record = {.step = step_, .val_loss = evaluate(rank_.trainer(), validation_)};
+    history_.evaluate_seconds += seconds_since(start);
+    history_.evaluations.push_back(record);
+    if (leads() && hooks_.on_evaluation) hooks_.on_evaluation(record);
+  }
+
+  void save_now(int64_t steps_done) {
+    const auto start = std::chrono::steady_clock::now();
+    const SavedReport saved = save_run(rank_, data_.tokenizer(), steps_done, world_);
+    history_.save_seconds += seconds_since(start);
+    if (!leads() || !hooks_.on_note) return;
+    hooks_.on_note("saved " + saved.path.string());
+    if (!saved.note.empty()) hooks_.on_note(saved.note);
+  }
+
+  void count_experts() {
+    for (Moe* moe : rank_.model().moe_layers()) {
+      const std::vector<int64_t>& mine = moe->statistics().expert_tokens;
+      const Tensor sum = Tensor::of(Shape{static_cast<int64_t>(mine.size())}, std::span<const int64_t>(mine));
+      world_.all_reduce(sum).wait();
+      const auto all = sum.span<int64_t>();
+      history_.expert_tokens.emplace_back(all.begin(), all.end());
+    }
+  }
+
+  RankRun& rank_;
+  const Dataset& data_;
+  Group& world_;
+  const TrainHooks& hooks_;
+  TrainingHistory history_;
+  std::vector<Batch> batches_;
+  std::vector<Batch> validation_;
+  int64_t step_ = 0;
+  double machine_flops_ = 0;  // of all ranks together
+  double step_flops_ = 0;
+};
+
+}  // namespace
+
+TrainingHistory train(const TrainConfig& config, const Dataset& data, const std::string& resume, Group& world,
+                      const TrainHooks& hooks) {
+  RankRun rank(checked(config), data.tokenizer().vocabulary(), world);
+  const int64_t first_step = resume.empty() ? 0 : resume_run(rank, resume, world);
+  Run run(rank, data, world, hooks);
+  return run.go(first_step);
+}
+
+}  // namespace phalanx

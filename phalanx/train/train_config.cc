@@ -1,0 +1,185 @@
+#include "phalanx/train/train_config.h"
+
+#include "phalanx/base/error.h"
+#include "phalanx/base/file.h"
+
+namespace phalanx {
+namespace {
+
+constexpr uint64_t kLargestFile = uint64_t{1} << 20;
+
+void add_model(ConfigTable& table, ModelConfig& m) {
+  ConfigSection& s = table.section("model", "A decoder; its vocabulary is made from the text.");
+  s.add("layers", &m.layers, "blocks of attention and MLP").at_least(1);
+  s.add("width", &m.width, "of the residual stream").at_least(1);
+  s.add("heads", &m.heads, "query heads").at_least(1);
+  s.add("kv_heads", &m.kv_heads, "key and value heads; 0: as many as heads").at_least(0);
+  s.add("head_dim", &m.head_dim, "width of a head; 0: width / heads").at_least(0);
+  s.add("context", &m.context, "tokens of a sequence").at_least(1);
+  s.choice("norm", &m.norm, {{"layernorm", NormKind::layernorm}, {"rmsnorm", NormKind::rmsnorm}},
+           "before attention, before the MLP and at the end");
+  s.add("norm_eps", &m.norm_eps, "added to the variance").above(0);
+  s.choice("positions", &m.positions, {{"learned", Positions::learned}, {"rope", Positions::rope}},
+           "a learned table, or rotated queries and keys");
+  s.add("rope_theta", &m.rope_theta, "base of the rotation").above(0);
+  s.choice("mlp", &m.mlp,
+           {{"gelu", MlpKind::gelu},
+            {"gelu_tanh", MlpKind::gelu_tanh},
+            {"swiglu", MlpKind::swiglu},
+            {"moe", MlpKind::moe}},
+           "gelu by erf or tanh, gated, or a mixture of experts ([moe])");
+  s.add("mlp_width", &m.mlp_width, "hidden width of a dense MLP; 0: 4 width").at_least(0);
+  s.add("bias", &m.bias, "in linear layers and layer norms");
+  s.add("tied", &m.tied, "the output head is the embedding");
+  s.add("dropout", &m.dropout, "probability, on the embedding and each branch").at_least(0).below(1);
+  s.add("init_std", &m.init_std, "standard deviation of initial weights").above(0);
+}
+
+void add_moe(ConfigTable& table, MoeConfig& m) {
+  ConfigSection& s = table.section("moe", "The experts of mlp = \"moe\".");
+  s.add("experts", &m.experts, "in a layer").at_least(1);
+  s.add("top_k", &m.top_k, "experts of a token").at_least(1);
+  s.add("expert_width", &m.expert_width, "hidden width of an expert; 0: mlp_width / top_k").at_least(0);
+  s.add("shared_experts", &m.shared_experts, "more experts, which every token sees").at_least(0);
+  s.add("dense_layers", &m.dense_layers, "first layers that have a dense MLP instead").at_least(0);
+  s.choice("scores", &m.scores, {{"softmax", Scores::softmax}, {"sigmoid", Scores::sigmoid}},
+           "of the router's logits");
+  s.add("normalise", &m.normalise, "the chosen weights sum to one");
+  s.add("scaling", &m.scaling, "factor of the chosen weights").above(0);
+  s.add("balance_loss", &m.balance_loss, "coefficient of the balance loss").at_least(0);
+}
+
+void add_data(ConfigTable& table, DataConfig& d) {
+  ConfigSection& s = table.section("data", "The text.");
+  s.add("text", &d.text, "file that is learnt");
+  s.choice("tokenizer", &d.tokenizer,
+           {{"char", TokenizerKind::characters}, {"byte", TokenizerKind::bytes}, {"bpe", TokenizerKind::bpe}},
+           "made from the text");
+  s.add("bpe_vocabulary", &d.bpe_vocabulary, "tokens of a bpe vocabulary, at most")
+      .at_least(256)
+      .at_most(1 << 20);
+  s.add("validation_fraction", &d.validation_fraction, "of the characters, at the end").at_least(0).below(1);
+}
+
+void add_run(ConfigTable& table, RunConfig& r) {
+  ConfigSection& s = table.section("train", "The run.");
+  s.add("steps", &r.steps, "optimizer steps").at_least(1);
+  s.add("batch", &r.batch, "sequences of a step, over all ranks").at_least(1);
+  s.add("microbatch", &r.microbatch, "sequences of one rank at a time; 0: all of its share").at_least(0);
+  s.add("seed", &r.seed, "of initial values, dropout and the draw of sequences");
+  s.choice("dtype", &r.dtype, {{"f32", DType::f32}, {"f64", DType::f64}}, "of weights and arithmetic");
+  s.choice("schedule", &r.schedule,
+           {{"sequential", ScheduleKind::sequential}, {"overlapped", ScheduleKind::overlapped}},
+           "of microbatches: one after the other, or a forward beside a backward");
+  s.add("eval_every", &r.eval_every, "steps between evaluations; 0: only at the end").at_least(0);
+  s.add("eval_batches", &r.eval_batches, "batches of an evaluation; 0: the whole validation part")
+      .at_least(0);
+  s.add("save_every", &r.save_every, "steps between checkpoints; 0: only at the end").at_least(0);
+  s.add("keep", &r.keep, "newest checkpoints that stay; 0: all").at_least(0);
+  s.add("out", &r.out, "directory of the checkpoints");
+}
+
+void add_optimizer(ConfigTable& table, TrainConfig& c) {
+  using Kind = OptimizerConfig::Kind;
+  ConfigSection& s = table.section("optimizer", "The update and its learning rate.");
+  s.choice("kind", &c.optimizer.kind, {{"adamw", Kind::adamw}, {"sgd", Kind::sgd}}, "update rule");
+  s.add("lr", &c.lr.lr, "learning rate after the warm-up").above(0);
+  s.add("min_lr", &c.lr.min_lr, "learning rate at the end of the decay").at_least(0);
+  s.add("warmup", &c.lr.warmup, "steps of linear growth").at_least(0);
+  s.add("decay_steps", &c.lr.decay_steps, "step at which min_lr is reached; 0: train.steps").at_least(0);
+  s.choice("decay", &c.lr.decay,
+           {{"cosine", Decay::cosine}, {"linear", Decay::linear}, {"constant", Decay::constant}},
+           "after the warm-up");
+  s.add("beta1", &c.optimizer.beta1, "of AdamW's mean").at_least(0).below(1);
+  s.add("beta2", &c.optimizer.beta2, "of AdamW's mean square").at_least(0).below(1);
+  s.add("eps", &c.optimizer.eps, "of AdamW").above(0);
+  s.add("weight_decay", &c.optimizer.weight_decay, "decoupled, on matrices").at_least(0);
+  s.add("clip", &c.clip, "largest gradient norm; 0: no limit").at_least(0);
+}
+
+void add_parallel(ConfigTable& table, ParallelConfig& p) {
+  ConfigSection& s = table.section("parallel", "The ranks.");
+  s.add("ranks", &p.ranks, "number of ranks; 0: those of the layout").at_least(0);
+  s.add("layout", &p.layout, "sizes of the axes, as in dp=4,ep=2; dp may be left out");
+  s.choice(
+      "transport", &p.transport,
+      {{"threads", TransportKind::threads}, {"process", TransportKind::process}, {"mpi", TransportKind::mpi}},
+      "how ranks reach each other");
+}
+
+}  // namespace
+
+ConfigTable train_table(TrainConfig& config) {
+  ConfigTable table;
+  add_model(table, config.model);
+  add_moe(table, config.model.moe);
+  add_data(table, config.data);
+  add_run(table, config.train);
+  add_optimizer(table, config);
+  add_parallel(table, config.parallel);
+  return table;
+}
+
+TrainConfig parse_train_config(std::string_view toml, const std::string& name,
+                               std::span<const std::string> overrides) {
+  TrainConfig config;
+  ConfigTable table = train_table(config);
+  table.read(toml, name);
+  for (const std::string& assignment : overrides) table.set(assignment);
+  try {
+    return checked(config);
+  } catch (const Error& e) {
+    const std::string place = table.place_of(e.what());
+    throw Error("{}: {}", place.empty() ? name : place, e.what());
+  }
+}
+
+TrainConfig load_train_config(const std::string& path, std::span<const std::string> overrides) {
+  return parse_train_config(read_text(path, kLargestFile), path, overrides);
+}
+
+std::string to_toml(const TrainConfig& config) {
+  TrainConfig copy = config;
+  return train_table(copy).toml();
+}
+
+Layout layout_of(const ParallelConfig& config) {
+  Layout layout = Layout::parse(config.layout);
+  if (config.ranks > 0 && config.layout.find("dp=") == std::string::npos) {
+    layout.dp = std::max(1, config.ranks / layout.ranks());
+  }
+  if (config.ranks > 0 && layout.ranks() != config.ranks) {
+    throw Error(
+        "parallel.layout \"{}\" does not fit parallel.ranks {}: its axes pp, dp, cp and tp make {} ranks",
+        config.layout, config.ranks, layout.ranks());
+  }
+  const int stage_ranks = layout.dp * layout.cp * layout.tp;
+  if (stage_ranks % (layout.ep * layout.etp) != 0) {
+    throw Error(
+        "parallel.layout \"{}\": ep·etp = {} does not divide the dp·cp·tp = {} ranks that share the experts",
+        config.layout, layout.ep * layout.etp, stage_ranks);
+  }
+  return layout;
+}
+
+TrainConfig checked(TrainConfig c) {
+  c.model = resolved(c.model);
+  if (c.model.moe.dense_layers > c.model.layers) {
+    throw Error("moe.dense_layers {} are more than model.layers {}", c.model.moe.dense_layers,
+                c.model.layers);
+  }
+  const Layout layout = layout_of(c.parallel);
+  c.parallel.layout = layout.text();
+  c.parallel.ranks = layout.ranks();
+  if (c.model.mlp == MlpKind::moe && c.model.moe.experts % layout.ep != 0) {
+    throw Error("moe.experts {} are not divisible by ep {} of parallel.layout \"{}\"", c.model.moe.experts,
+                layout.ep, c.parallel.layout);
+  }
+  c.train.microbatch = row_share(c.train.batch, c.train.microbatch, layout.dp, 0).microbatch;
+  if (c.lr.decay != Decay::constant && c.lr.min_lr > c.lr.lr) {
+    throw Error("optimizer.min_lr {} is above optimizer.lr {}", c.lr.min_lr, c.lr.lr);
+  }
+  return c;
+}
+
+}  // namespace phalanx

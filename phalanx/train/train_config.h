@@ -1,0 +1,76 @@
+// Everything that a training run is told: one TOML file, then --set section.key=value.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "phalanx/base/config.h"
+#include "phalanx/comm/mesh.h"
+#include "phalanx/model/config.h"
+#include "phalanx/tensor/dtype.h"
+#include "phalanx/train/data.h"
+#include "phalanx/train/lr_schedule.h"
+#include "phalanx/train/optimizer.h"
+
+namespace phalanx {
+
+/// sequential: one microbatch at a time; overlapped: a forward beside a backward (parallel/schedule/step.h).
+enum class ScheduleKind : uint8_t { sequential, overlapped };
+
+/// Section [train].
+struct RunConfig {
+  int64_t steps = 2000;
+  int64_t batch = 12;      ///< sequences of a step, over all ranks
+  int64_t microbatch = 0;  ///< sequences of one rank at a time; 0: its whole share of the batch
+  uint64_t seed = 1337;    ///< of initial values, dropout and the draw of sequences
+  DType dtype = DType::f32;
+  ScheduleKind schedule = ScheduleKind::sequential;
+  int64_t eval_every = 250;   ///< steps; 0: only at the end
+  int64_t eval_batches = 20;  ///< of `batch` sequences; 0: the whole validation part
+  int64_t save_every = 0;     ///< steps; 0: only at the end
+  int64_t keep = 2;           ///< checkpoints, the newest; 0: all
+  std::string out = "out";    ///< directory of checkpoints
+};
+
+/// How ranks reach each other: threads of this process, processes of this host, or MPI.
+enum class TransportKind : uint8_t { threads, process, mpi };
+
+/// Section [parallel].
+struct ParallelConfig {
+  int ranks = 0;            ///< 0: those of the layout
+  std::string layout = "";  ///< "dp=4,ep=2"; without dp, dp takes the ranks that the others leave
+  TransportKind transport = TransportKind::threads;
+};
+
+struct TrainConfig {
+  ModelConfig model;  ///< sections [model] and [moe]; its vocabulary is the tokenizer's
+  DataConfig data;
+  RunConfig train;
+  OptimizerConfig optimizer;
+  LrConfig lr;      ///< in section [optimizer]
+  double clip = 1;  ///< largest gradient norm, in section [optimizer]; 0: no limit
+  ParallelConfig parallel;
+};
+
+/// The table of all sections, bound to `config`, which outlives it.
+ConfigTable train_table(TrainConfig& config);
+
+/// Reads the file, applies the overrides ("train.steps=10") in order, resolves and checks. Error: see
+/// base/config.h and checked().
+TrainConfig load_train_config(const std::string& path, std::span<const std::string> overrides);
+/// The same from text, as a checkpoint carries it; `name` stands for the file in messages.
+TrainConfig parse_train_config(std::string_view toml, const std::string& name,
+                               std::span<const std::string> overrides);
+/// The effective values as TOML, which parse_train_config takes back unchanged.
+std::string to_toml(const TrainConfig& config);
+
+/// The layout that [parallel] asks for. Error: it has another number of ranks, or expert axes that do not
+/// fit.
+Layout layout_of(const ParallelConfig& config);
+
+/// The config with every value that means "from the others" replaced: the model's (resolved), microbatch,
+/// ranks and layout. Error: values that do not fit each other.
+TrainConfig checked(TrainConfig config);
+
+}  // namespace phalanx

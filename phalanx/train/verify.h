@@ -1,0 +1,51 @@
+// Proving that layouts agree: the same steps under every layout, compared with one rank parameter by
+// parameter.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "phalanx/comm/mesh.h"
+#include "phalanx/model/config.h"
+#include "phalanx/tensor/dtype.h"
+
+namespace phalanx {
+
+struct VerifyCase {
+  Layout layout;
+  bool overlapped = false;  ///< the schedule: overlapped, else sequential
+};
+
+struct VerifyOptions {
+  ModelConfig model;  ///< resolved
+  DType dtype = DType::f64;
+  int64_t sequences = 0;  ///< in a microbatch of the whole job; 0: as many as the most dp ranks of any case
+  int microbatches = 2;
+  uint64_t seed = 0;
+  double tolerance = 0;  ///< largest gradient error that passes; 0: 1e-12 in f64, 1e-5 in f32
+};
+
+/// The error of a gradient g against one rank's g0 is ‖g − g0‖ / max(‖g0‖, 1e-6 · ‖all g0‖).
+struct VerifyRow {
+  VerifyCase run;
+  double max_rel_grad_err = 0;
+  std::string worst_tensor;
+  double loss_err = 0;       ///< relative
+  double grad_norm_err = 0;  ///< relative
+  double weights_err = 0;    ///< the same error of the weights after three steps: AdamW in f64, SGD in f32
+  double seconds = 0;
+  bool pass = false;
+  std::string error;  ///< what the run threw; empty if nothing
+};
+
+/// All layouts of `ranks` ranks that fit the model: dp = ranks, every ep that divides dp and the experts,
+/// each with both schedules.
+std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks);
+
+/// Runs every case on thread ranks, with random tokens and weights of `seed`; `on_row` sees each row as it
+/// ends.
+std::vector<VerifyRow> verify(const VerifyOptions& options, const std::vector<VerifyCase>& cases,
+                              const std::function<void(const VerifyRow&)>& on_row);
+
+}  // namespace phalanx

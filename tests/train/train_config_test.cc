@@ -1,0 +1,222 @@
+#include "phalanx/train/train_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <functional>
+
+#include "phalanx/base/error.h"
+#include "tests/paths.h"
+
+namespace phalanx {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+using Overrides = std::vector<std::string>;
+
+TrainConfig parse(std::string_view toml, const Overrides& overrides = {}) {
+  return parse_train_config(toml, "a.toml", overrides);
+}
+
+std::string refusal(std::string_view toml, const Overrides& overrides = {}) {
+  try {
+    parse(toml, overrides);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+std::string shipped(const std::string& name) {
+  return (std::filesystem::path(testing::kSourceDir) / "configs" / name).string();
+}
+
+TEST(TrainConfig, DefaultsHold) {
+  const TrainConfig c = parse("");
+  EXPECT_EQ(c.train.microbatch, c.train.batch);
+  EXPECT_EQ(c.parallel.ranks, 1);
+  EXPECT_EQ(c.parallel.layout, "dp=1");
+}
+
+TEST(TrainConfig, NanoGptOnCpuIsNanoGpts) {
+  const TrainConfig c = load_train_config(shipped("nanogpt_cpu.toml"), {});
+  EXPECT_EQ(c.model.layers, 4);
+  EXPECT_EQ(c.model.width, 128);
+  EXPECT_EQ(c.model.heads, 4);
+  EXPECT_EQ(c.model.kv_heads, 4);
+  EXPECT_EQ(c.model.head_dim, 32);
+  EXPECT_EQ(c.model.context, 64);
+  EXPECT_EQ(c.model.mlp_width, 512);
+  EXPECT_EQ(c.model.norm, NormKind::layernorm);
+  EXPECT_EQ(c.model.norm_eps, 1e-5);
+  EXPECT_EQ(c.model.positions, Positions::learned);
+  EXPECT_EQ(c.model.mlp, MlpKind::gelu);
+  EXPECT_FALSE(c.model.bias);
+  EXPECT_TRUE(c.model.tied);
+  EXPECT_EQ(c.model.dropout, 0);
+  EXPECT_EQ(c.model.init_std, 0.02);
+  EXPECT_EQ(c.data.tokenizer, TokenizerKind::characters);
+  EXPECT_EQ(c.train.steps, 2000);
+  EXPECT_EQ(c.train.batch, 12);
+  EXPECT_EQ(c.optimizer.kind, OptimizerConfig::Kind::adamw);
+  EXPECT_EQ(c.optimizer.beta1, 0.9);
+  EXPECT_EQ(c.optimizer.beta2, 0.99);
+  EXPECT_EQ(c.optimizer.eps, 1e-8);
+  EXPECT_EQ(c.optimizer.weight_decay, 0.1);
+  EXPECT_EQ(c.lr.lr, 1e-3);
+  EXPECT_EQ(c.lr.min_lr, 1e-4);
+  EXPECT_EQ(c.lr.warmup, 100);
+  EXPECT_EQ(c.lr.decay, Decay::cosine);
+  EXPECT_EQ(c.clip, 1);
+}
+
+TEST(TrainConfig, EveryShippedConfigLoadsAndPrintsWhatItMeans) {
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(shipped(""))) {
+    SCOPED_TRACE(entry.path().string());
+    const TrainConfig c = load_train_config(entry.path().string(), {});
+    const std::string printed = to_toml(c);
+    EXPECT_EQ(to_toml(parse(printed)), printed);
+    ++files;
+  }
+  EXPECT_GE(files, 3);
+}
+
+TEST(TrainConfig, DemoSharesItsExpertsOverFourRanks) {
+  const TrainConfig c = load_train_config(shipped("demo_moe.toml"), {});
+  EXPECT_EQ(c.model.mlp, MlpKind::moe);
+  EXPECT_EQ(c.model.moe.experts, 8);
+  EXPECT_EQ(c.model.moe.shared_experts, 1);
+  EXPECT_EQ(layout_of(c.parallel).dp, 4);
+  EXPECT_EQ(layout_of(c.parallel).ep, 4);
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  for (size_t at = 0; at < text.size(); at = text.find('\n', at) + 1) {
+    lines.push_back(text.substr(at, text.find('\n', at) - at));
+  }
+  return lines;
+}
+
+// Sets the field to a value that it does not have.
+void change(ConfigTable& table, const std::string& name) {
+  const std::string before = table.field(name).text();
+  for (const char* value : {"3", "300", "0.25", "true", "false", "sgd", "bpe", "f64", "overlapped", "linear",
+                            "mpi", "layernorm", "learned", "gelu_tanh", "sigmoid"}) {
+    try {
+      table.set(name + "=" + value);
+    } catch (const Error&) {
+      continue;
+    }
+    if (table.field(name).text() != before) return;
+  }
+  ADD_FAILURE() << name << " takes nothing but " << before;
+}
+
+// No field is bound twice or not at all.
+TEST(TrainConfig, EveryFieldIsBoundToItsOwnVariable) {
+  TrainConfig c = parse("");
+  ConfigTable table = train_table(c);
+  const std::string before = table.toml();
+  const std::vector<std::string> lines = lines_of(before);
+  size_t fields = 0;
+  std::string section;
+  for (const std::string& line : lines) {
+    if (line.starts_with('[')) section = line.substr(1, line.size() - 2);
+    const size_t equals = line.find(" = ");
+    if (equals == std::string::npos) continue;
+    const std::string name = section + "." + line.substr(0, equals);
+    change(table, name);
+    const std::vector<std::string> after = lines_of(table.toml());
+    ASSERT_EQ(after.size(), lines.size());
+    std::vector<std::string> changed;
+    for (size_t i = 0; i < lines.size(); ++i) {
+      if (after[i] != lines[i]) changed.push_back(lines[i]);
+    }
+    EXPECT_THAT(changed, ElementsAre(line)) << name;
+    table.set(name + "=" + line.substr(equals + 3));
+    EXPECT_EQ(table.toml(), before) << name;
+    ++fields;
+  }
+  EXPECT_GT(fields, 50u);
+}
+
+TEST(TrainConfig, SizesThatDoNotFitAreNamedWithTheirPlace) {
+  EXPECT_EQ(refusal("[model]\nwidth = 130\nheads = 4\n"),
+            "a.toml:2: model.width 130 is not a multiple of model.heads 4");
+  EXPECT_EQ(refusal("[model]\nwidth = 128\n", {"model.heads=3"}),
+            "a.toml:2: model.width 128 is not a multiple of model.heads 3");
+  EXPECT_EQ(refusal("", {"model.heads=3"}),
+            "--set model.heads=3: model.width 128 is not a multiple of model.heads 3");
+  EXPECT_THAT(refusal("[model]\nheads = 4\nkv_heads = 3\n"),
+              HasSubstr("a.toml:2: model.heads 4 is not a multiple"));
+  EXPECT_THAT(refusal("[model]\nmlp = \"moe\"\n[moe]\nexperts = 6\ntop_k = 7\n"), HasSubstr("moe.top_k 7"));
+  EXPECT_EQ(refusal("[model]\nmlp = \"moe\"\n[moe]\nexperts = 6\n[parallel]\nlayout = \"dp=4,ep=4\"\n"),
+            "a.toml:4: moe.experts 6 are not divisible by ep 4 of parallel.layout \"dp=4,ep=4\"");
+  EXPECT_EQ(refusal("[train]\nbatch = 6\n[parallel]\nranks = 4\n"),
+            "a.toml:2: train.batch 6 is not a multiple of the 4 data-parallel ranks");
+  EXPECT_EQ(refusal("[train]\nbatch = 12\nmicrobatch = 4\n[parallel]\nranks = 2\n"),
+            "a.toml:3: train.microbatch 4 does not divide the 6 sequences that each of 2 data-parallel ranks "
+            "has of "
+            "train.batch 12");
+  EXPECT_EQ(refusal("[moe]\ndense_layers = 5\n", {"model.layers=4"}),
+            "a.toml:2: moe.dense_layers 5 are more than model.layers 4");
+  EXPECT_EQ(refusal("[optimizer]\nlr = 1e-5\n"),
+            "a.toml:2: optimizer.min_lr 0.0001 is above optimizer.lr 1e-05");
+  EXPECT_EQ(refusal("[optimizer]\nlr = 1e-5\ndecay = \"constant\"\n"), "no error");
+}
+
+TEST(TrainConfig, UnknownKeysNameTheNearest) {
+  EXPECT_EQ(refusal("[optimizer]\nwarm_up = 3\n"),
+            "a.toml:2: unknown key \"warm_up\" in [optimizer]; the nearest known key is \"warmup\"");
+  EXPECT_EQ(refusal("[model]\nvocabulary = 3\n"),
+            "a.toml:2: unknown key \"vocabulary\" in [model]; the nearest known key is \"layers\"");
+  EXPECT_EQ(refusal("[model]\nexperts = 3\n"),
+            "a.toml:2: unknown key \"experts\" in [model]; it belongs to [moe]");
+}
+
+TEST(TrainConfig, LayoutAndRanksComplementEachOther) {
+  EXPECT_EQ(parse("", {"parallel.ranks=4"}).parallel.layout, "dp=4");
+  EXPECT_EQ(parse("", {"parallel.layout=dp=2"}).parallel.ranks, 2);
+  EXPECT_EQ(parse("", {"parallel.ranks=4", "parallel.layout=ep=2"}).parallel.layout, "dp=4,ep=2");
+  EXPECT_EQ(parse("", {"parallel.ranks=4", "parallel.layout=dp=4,ep=4"}).parallel.layout, "dp=4,ep=4");
+  EXPECT_EQ(refusal("", {"parallel.ranks=4", "parallel.layout=dp=2"}),
+            "--set parallel.layout=dp=2: parallel.layout \"dp=2\" does not fit parallel.ranks 4: its axes "
+            "pp, dp, cp "
+            "and tp make 2 ranks");
+  EXPECT_THAT(refusal("", {"parallel.layout=ep=2"}), HasSubstr("does not divide the dp·cp·tp = 1 ranks"));
+  EXPECT_THAT(refusal("", {"parallel.layout=xp=2"}), HasSubstr("xp=2"));
+}
+
+TEST(TrainConfig, ListsEveryKeyForHelp) {
+  TrainConfig c;
+  const std::string listing = train_table(c).listing();
+  for (const char* text : {"[model]", "[moe]", "[data]", "[train]", "[optimizer]", "[parallel]",
+                           "seed = 1337", "decay = \"cosine\"", "one of char, byte, bpe"}) {
+    EXPECT_THAT(listing, HasSubstr(text));
+  }
+  size_t longest = 0;
+  for (size_t at = 0; at < listing.size();) {
+    const size_t end = listing.find('\n', at);
+    longest = std::max(longest, end - at);
+    at = end + 1;
+  }
+  EXPECT_LE(longest, 140u);
+}
+
+TEST(TrainConfig, MissingFile) {
+  try {
+    load_train_config("/nowhere/a.toml", {});
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "cannot read /nowhere/a.toml: No such file or directory");
+  }
+}
+
+}  // namespace
+}  // namespace phalanx

@@ -1,0 +1,57 @@
+#include "apps/console.h"
+
+#include <unistd.h>
+
+#include <csignal>
+
+namespace phalanx {
+namespace {
+
+volatile std::sig_atomic_t interrupt_count = 0;
+
+void on_interrupt(int signal) {
+  interrupt_count = interrupt_count + 1;
+  if (interrupt_count > 1) {
+    std::signal(signal, SIG_DFL);
+    std::raise(signal);
+  }
+}
+
+}  // namespace
+
+ProgressLine::ProgressLine(std::FILE* file, bool enabled)
+    : file_(file), enabled_(enabled), terminal_(isatty(fileno(file)) == 1) {}
+
+ProgressLine::~ProgressLine() { end_line(); }
+
+void ProgressLine::show(const std::string& text) {
+  if (!enabled_) return;
+  const auto now = std::chrono::steady_clock::now();
+  const std::chrono::milliseconds pause(terminal_ ? 100 : 5000);
+  if (now - shown_ < pause) return;
+  shown_ = now;
+  std::fprintf(file_, terminal_ ? "\r\033[K%s" : "%s\n", text.c_str());
+  std::fflush(file_);
+  open_ = terminal_;
+}
+
+void ProgressLine::print(const std::string& text) {
+  if (!enabled_) return;
+  end_line();
+  std::fprintf(file_, "%s\n", text.c_str());
+  std::fflush(file_);
+}
+
+void ProgressLine::end_line() {
+  if (open_) std::fputs("\n", file_);
+  open_ = false;
+}
+
+void catch_interrupts() {
+  std::signal(SIGINT, on_interrupt);
+  std::signal(SIGTERM, on_interrupt);
+}
+
+bool interrupted() { return interrupt_count > 0; }
+
+}  // namespace phalanx

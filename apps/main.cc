@@ -1,0 +1,38 @@
+// The `phalanx` command.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "apps/commands.h"
+#include "phalanx/base/error.h"
+
+namespace {
+
+constexpr const char* kFooter =
+    "Every command has --help with an example. Ranks are threads unless a launcher (mpirun, srun) started "
+    "several "
+    "processes.";
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Phalanx: train and serve large language models in parallel", "phalanx"};
+  app.footer(kFooter);
+  app.require_subcommand(1);
+  app.set_version_flag("--version", "phalanx 0.1.0");
+  phalanx::add_train(app);
+  phalanx::add_generate(app);
+  phalanx::add_verify(app);
+  phalanx::add_inspect(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e);
+  } catch (const phalanx::Error& e) {
+    std::fprintf(stderr, "phalanx: %s\n", e.what());
+    return 1;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "phalanx: internal error, please report it: %s\n", e.what());
+    return 2;
+  }
+  return 0;
+}

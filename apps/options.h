@@ -1,0 +1,29 @@
+// Options that several commands share.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "phalanx/train/train_config.h"
+
+namespace CLI {
+class App;
+}
+
+namespace phalanx {
+
+/// What a command line says about a training configuration.
+struct ConfigOptions {
+  std::string path;
+  std::vector<std::string> set;  // section.key=value
+  int ranks = 0;
+  std::string layout;
+  std::string schedule;
+
+  /// Adds CONFIG, --set, --ranks, --layout and --schedule to a command.
+  void add_to(CLI::App& command);
+  /// The config with the options on top. Error: as load_train_config.
+  TrainConfig load() const;
+};
+
+}  // namespace phalanx

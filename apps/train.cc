@@ -1,0 +1,117 @@
+// phalanx train: a run from a TOML file, with a progress line, JSON lines or both.
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "apps/commands.h"
+#include "apps/console.h"
+#include "apps/options.h"
+#include "phalanx/base/units.h"
+#include "phalanx/comm/transport/threads.h"
+#include "phalanx/train/report.h"
+#include "phalanx/train/train.h"
+
+namespace phalanx {
+namespace {
+
+struct Options {
+  ConfigOptions config;
+  std::string text;
+  std::string resume;
+  std::string report;
+  bool json = false;
+  bool print_config = false;
+};
+
+std::string progress(const StepRecord& r, int64_t steps) {
+  return format(
+      "step {}/{}  loss {:.4f}  lr {:.2e}  |g| {:.3f}  {} tokens/s  {:.0f} % of matrix-product speed",
+      r.step + 1, steps, r.loss, r.lr, r.grad_norm, grouped(static_cast<uint64_t>(r.tokens_per_s)),
+      100 * r.gemm_share);
+}
+
+nlohmann::json json_of(const StepRecord& r) {
+  return {{"step", r.step},
+          {"loss", r.loss},
+          {"lr", r.lr},
+          {"grad_norm", r.grad_norm},
+          {"tokens_per_s", r.tokens_per_s},
+          {"gemm_share", r.gemm_share}};
+}
+
+// What a run shows while it goes: JSON lines on standard output, or a progress line on standard error.
+class Console {
+ public:
+  Console(bool json, int64_t steps) : json_(json), steps_(steps), line_(stderr, !json) {}
+
+  void step(const StepRecord& r) {
+    if (!json_) return line_.show(progress(r, steps_));
+    flush();
+    pending_ = json_of(r);
+  }
+  void evaluation(const EvaluationRecord& r) {
+    if (!json_) return line_.print(format("step {}: validation loss {:.4f}", r.step, r.val_loss));
+    if (pending_.is_null()) pending_ = {{"step", r.step}};
+    pending_["val_loss"] = r.val_loss;
+    flush();
+  }
+  void note(const std::string& text) { line_.print(text); }
+  // An evaluation belongs to the object of the step before it, so that object waits one step.
+  void flush() {
+    if (pending_.is_null()) return;
+    std::printf("%s\n", pending_.dump().c_str());
+    std::fflush(stdout);
+    pending_ = nullptr;
+  }
+
+ private:
+  bool json_;
+  int64_t steps_;
+  ProgressLine line_;
+  nlohmann::json pending_;
+};
+
+void run_train(const Options& o) {
+  TrainConfig config = o.config.load();
+  if (!o.text.empty()) config.data.text = o.text;
+  if (o.print_config) {
+    std::printf("%s", to_toml(config).c_str());
+    return;
+  }
+  const Dataset data = load_dataset(config.data, config.model.context, config.train.seed);
+  Console console(o.json, config.train.steps);
+  catch_interrupts();
+  const TrainHooks hooks = {.on_step = [&](const StepRecord& r) { console.step(r); },
+                            .on_evaluation = [&](const EvaluationRecord& r) { console.evaluation(r); },
+                            .on_note = [&](const std::string& note) { console.note(note); },
+                            .stop = interrupted};
+  run_thread_ranks({.ranks = config.parallel.ranks}, [&](Group& world) {
+    TrainingHistory history = train(config, data, o.resume, world, hooks);
+    if (world.rank() != 0 || o.report.empty()) return;
+    history.title = o.config.path;
+    write_report(o.report, history);
+    console.note("wrote " + o.report);
+  });
+  console.flush();
+  if (interrupted()) throw Error("interrupted; continue with --resume {}", config.train.out);
+}
+
+}  // namespace
+
+void add_train(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App& command = *app.add_subcommand("train", "Train a model on a text");
+  options->config.add_to(command);
+  command.add_option("--text", options->text, "The text to learn, instead of the config's data.text");
+  command.add_option("--resume", options->resume,
+                     "A checkpoint, or a directory of them: continue from there");
+  command.add_option("--report", options->report, "Write an HTML report of the run to this file");
+  command.add_flag("--json", options->json, "One JSON object a step on standard output, instead of progress");
+  command.add_flag("--print-config", options->print_config, "Print the effective configuration and exit");
+  command.footer(
+      "Example:\n  phalanx train configs/nanogpt_cpu.toml --ranks 2 --set train.steps=100 --report "
+      "report.html");
+  command.callback([options] { run_train(*options); });
+}
+
+}  // namespace phalanx

@@ -1,0 +1,107 @@
+// phalanx verify: every layout against one rank.
+#include <CLI/CLI.hpp>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "apps/commands.h"
+#include "apps/console.h"
+#include "apps/options.h"
+#include "phalanx/train/verify.h"
+
+namespace phalanx {
+namespace {
+
+struct Options {
+  ConfigOptions config;
+  std::string layouts = "all";
+  std::string json;
+  std::string dtype = "f64";
+  int64_t vocabulary = 61;
+  uint64_t seed = 1;
+};
+
+const char* schedule_name(const VerifyRow& row) { return row.run.overlapped ? "overlapped" : "sequential"; }
+
+nlohmann::json json_of(const VerifyRow& r) {
+  nlohmann::json j = {{"layout", r.run.layout.text()},
+                      {"schedule", schedule_name(r)},
+                      {"transport", "threads"},
+                      {"max_rel_grad_err", r.max_rel_grad_err},
+                      {"worst_tensor", r.worst_tensor},
+                      {"loss_err", r.loss_err},
+                      {"grad_norm_err", r.grad_norm_err},
+                      {"weights_err", r.weights_err},
+                      {"pass", r.pass},
+                      {"seconds", r.seconds}};
+  if (!r.error.empty()) j["error"] = r.error;
+  return j;
+}
+
+std::vector<VerifyCase> cases_of(const Options& o, const TrainConfig& config) {
+  if (o.layouts == "all") return verify_cases(config.model, config.parallel.ranks);
+  std::vector<VerifyCase> cases;
+  for (size_t at = 0; at < o.layouts.size();) {
+    const std::string item = o.layouts.substr(at, o.layouts.find(';', at) - at);
+    at += item.size() + 1;
+    for (const bool overlaps : {false, true}) cases.push_back({Layout::parse(item), overlaps});
+  }
+  return cases;
+}
+
+void print(const VerifyRow& r) {
+  if (!r.error.empty()) {
+    std::printf("%-16s %-11s FAILED  %s\n", r.run.layout.text().c_str(), schedule_name(r), r.error.c_str());
+    return;
+  }
+  std::printf("%-16s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %7.2f s\n", r.run.layout.text().c_str(),
+              schedule_name(r), r.pass ? "ok" : "FAILED", r.max_rel_grad_err, r.worst_tensor.c_str(),
+              r.loss_err, r.weights_err, r.seconds);
+  std::fflush(stdout);
+}
+
+void run_verify(const Options& o) {
+  const TrainConfig config = o.config.load();
+  VerifyOptions options;
+  options.model = config.model;
+  options.model.vocabulary = o.vocabulary;
+  options.dtype = o.dtype == "f32" ? DType::f32 : DType::f64;
+  options.seed = o.seed;
+  const bool table = o.json != "-";
+  if (table) {
+    std::printf("%-16s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
+                "loss", "weights");
+  }
+  int failed = 0;
+  nlohmann::json rows = nlohmann::json::array();
+  verify(options, cases_of(o, config), [&](const VerifyRow& row) {
+    failed += row.pass ? 0 : 1;
+    rows.push_back(json_of(row));
+    if (table) print(row);
+  });
+  const nlohmann::json result = {{"reference", "dp=1, sequential"}, {"layouts", rows}, {"failed", failed}};
+  if (o.json == "-") {
+    std::printf("%s\n", result.dump(2).c_str());
+  } else if (!o.json.empty()) {
+    std::ofstream(o.json) << result.dump(2) << "\n";
+  }
+  if (failed > 0) throw Error("{} of {} layouts differ from one rank", failed, rows.size());
+}
+
+}  // namespace
+
+void add_verify(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App& command = *app.add_subcommand("verify", "Check that every layout gives one rank's gradients");
+  options->config.add_to(command);
+  command.add_option("--layouts", options->layouts, "all, or a list: \"dp=2;dp=4,ep=2\"");
+  command.add_option("--json", options->json, "Write the table as JSON to this file (-: standard output)");
+  command.add_option("--dtype", options->dtype, "f64 or f32")->check(CLI::IsMember({"f64", "f32"}));
+  command.add_option("--vocabulary", options->vocabulary, "Tokens of the random text")
+      ->check(CLI::Range(2, 1 << 20));
+  command.add_option("--seed", options->seed, "Of weights and tokens");
+  command.footer("Example:\n  phalanx verify configs/demo_moe.toml --ranks 4 --layouts all");
+  command.callback([options] { run_verify(*options); });
+}
+
+}  // namespace phalanx

@@ -1,0 +1,158 @@
+// all_reduce between threads beside OpenMPI's over shared memory: f32, sum, in place, on 2 and 4 ranks.
+//
+// The limit: an all_reduce of S bytes on R ranks must read R·S bytes and write R·S bytes, whoever does it; a
+// copy of R·S/2 bytes by all cores moves half as many. So limit = 2 × the time of that copy, measured here on
+// the same sizes, and share = limit ÷ time: 100 % is an all_reduce as fast as memory allows. Rounds of both
+// alternate.
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <thread>
+
+#include "bench/report.h"
+#include "phalanx/base/parallel_for.h"
+#include "phalanx/comm/transport/threads.h"
+
+#ifdef PHALANX_HAVE_MPI
+#include <mpi.h>
+#endif
+
+namespace phalanx::bench {
+namespace {
+
+constexpr std::array<int64_t, 9> kSizes = {8,       1 << 10, 16 << 10, 64 << 10, 256 << 10,
+                                           1 << 20, 4 << 20, 16 << 20, 64 << 20};
+constexpr int kRounds = 5;
+constexpr int kBatches = 7;  // a round's figure is their median
+
+// Operations in one timed batch: about as long for every size.
+int batch(int64_t bytes) { return static_cast<int>(std::clamp<int64_t>((8 << 20) / bytes, 1, 2000)); }
+
+double median(std::vector<double> v) {
+  std::nth_element(v.begin(), v.begin() + static_cast<ptrdiff_t>(v.size() / 2), v.end());
+  return v[v.size() / 2];
+}
+
+// The median seconds of one call of `operation`, every batch beginning together.
+template <class Operation, class Barrier>
+double timed(int64_t bytes, Operation operation, Barrier barrier) {
+  using Clock = std::chrono::steady_clock;
+  std::vector<double> seconds;
+  for (int b = -1; b < kBatches; ++b) {  // the first one warms up
+    barrier();
+    const auto begin = Clock::now();
+    for (int i = 0; i < batch(bytes); ++i) operation();
+    const double s = std::chrono::duration<double>(Clock::now() - begin).count() / batch(bytes);
+    if (b >= 0) seconds.push_back(s);
+  }
+  return median(seconds);
+}
+
+// Seconds of one all_reduce by size.
+using Times = std::map<int64_t, double>;
+
+Times ours(int ranks) {
+  Times times;
+  run_thread_ranks({.ranks = ranks, .threads_per_rank = 1}, [&](Group& world) {
+    for (const int64_t bytes : kSizes) {
+      const Tensor x = Tensor::zeros({bytes / 4}, DType::f32);
+      const double s = timed(
+          bytes, [&] { world.all_reduce(x).wait(); }, [&] { world.barrier().wait(); });
+      if (world.rank() == 0) times[bytes] = s;
+    }
+  });
+  return times;
+}
+
+// Prints "bytes seconds" lines; run by mpirun.
+int peer([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
+#ifdef PHALANX_HAVE_MPI
+  MPI_Init(&argc, &argv);
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  for (const int64_t bytes : kSizes) {
+    const Tensor x = Tensor::zeros({bytes / 4}, DType::f32);
+    const auto n = static_cast<int>(x.numel());
+    const double s = timed(
+        bytes, [&] { MPI_Allreduce(MPI_IN_PLACE, x.raw(), n, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD); },
+        [] { MPI_Barrier(MPI_COMM_WORLD); });
+    if (rank == 0) std::printf("%ld %.9g\n", static_cast<long>(bytes), s);
+  }
+  MPI_Finalize();
+#endif
+  return 0;
+}
+
+Times openmpi(int ranks, const char* self) {
+  Times times;
+  const std::string command = "mpirun --allow-run-as-root --oversubscribe -n " + std::to_string(ranks) + " " +
+                              self + " --peer 2>/dev/null";
+  FILE* pipe = popen(command.c_str(), "r");  // NOLINT(cert-env33-c): our own command
+  if (!pipe) return times;
+  long bytes = 0;
+  double seconds = 0;
+  while (std::fscanf(pipe, "%ld %lg", &bytes, &seconds) == 2) times[bytes] = seconds;
+  pclose(pipe);
+  return times;
+}
+
+// Twice the seconds that all cores need to copy half of `bytes` to the other half.
+double limit(int64_t bytes) {
+  const Tensor memory = Tensor::zeros({bytes}, DType::u8);
+  const int cores = available_cores();
+  const ThreadScope scope(cores);
+  const int64_t half = bytes / 2;
+  return 2 * timed(
+                 bytes,
+                 [&] {
+                   parallel_for(half, (half + cores - 1) / cores, [&](int64_t begin, int64_t end) {
+                     std::memcpy(memory.raw() + half + begin, memory.raw() + begin,
+                                 static_cast<size_t>(end - begin));
+                   });
+                 },
+                 [] {});
+}
+
+std::string size_text(int64_t bytes) {
+  if (bytes >= 1 << 20) return std::to_string(bytes >> 20) + " MiB";
+  return bytes >= 1 << 10 ? std::to_string(bytes >> 10) + " KiB" : std::to_string(bytes) + " B";
+}
+
+int compare(int argc, char** argv) {
+  Report report("all_reduce: threads and OpenMPI");
+  for (const int ranks : {2, 4}) {
+    std::map<int64_t, std::vector<double>> mine;
+    std::map<int64_t, std::vector<double>> theirs;
+    std::map<int64_t, std::vector<double>> limits;
+    for (int round = 0; round < kRounds; ++round) {
+      for (const auto& [bytes, s] : ours(ranks)) mine[bytes].push_back(s);
+      for (const auto& [bytes, s] : openmpi(ranks, argv[0])) theirs[bytes].push_back(s);
+      for (const int64_t bytes : kSizes) {
+        if (bytes >= 1 << 20) limits[bytes].push_back(limit(ranks * bytes));
+      }
+    }
+    for (const int64_t bytes : kSizes) {
+      const double us = median(mine[bytes]) * 1e6;
+      const double mpi_us = theirs[bytes].empty() ? 0 : median(theirs[bytes]) * 1e6;
+      const double limit_us = limits[bytes].empty() ? 0 : median(limits[bytes]) * 1e6;
+      report.add({{"ranks", ranks},
+                  {"size", size_text(bytes)},
+                  {"us", us},
+                  {"OpenMPI us", mpi_us},
+                  {"times faster", mpi_us / us},
+                  {"limit us", limit_us},
+                  {"share of copy bandwidth %", 100 * limit_us / us}});
+    }
+  }
+  return report.finish(std::span(argv, static_cast<size_t>(argc)));
+}
+
+}  // namespace
+}  // namespace phalanx::bench
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "--peer") return phalanx::bench::peer(argc, argv);
+  return phalanx::bench::compare(argc, argv);
+}

@@ -1,0 +1,217 @@
+// The CUDA twins against what they move: bytes a second beside a plain copy's, operations a second of
+// products, and what the host pays to queue one small op. Sizes are several times the cache.
+#include <cuda_runtime.h>
+
+#include <chrono>
+#include <functional>
+#include <random>
+
+#include "bench/report.h"
+#include "phalanx/ops/cross_entropy.h"
+#include "phalanx/ops/embedding.h"
+#include "phalanx/ops/matmul.h"
+#include "phalanx/ops/rmsnorm.h"
+#include "phalanx/ops/swiglu.h"
+#include "phalanx/tensor/cuda_check.cuh"
+#include "phalanx/tensor/stream.h"
+
+namespace phalanx::bench {
+namespace {
+
+constexpr Device kGpu = cuda_device(0);
+
+// Milliseconds on the GPU, the median of 11 calls after 3.
+double milliseconds(const std::function<void()>& f) {
+  CUstream_st* const stream = current_stream().native();
+  cudaEvent_t begin = nullptr;
+  cudaEvent_t end = nullptr;
+  cuda::check(cudaEventCreate(&begin), "cudaEventCreate");
+  cuda::check(cudaEventCreate(&end), "cudaEventCreate");
+  std::vector<double> times;
+  for (int i = -3; i < 11; ++i) {
+    cuda::check(cudaEventRecord(begin, stream), "cudaEventRecord");
+    f();
+    cuda::check(cudaEventRecord(end, stream), "cudaEventRecord");
+    current_stream().synchronise();
+    float ms = 0;
+    cuda::check(cudaEventElapsedTime(&ms, begin, end), "cudaEventElapsedTime");
+    if (i >= 0) times.push_back(ms);
+  }
+  (void)cudaEventDestroy(begin);
+  (void)cudaEventDestroy(end);
+  std::ranges::nth_element(times, times.begin() + 5);
+  return times[5];
+}
+
+// Random elements: a block of them, repeated.
+Tensor random(const Shape& shape, DType dtype) {
+  static std::mt19937 engine(1);
+  std::normal_distribution<float> normal;
+  const Tensor t = Tensor::empty(shape, dtype);
+  constexpr size_t kBlock = 1 << 16;
+  visit_float(dtype, [&](auto zero) {
+    const auto all = t.span<decltype(zero)>();
+    for (size_t i = 0; i < all.size(); ++i) {
+      all[i] = i < kBlock ? static_cast<decltype(zero)>(normal(engine)) : all[i - kBlock];
+    }
+  });
+  return t.to(kGpu);
+}
+
+Tensor random_ids(int64_t n, int64_t below) {
+  std::mt19937 engine(2);
+  const Tensor t = Tensor::empty({n}, DType::i32);
+  for (int32_t& id : t.span<int32_t>()) id = static_cast<int32_t>(engine() % static_cast<uint64_t>(below));
+  return t.to(kGpu);
+}
+
+class Table {
+ public:
+  explicit Table(Report& report) : report_(report) {}
+
+  // An op that moves `elements` f32 at least.
+  void moves(const std::string& op, const std::string& shape, int64_t elements,
+             const std::function<void()>& f) {
+    const double ms = milliseconds(f);
+    const double gb_s = static_cast<double>(elements) * 4 / ms / 1e6;
+    if (copy_gb_s_ == 0) copy_gb_s_ = gb_s;
+    report_.add({{"op", op},
+                 {"shape", shape},
+                 {"ms", ms},
+                 {"GB/s", gb_s},
+                 {"of a copy", gb_s / copy_gb_s_},
+                 {"TFLOP/s", "-"}});
+  }
+  void multiplies(const std::string& op, const std::string& shape, double operations,
+                  const std::function<void()>& f) {
+    const double ms = milliseconds(f);
+    report_.add({{"op", op},
+                 {"shape", shape},
+                 {"ms", ms},
+                 {"GB/s", "-"},
+                 {"of a copy", "-"},
+                 {"TFLOP/s", operations / ms / 1e9}});
+  }
+
+ private:
+  Report& report_;
+  double copy_gb_s_ = 0;
+};
+
+void copies(Table& table) {
+  const int64_t n = 1 << 28;
+  const Tensor from = random({n}, DType::f32);
+  const Tensor to = Tensor::empty({n}, DType::f32, kGpu);
+  table.moves("copy", "1 GiB", 2 * n, [&] { copy_into(to, from); });
+}
+
+void norms(Table& table) {
+  for (const auto& [t, d] : {std::pair<int64_t, int64_t>(16384, 4096), {131072, 512}}) {
+    const std::string shape = format("[{}, {}]", t, d);
+    const Tensor x = random({t, d}, DType::f32);
+    const Tensor dy = random({t, d}, DType::f32);
+    const Tensor w = random({d}, DType::f32);
+    const Tensor dw = Tensor::zeros({d}, DType::f32, kGpu);
+    const RmsNormed out = rmsnorm(x, w, 1e-5);
+    table.moves("rmsnorm", shape, 2 * t * d, [&] { (void)rmsnorm(x, w, 1e-5); });
+    table.moves("rmsnorm backward", shape, 3 * t * d,
+                [&] { (void)rmsnorm_backward(dy, x, w, out.inv_rms_T, dw); });
+  }
+}
+
+void gates(Table& table) {
+  const int64_t t = 16384;
+  const int64_t f = 4096;
+  const Rows x = all_rows(random({t, 2 * f}, DType::f32));
+  const Rows dy = all_rows(random({t, f}, DType::f32));
+  table.moves("swiglu", "[16384, 2·4096]", 3 * t * f, [&] { (void)swiglu(x); });
+  table.moves("swiglu backward", "[16384, 2·4096]", 5 * t * f, [&] { (void)swiglu_backward(dy, x); });
+}
+
+void losses(Table& table) {
+  const int64_t t = 8192;
+  const int64_t v = 50304;
+  const Tensor logits = random({t, v}, DType::f32);
+  const Tensor targets = random_ids(t, v);
+  const Tensor kept = cross_entropy(logits, targets).log_sum_exp_T2;
+  table.moves("cross-entropy", "[8192, 50304]", t * v, [&] { (void)cross_entropy(logits, targets); });
+  table.moves("cross-entropy backward", "[8192, 50304]", 2 * t * v,
+              [&] { cross_entropy_backward_into(logits, targets, kept, 1e-3); });
+}
+
+void embeddings(Table& table) {
+  const int64_t t = 65536;
+  const int64_t v = 50304;
+  const int64_t d = 2048;
+  const Tensor weights = random({v, d}, DType::f32);
+  const Tensor dy = random({t, d}, DType::f32);
+  const Tensor tokens = random_ids(t, v);
+  table.moves("embedding", "65536 of 50304, 2048", 2 * t * d, [&] { (void)embedding(weights, tokens); });
+  // About 73 % of the rows are met at least once; they are read and written.
+  table.moves("embedding backward", "65536 of 50304, 2048", t * d + 2 * v * d * 73 / 100,
+              [&] { embedding_backward_into(weights, dy, tokens); });
+}
+
+void products(Table& table) {
+  const int64_t n = 4096;
+  const double operations = 2.0 * n * n * n;
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    const Tensor a = random({n, n}, dtype);
+    const Tensor b = random({n, n}, dtype);
+    const Tensor c = Tensor::zeros({n, n}, dtype, kGpu);
+    const std::string shape = format("4096³ {}", dtype_name(dtype));
+    table.multiplies("matmul", shape, operations, [&] { (void)matmul(a, b); });
+    table.multiplies("matmul_nt", shape, operations, [&] { (void)matmul_nt(a, b); });
+    table.multiplies("matmul_tn_into", shape, operations, [&] { matmul_tn_into(c, a, b); });
+  }
+}
+
+// Microseconds of the host to queue one small op: allocation, launch, release.
+double queueing_us() {
+  const Tensor x = random({8, 64}, DType::f32);
+  const Tensor w = random({64}, DType::f32);
+  constexpr int kOps = 20'000;
+  double best = 1e9;
+  for (int round = 0; round < 3; ++round) {
+    current_stream().synchronise();
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < kOps; ++i) (void)rmsnorm(x, w, 1e-5);
+    const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - begin;
+    best = std::min(best, took.count() / kOps);
+  }
+  current_stream().synchronise();
+  return best;
+}
+
+int run(std::span<char*> arguments) {
+  const auto begin = std::chrono::steady_clock::now();
+  (void)cuda_initialise({.reserve_bytes = size_t{16} << 30});
+  Stream stream(kGpu);
+  const StreamScope scope(stream);
+  const std::chrono::duration<double> start = std::chrono::steady_clock::now() - begin;
+  cudaDeviceProp gpu;
+  cuda::check(cudaGetDeviceProperties(&gpu, kGpu.index), "cudaGetDeviceProperties");
+  Report report(std::string("cuda_ops, ") + gpu.name);
+  Table table(report);
+  copies(table);
+  norms(table);
+  gates(table);
+  losses(table);
+  embeddings(table);
+  products(table);
+  const int status = report.finish(arguments);
+  std::printf("queueing one small op: %.2f us of the host; start: %.2f s\n", queueing_us(), start.count());
+  return status;
+}
+
+}  // namespace
+}  // namespace phalanx::bench
+
+int main(int argc, char** argv) {
+  try {
+    return phalanx::bench::run({argv, static_cast<size_t>(argc)});
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

@@ -5,6 +5,7 @@
 
 #include "apps/commands.h"
 #include "apps/console.h"
+#include "apps/options.h"
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/infer/decode.h"
 #include "phalanx/train/resume.h"
@@ -30,6 +31,7 @@ void print_json(const Tokenizer& tokenizer, int64_t prompt_tokens, const Generat
 }
 
 void run_generate(const Options& o) {
+  refuse_launcher("generate");
   check(o.generate.sampler);
   const SavedRun saved = open_run(o.model);
   const Tokenizer& tokenizer = *saved.tokenizer;

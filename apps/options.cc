@@ -2,23 +2,37 @@
 
 #include <CLI/CLI.hpp>
 
+#include "phalanx/base/error.h"
+
 namespace phalanx {
 
 void ConfigOptions::add_to(CLI::App& command) {
   command.add_option("config", path, "TOML file (configs/ has examples)")->required();
   command.add_option("--set", set, "Override a key: --set train.steps=100 (repeatable)")
       ->allow_extra_args(false);
-  command.add_option("--ranks", ranks, "Ranks (threads, unless a launcher started processes)");
+  command.add_option(
+      "--ranks", ranks,
+      "Ranks: threads or, with --set parallel.transport=process, processes; mpirun brings its own");
   command.add_option("--layout", layout, "Sizes of the axes: dp=4,ep=2");
   command.add_option("--schedule", schedule, "sequential or overlapped");
 }
 
 TrainConfig ConfigOptions::load() const {
-  std::vector<std::string> overrides = set;
+  std::vector<std::string> overrides;
+  if (const std::optional<Launched> place = launched_by()) {
+    overrides.push_back("parallel.ranks=" + std::to_string(place->ranks));
+    overrides.push_back(std::string("parallel.transport=") + transport_name(place->transport));
+  }
+  overrides.insert(overrides.end(), set.begin(), set.end());
   if (ranks != 0) overrides.push_back("parallel.ranks=" + std::to_string(ranks));
   if (!layout.empty()) overrides.push_back("parallel.layout=" + layout);
   if (!schedule.empty()) overrides.push_back("train.schedule=" + schedule);
   return load_train_config(path, overrides);
+}
+
+void refuse_launcher(const char* command) {
+  if (!launched_by()) return;
+  throw Error("phalanx {} starts its own ranks, as threads: run it without mpirun or torchrun", command);
 }
 
 }  // namespace phalanx

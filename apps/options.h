@@ -26,4 +26,7 @@ struct ConfigOptions {
   TrainConfig load() const;
 };
 
+/// Error when a launcher has started this process, for commands whose ranks are always threads.
+void refuse_launcher(const char* command);
+
 }  // namespace phalanx

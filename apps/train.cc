@@ -7,7 +7,6 @@
 #include "apps/console.h"
 #include "apps/options.h"
 #include "phalanx/base/units.h"
-#include "phalanx/comm/transport/threads.h"
 #include "phalanx/train/report.h"
 #include "phalanx/train/train.h"
 
@@ -85,14 +84,14 @@ void run_train(const Options& o) {
                             .on_evaluation = [&](const EvaluationRecord& r) { console.evaluation(r); },
                             .on_note = [&](const std::string& note) { console.note(note); },
                             .stop = interrupted};
-  run_thread_ranks({.ranks = config.parallel.ranks}, [&](Group& world) {
+  run_ranks(launch_options(config.parallel), [&](Group& world) {
     TrainingHistory history = train(config, data, o.resume, world, hooks);
+    console.flush();
     if (world.rank() != 0 || o.report.empty()) return;
     history.title = o.config.path;
     write_report(o.report, history);
     console.note("wrote " + o.report);
   });
-  console.flush();
   if (interrupted()) throw Error("interrupted; continue with --resume {}", config.train.out);
 }
 
@@ -109,8 +108,9 @@ void add_train(CLI::App& app) {
   command.add_flag("--json", options->json, "One JSON object a step on standard output, instead of progress");
   command.add_flag("--print-config", options->print_config, "Print the effective configuration and exit");
   command.footer(
-      "Example:\n  phalanx train configs/nanogpt_cpu.toml --ranks 2 --set train.steps=100 --report "
-      "report.html");
+      "Examples:\n"
+      "  phalanx train configs/nanogpt_cpu.toml --ranks 2 --set train.steps=100 --report report.html\n"
+      "  mpirun -n 2 phalanx train configs/nanogpt_cpu.toml --set train.steps=100");
   command.callback([options] { run_train(*options); });
 }
 

@@ -61,6 +61,7 @@ void print(const VerifyRow& r) {
 }
 
 void run_verify(const Options& o) {
+  refuse_launcher("verify");
   const TrainConfig config = o.config.load();
   VerifyOptions options;
   options.model = config.model;

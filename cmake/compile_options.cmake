@@ -7,13 +7,13 @@ set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
 
 set(_warnings
-  -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wnull-dereference -Wvla -Wundef
+  -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wvla -Wundef
   -Wextra-semi -Wcast-qual -Wformat=2 -Wsuggest-override -Werror
   -Wno-missing-field-initializers  # designated initialisers may leave members at their defaults
   -Wno-restrict)  # g++ 12 warns falsely on std::string operator+ (GCC bug 105651)
 if(PHALANX_SANITIZE)
   # Instrumentation makes the flow warnings of g++ report paths that do not exist.
-  list(APPEND _warnings -Wno-maybe-uninitialized -Wno-null-dereference -Wno-array-bounds
+  list(APPEND _warnings -Wno-maybe-uninitialized -Wno-array-bounds
        -Wno-stringop-overflow)
 endif()
 

@@ -73,13 +73,15 @@ endfunction()
 #   *_full_test.cc               → test_FOLDER_full, labels FOLDER and full (slow: not in `make test`)
 #   *_test.cu, *_cuda_test.cc    → test_FOLDER_cuda, labels FOLDER and cuda, when PHALANX_CUDA is on
 #   *_test.sh, *_test.py         → FOLDER/<file>; arguments: the phalanx command, the source directory
+#   NAME_program.cc              → bin/test_FOLDER_NAME, which scripts of the folder start
 # Other *.cc files of the folder are helpers, compiled into each of its programs.
 function(phalanx_test_folder folder)
   set(dir "${PROJECT_SOURCE_DIR}/tests/${folder}")
   file(GLOB helpers CONFIGURE_DEPENDS "${dir}/*.cc")
   file(GLOB tests CONFIGURE_DEPENDS "${dir}/*_test.cc" "${dir}/*_test.cu")
-  if(tests)
-    list(REMOVE_ITEM helpers ${tests})
+  file(GLOB programs CONFIGURE_DEPENDS "${dir}/*_program.cc")
+  if(tests OR programs)
+    list(REMOVE_ITEM helpers ${tests} ${programs})
   endif()
   phalanx_test_libraries(libraries ${folder})
 
@@ -103,6 +105,13 @@ function(phalanx_test_folder folder)
     phalanx_test_program(test_${folder}_cuda LABELS ${folder} cuda TIMEOUT 120
                          SOURCES ${cuda} ${helpers} LIBRARIES ${libraries})
   endif()
+
+  foreach(source IN LISTS programs)
+    string(REGEX REPLACE ".*/([^/]+)_program\\.cc$" "test_${folder}_\\1" program "${source}")
+    add_executable(${program} ${source} ${helpers})
+    target_link_libraries(${program} PRIVATE phalanx_options phalanx_ext_gtest ${libraries})
+    add_dependencies(test_${folder} ${program})
+  endforeach()
 
   foreach(program test_${folder} test_${folder}_full test_${folder}_cuda)
     if(TARGET ${program} AND TARGET phalanx AND NOT TARGET phalanx_${folder})

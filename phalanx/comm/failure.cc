@@ -1,7 +1,5 @@
 #include "phalanx/comm/failure.h"
 
-#include "phalanx/comm/rank_page.h"
-
 namespace phalanx {
 
 bool FailureBoard::fail(int rank, std::string_view message) noexcept {
@@ -11,11 +9,6 @@ bool FailureBoard::fail(int rank, std::string_view message) noexcept {
   copy_text(text_, message);
   state_.store(kFailed, std::memory_order_seq_cst);
   return true;
-}
-
-void RankPage::fail(std::string_view text) noexcept {
-  copy_text(report, text);
-  state.store(State::failed, std::memory_order_seq_cst);
 }
 
 }  // namespace phalanx

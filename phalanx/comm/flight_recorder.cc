@@ -4,7 +4,7 @@
 #include <cstring>
 #include <ctime>
 
-#include "phalanx/base/text.h"
+#include "phalanx/base/check.h"
 
 namespace phalanx {
 namespace {
@@ -135,6 +135,42 @@ std::string FlightRecorder::group_name(uint64_t id) const {
     return text.data();
   }
   return format("{:x}", id);
+}
+
+std::vector<uint64_t> FlightRecorder::snapshot() const {
+  std::vector<uint64_t> out = {static_cast<uint64_t>(coarse_now_ns()), get(next_)};
+  for (const Words& w : ring_) {
+    const size_t begin = out.size();
+    for (const std::atomic<uint64_t>& word : w) out.push_back(get(word));
+    if (get(w[kSerial]) != out[begin]) out[begin] = 0;  // it changed meanwhile
+  }
+  for (const Slot& s : groups_) {
+    out.push_back(get(s.id));
+    out.push_back(get(s.called));
+    for (const std::atomic<uint64_t>& word : s.name) out.push_back(get(word));
+  }
+  return out;
+}
+
+void FlightRecorder::restore(std::span<const uint64_t> words) {
+  size_t at = 0;
+  const auto next = [&] {
+    PHX_CHECK(at < words.size(), "a flight recorder of {} words", words.size());
+    return words[at++];
+  };
+  const uint64_t shift = static_cast<uint64_t>(coarse_now_ns()) - next();
+  put(next_, next());
+  for (Words& w : ring_) {
+    for (std::atomic<uint64_t>& word : w) put(word, next());
+    for (const Word time : {kIssued, kStarted, kFinished}) {
+      if (get(w[time]) != 0) put(w[time], get(w[time]) + shift);
+    }
+  }
+  for (Slot& s : groups_) {
+    put(s.id, next());
+    put(s.called, next());
+    for (std::atomic<uint64_t>& word : s.name) put(word, next());
+  }
 }
 
 std::string FlightRecorder::last_text() const {

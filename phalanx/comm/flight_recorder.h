@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -57,6 +58,11 @@ class FlightRecorder {
   std::vector<Entry> recent(size_t n = kEntries) const;
   /// The name of a group that is known, else its number.
   std::string group_name(uint64_t id) const;
+
+  /// All that is remembered as words, taken while the writer goes on; and back, into a recorder that nobody
+  /// writes, with the other machine's clock set to this one's.
+  std::vector<uint64_t> snapshot() const;
+  void restore(std::span<const uint64_t> words);
 
   /// One line: "finished all_reduce(f32[8], sum) #41 of group dp, 1.3 s ago"; "" before the first operation.
   std::string last_text() const;

@@ -19,15 +19,15 @@ struct RankPage {
 
   Bell bell;
   std::atomic<State> state{State::absent};
-  std::atomic<int32_t> pid{0};  ///< of the process, where ranks are processes
-  std::atomic<int64_t> heartbeat_ns{
-      0};                           ///< coarse_now_ns of its last sign of life, where ranks are processes
   std::array<char, 4096> report{};  ///< what a failed rank said; written before `state`
   FlightRecorder recorder;
 
   /// Sets report (cut to its size) and then the state.
   void fail(std::string_view text) noexcept;
   std::string report_text() const { return std::string(report.data()); }
+  /// State and recorder as bytes, taken while the rank goes on; and back, into a page of nobody's.
+  std::string snapshot() const;
+  void restore(std::string_view bytes);
 };
 
 }  // namespace phalanx

@@ -10,8 +10,8 @@
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/cross_entropy.cc"
-#include "hwy/foreach_target.h"
 #include "hwy/cache_control.h"
+#include "hwy/foreach_target.h"
 #include "phalanx/ops/simd-inl.h"
 #include "phalanx/ops/simd_math-inl.h"
 

@@ -1,5 +1,7 @@
 #include "phalanx/train/train_config.h"
 
+#include <cmath>
+
 #include "phalanx/base/error.h"
 #include "phalanx/base/file.h"
 
@@ -104,7 +106,15 @@ void add_parallel(ConfigTable& table, ParallelConfig& p) {
   s.choice(
       "transport", &p.transport,
       {{"threads", TransportKind::threads}, {"process", TransportKind::process}, {"mpi", TransportKind::mpi}},
-      "how ranks reach each other");
+      "how ranks reach each other; a launcher (mpirun, torchrun) decides it");
+  s.add("progress_timeout", &p.progress_timeout, "seconds in which a waiting rank must get a step further")
+      .above(0);
+  s.add("liveness_timeout", &p.liveness_timeout, "seconds of silence after which a process is taken for dead")
+      .above(0);
+}
+
+std::chrono::milliseconds milliseconds(double seconds) {
+  return std::chrono::milliseconds(std::llround(std::min(seconds, 1e9) * 1e3));
 }
 
 }  // namespace
@@ -160,6 +170,13 @@ Layout layout_of(const ParallelConfig& config) {
         config.layout, layout.ep * layout.etp, stage_ranks);
   }
   return layout;
+}
+
+LaunchOptions launch_options(const ParallelConfig& config) {
+  return {.transport = config.transport,
+          .ranks = config.ranks,
+          .deadlines = {.progress = milliseconds(config.progress_timeout),
+                        .liveness = milliseconds(config.liveness_timeout)}};
 }
 
 TrainConfig checked(TrainConfig c) {

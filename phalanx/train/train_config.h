@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "phalanx/base/config.h"
+#include "phalanx/comm/launch.h"
 #include "phalanx/comm/mesh.h"
 #include "phalanx/model/config.h"
 #include "phalanx/tensor/dtype.h"
@@ -33,14 +34,13 @@ struct RunConfig {
   std::string out = "out";    ///< directory of checkpoints
 };
 
-/// How ranks reach each other: threads of this process, processes of this host, or MPI.
-enum class TransportKind : uint8_t { threads, process, mpi };
-
 /// Section [parallel].
 struct ParallelConfig {
   int ranks = 0;            ///< 0: those of the layout
   std::string layout = "";  ///< "dp=4,ep=2"; without dp, dp takes the ranks that the others leave
   TransportKind transport = TransportKind::threads;
+  double progress_timeout = 600;  ///< seconds in which a waiting rank must get a step further
+  double liveness_timeout = 10;   ///< seconds of silence after which a process is taken for dead
 };
 
 struct TrainConfig {
@@ -68,6 +68,9 @@ std::string to_toml(const TrainConfig& config);
 /// The layout that [parallel] asks for. Error: it has another number of ranks, or expert axes that do not
 /// fit.
 Layout layout_of(const ParallelConfig& config);
+
+/// How to start the ranks that [parallel] asks for; `config` is checked().
+LaunchOptions launch_options(const ParallelConfig& config);
 
 /// The config with every value that means "from the others" replaced: the model's (resolved), microbatch,
 /// ranks and layout. Error: values that do not fit each other.

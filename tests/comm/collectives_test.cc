@@ -3,6 +3,7 @@
 
 #include "phalanx/comm/transport/threads.h"
 #include "tests/comm/collective_checks.h"
+#include "tests/comm/worlds.h"
 
 namespace phalanx {
 namespace {
@@ -25,6 +26,18 @@ TEST(Collectives, ThreadsOfEveryDtype) {
     SCOPED_TRACE(dtype_name(dtype));
     run_thread_ranks({.ranks = 3}, [&](Group& world) {
       for (const int64_t n : {1, 130, 40'003}) check_collectives(world, {dtype, n, seed});
+    });
+  }
+}
+
+// Messages that are late and overtake each other change no bit, and no other operation's messages are taken.
+TEST(Collectives, UnderTheDelaysOfTheFakeTransport) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  for (const int ranks : {2, 3, 5}) {
+    const FakePlan plan{.seed = seed, .max_delay = std::chrono::microseconds(400)};
+    run_thread_ranks({.ranks = ranks}, faked(plan), [&](Group& world) {
+      for (const int64_t n : {1, 77, 3001}) check_collectives(world, {DType::i32, n, seed});
     });
   }
 }

@@ -38,4 +38,14 @@ Reports reports_of(const ThreadWorldOptions& options, const FakePlan& plan, cons
   return collect(options, faked(plan), body);
 }
 
+Reports reports_of_processes(const ProcessWorldOptions& options, const RankBody& body) {
+  Reports reports;
+  for (const ProcessEnd& end : process_ranks_end(options, body)) {
+    reports.of_rank.push_back(end.status != 0 && end.report.empty() ? format("status {}", end.status)
+                                                                    : end.report);
+    if (end.first || reports.of_world.empty()) reports.of_world = end.report;
+  }
+  return reports;
+}
+
 }  // namespace phalanx

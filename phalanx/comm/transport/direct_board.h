@@ -21,8 +21,8 @@ inline constexpr int64_t kChunkBytes = 64 << 10;
 /// writes it before it raises `arrived`, and nobody touches it again before all have finished the turn.
 struct Cell {
   alignas(kApart) std::atomic<uint64_t> arrived{0};  // turn + 1
-  uint64_t sequence = 0;                         // in the group
-  uint64_t packed = 0;                           // Fingerprint
+  uint64_t sequence = 0;                             // in the group
+  uint64_t packed = 0;                               // Fingerprint
   int64_t numel = 0;
   const std::byte* in = nullptr;  // where this rank's tensor lies
   std::byte* out = nullptr;       // where its result goes, if others may write there

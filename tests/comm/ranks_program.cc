@@ -1,0 +1,76 @@
+// One rank of a world that a launcher has started; launch_test.py says what it does:
+//   ranks_program SCENARIO [RANK]
+// `collectives`: every collective is right. `resident`: ends with 0 after a minute of all_reduces. The others
+// make RANK misbehave in the middle of those.
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <string_view>
+#include <thread>
+
+#include "phalanx/comm/launch.h"
+#include "tests/comm/collective_checks.h"
+
+namespace phalanx {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+void collectives(Group& world) {
+  const int64_t seed = getppid();  // equal on all ranks of a host
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::i32, DType::i64}) {
+    for (const int64_t n : {0, 1, 37, 4099, 70'001}) {
+      check_collectives(world, {dtype, n, static_cast<uint64_t>(seed)});
+    }
+  }
+}
+
+void misbehave(Group& world, std::string_view how) {
+  const Tensor seven = Tensor::zeros({7}, DType::f32);
+  if (how == "killed") raise(SIGKILL);
+  if (how == "stopped") raise(SIGSTOP);
+  if (how == "throws") throw Error("disk full");
+  if (how == "differs") world.all_gather(seven).wait();
+  if (how == "late") std::this_thread::sleep_for(std::chrono::seconds(60));
+}
+
+void rounds(Group& world, std::string_view how, int culprit) {
+  const Tensor x = Tensor::zeros({5'000}, DType::f32);
+  const auto end = Clock::now() + std::chrono::seconds(60);
+  for (int round = 0; Clock::now() < end; ++round) {
+    if (round == 20 && world.rank() == culprit) {
+      if (how == "ends") return;
+      misbehave(world, how);
+    }
+    world.all_reduce(x).wait();
+  }
+}
+
+int rank_main(std::string_view scenario, int culprit) {
+  std::signal(SIGTERM, SIG_IGN);  // mpirun sends it to the survivors before it kills them
+  const std::optional<Launched> place = launched_by();
+  if (!place) throw Error("start this with a launcher");
+  const Deadlines deadlines{
+      .progress = scenario == "late" ? std::chrono::milliseconds(2000) : std::chrono::minutes(10),
+      .liveness = std::chrono::milliseconds(2500)};
+  run_ranks({.transport = place->transport, .ranks = place->ranks, .deadlines = deadlines},
+            [&](Group& world) {
+              if (scenario == "collectives") return collectives(world);
+              rounds(world, scenario, culprit);
+            });
+  return 0;
+}
+
+}  // namespace
+}  // namespace phalanx
+
+int main(int argc, char** argv) {
+  try {
+    return phalanx::rank_main(argc > 1 ? argv[1] : "", argc > 2 ? std::atoi(argv[2]) : -1);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "pid %d: %s\n", getpid(), e.what());
+    return 1;
+  }
+}

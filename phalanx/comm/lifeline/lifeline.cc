@@ -58,9 +58,7 @@ void Lifeline::start(LifelineEvents events) {
   heard_ = Clock::now();
   thread_ = std::thread([this] {
     serve();
-    const std::lock_guard lock(mutex_);
-    ended_ = true;
-    changed_.notify_all();
+    end();
   });
 }
 
@@ -145,6 +143,13 @@ void Lifeline::handle(Frame frame) {
 void Lifeline::failed(int rank, const std::string& why) {
   if (std::exchange(failed_, true)) return;
   if (events_.on_failure) events_.on_failure(rank, why);
+  end();
+}
+
+void Lifeline::end() {
+  const std::lock_guard lock(mutex_);
+  ended_ = true;
+  changed_.notify_all();
 }
 
 void Lifeline::wait_a_moment(std::chrono::milliseconds limit) {

@@ -68,6 +68,7 @@ class Lifeline {
   void serve();
   void handle(Frame frame);
   void failed(int rank, const std::string& why);
+  void end();
   void wait_a_moment(std::chrono::milliseconds limit);
 
   LifelineOptions options_;
@@ -77,7 +78,7 @@ class Lifeline {
   std::map<int, std::string> pages_;
   bool left_ = false;
   bool all_left_ = false;
-  bool ended_ = false;                      // the thread has
+  bool ended_ = false;                      // the thread has, or the world has failed
   std::condition_variable changed_;         // all_left_ or ended_
   Clock::time_point heard_ = Clock::now();  // the thread's
   bool failed_ = false;                     // the thread's

@@ -219,6 +219,7 @@ void join_process_ranks(const ProcessPlace& place, const RankBody& body) {
                                                      : std::max(1, cores / place.ranks));
   ProcessTransport transport(segment, place.rank, place.ranks, place.ranks > cores);
   const std::exception_ptr error = run_rank(transport, place.deadlines, body);
+  if (error) lifeline.fail(segment.failures().message());  // the hub need not wait for the others
   lifeline.leave();
   if (error) std::rethrow_exception(error);
 }

@@ -30,6 +30,15 @@ TEST(Collectives, ThreadsOfEveryDtype) {
   }
 }
 
+// Ranks without a core of their own come late to work that others have done for them.
+TEST(Collectives, UnevenRowsOnMoreRanksThanCores) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  run_thread_ranks({.ranks = 6}, [&](Group& world) {
+    for (unsigned i = 0; i < 300; ++i) check_all_to_all(world, {DType::f32, 600, seed + i});
+  });
+}
+
 // Messages that are late and overtake each other change no bit, and no other operation's messages are taken.
 TEST(Collectives, UnderTheDelaysOfTheFakeTransport) {
   const unsigned seed = std::random_device{}();

@@ -130,7 +130,8 @@ void Turn::check(int rank) const {
 void Turn::finish() const {
   Cell& c = mine();
   if (c.keep[1].defined()) {
-    for (Tensor& t : c.keep) t = Tensor();
+    c.keep[0] = Tensor();  // the counts in keep[2] stay: a rank that comes late still reads them
+    c.keep[1] = Tensor();
   }
   link_.finish(turn_);
 }

@@ -31,7 +31,7 @@ struct Cell {
   alignas(kApart) std::atomic<uint32_t> claimed{0};  // of this rank's chunks; may overshoot
   std::atomic<uint32_t> completed{0};
   const int64_t* counts = nullptr;  // all_to_all: rows sent to each rank, rows expected from each
-  std::array<Tensor, 3> keep;       // so that memory outlives a rank that unwinds
+  std::array<Tensor, 3> keep;  // in, out, counts: so that memory outlives a rank that unwinds or is ahead
 
   alignas(kApart) std::array<std::byte, kStageBytes> stage;
 };

@@ -1,5 +1,6 @@
 #include "apps/console.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -17,6 +18,13 @@ void on_interrupt(int signal) {
   }
 }
 
+// As much of `text` as fits into one line of the terminal: what wraps cannot be rewritten.
+std::string fitted(const std::string& text, std::FILE* terminal) {
+  winsize size{};
+  if (ioctl(fileno(terminal), TIOCGWINSZ, &size) != 0 || size.ws_col < 2) return text;
+  return text.substr(0, size.ws_col - size_t{1});
+}
+
 }  // namespace
 
 ProgressLine::ProgressLine(std::FILE* file, bool enabled)
@@ -30,7 +38,11 @@ void ProgressLine::show(const std::string& text) {
   const std::chrono::milliseconds pause(terminal_ ? 100 : 5000);
   if (now - shown_ < pause) return;
   shown_ = now;
-  std::fprintf(file_, terminal_ ? "\r\033[K%s" : "%s\n", text.c_str());
+  if (terminal_) {
+    std::fprintf(file_, "\r\033[K%s", fitted(text, file_).c_str());
+  } else {
+    std::fprintf(file_, "%s\n", text.c_str());
+  }
   std::fflush(file_);
   open_ = terminal_;
 }

@@ -229,7 +229,9 @@ std::string time_table(const StackedBar& bar, double whole) {
   }
   out +=
       format("<tr class=\"whole\"><td>all</td><td>{}</td><td>100.0</td></tr>\n", seconds_text(whole, whole));
-  out += time_row(mark("within"), bar.within.name + " (within the above)", bar.within.value, whole);
+  if (bar.within.value > 0) {  // else it was not measured
+    out += time_row(mark("within"), bar.within.name + " (within the above)", bar.within.value, whole);
+  }
   return out + "</tbody></table>\n";
 }
 

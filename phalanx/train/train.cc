@@ -60,9 +60,10 @@ class Run {
     history_.parameters = parameters.total;
     history_.active_parameters = parameters.active;
     history_.config = to_toml(config());
-    history_.machine = format(
-        "{} cores, {} ranks of {} threads, layout {}, {:.0f} GFLOP/s in matrix products", available_cores(),
-        world_.size(), parallel_threads(), rank_.mesh().layout().text(), machine_flops_ / 1e9);
+    history_.machine =
+        format("cores: {}, ranks: {}, threads a rank: {}, layout {}, {:.0f} GFLOP/s in matrix products",
+               available_cores(), world_.size(), parallel_threads(), rank_.mesh().layout().text(),
+               machine_flops_ / 1e9);
   }
 
   // The leader's hook decides for all.

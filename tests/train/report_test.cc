@@ -317,6 +317,12 @@ TEST(Report, TimeByPhaseAddsUp) {
   EXPECT_TRUE(has(bar, "class=\"within\" x=\"0\" y=\"40\" width=\"90.0\""));
 }
 
+TEST(Report, WaitingThatNobodyMeasuredIsNotShown) {
+  TrainingHistory h = history(3, 0, 0, 1);
+  h.wait_seconds = 0;
+  EXPECT_FALSE(has(report_html(h), "waiting for other ranks"));
+}
+
 TEST(Report, AnEmptyHistoryIsAPage) {
   const std::string html = report_html({});
   check_page(html);

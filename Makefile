@@ -18,8 +18,8 @@ test: build      ## build and run all tests but the slow ones
 test-full: build ## build and run all tests, the slow ones too
 	@ctest --preset dev -j $(JOBS) --no-tests=error -LE '^cuda$$'
 
-demo:            ## train a small mixture of experts here and let it speak
-	@scripts/demo.sh
+demo:            ## train a small mixture of experts and let it speak (TEXT=FILE: on your text)
+	@scripts/demo.sh $(if $(TEXT),--text "$(TEXT)")
 
 bench: deps      ## build the benchmarks (build/release/bin/phalanx_bench_*) and list them
 	@cmake --preset release >/dev/null

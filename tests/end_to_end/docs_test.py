@@ -34,11 +34,12 @@ PLACEHOLDER = re.compile(r"\b(?:NAME|FOLDER|FILE)\b")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 WRAPPER = """#!/bin/sh
-# Each run of `train` takes two steps more than the one before, so that a resumed one has something to do.
+# Each run of `train` takes two steps more than the one before, so that a resumed one has something to do;
+# not the ranks of one mpirun, which must agree.
 case "$1" in
   train)
-    echo >>"{counter}"
-    steps=$((2 * $(wc -l <"{counter}")))
+    [ -n "$OMPI_COMM_WORLD_RANK" ] || echo >>"{counter}"
+    steps=$((2 * $(wc -l <"{counter}") + 2))
     set -- "$@" --set train.steps=$steps --set train.eval_every=0 --set train.eval_batches=1 ;;
 esac
 case "$1" in
@@ -179,7 +180,8 @@ class Docs(unittest.TestCase):
         with open(wrapper, "w", encoding="utf-8") as f:
             f.write(WRAPPER.format(command=COMMAND, counter=os.path.join(folder, ".bin", "runs")))
         os.chmod(wrapper, 0o755)
-        return {**os.environ, "PATH": os.path.join(folder, ".bin") + os.pathsep + os.environ["PATH"]}
+        return {**os.environ, "PATH": os.path.join(folder, ".bin") + os.pathsep + os.environ["PATH"],
+                "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
     def run_block(self, page, body, folder, env):
         shell = ["bash", "-eux", "-o", "pipefail", "-c", body]

@@ -180,9 +180,10 @@ Task<> all_to_all(Call call, Tensor x, Tensor out, PooledVector<int64_t> send_ro
   call.count((x.rows() - send_rows[me]) * row_bytes, (out.rows() - recv_rows[me]) * row_bytes);
   Free free(turn);
   if (!free.poll()) co_await Suspend(free);
-  PooledVector<int64_t> row_counts = std::move(send_rows);
-  row_counts.insert(row_counts.end(), recv_rows.begin(), recv_rows.end());
-  turn.publish_rows(row_counts, x, out);
+  // In the parameter, which lives as long as the operation: what a rank holds then depends on its program,
+  // not on how soon the others came.
+  send_rows.insert(send_rows.end(), recv_rows.begin(), recv_rows.end());
+  turn.publish_rows(send_rows, x, out);
   Arrivals arrivals(turn);
   co_await Suspend(arrivals);
   const RowCounts rows(turn);

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <new>
 
@@ -7,8 +9,23 @@
 namespace phalanx::detail {
 namespace {
 
+// Blocks of one class have one size: of up to 4 KiB multiples of 64 bytes (coroutine frames), of more powers
+// of two (vectors that grow with the batch).
 constexpr size_t kStep = 64;
-constexpr size_t kClasses = 64;  // frames of up to 4 KiB; larger ones go to the heap
+constexpr size_t kSmall = 64;
+constexpr size_t kClasses = kSmall + 64;
+
+struct Class {
+  size_t index;
+  size_t bytes;
+};
+
+Class class_of(size_t bytes) {
+  const size_t steps = std::max<size_t>((bytes + kStep - 1) / kStep, 1);
+  if (steps <= kSmall) return {steps, steps * kStep};
+  const auto log = static_cast<size_t>(std::bit_width(bytes - 1));
+  return {kSmall + log, size_t{1} << log};
+}
 
 struct FreeFrame {
   FreeFrame* next;
@@ -33,22 +50,17 @@ thread_local Pool pool;
 }  // namespace
 
 void* frame_allocate(size_t bytes) {
-  const size_t c = (bytes + kStep - 1) / kStep;
-  if (c >= kClasses) return ::operator new(bytes);
-  FreeFrame*& head = pool.free[c];
-  if (!head) return ::operator new(c* kStep);
+  const Class c = class_of(bytes);
+  FreeFrame*& head = pool.free[c.index];
+  if (!head) return ::operator new(c.bytes);
   FreeFrame* frame = head;
   head = frame->next;
   return frame;
 }
 
 void frame_release(void* frame, size_t bytes) noexcept {
-  const size_t c = (bytes + kStep - 1) / kStep;
-  if (c >= kClasses) {
-    ::operator delete(frame);
-    return;
-  }
-  pool.free[c] = new (frame) FreeFrame{pool.free[c]};
+  FreeFrame*& head = pool.free[class_of(bytes).index];
+  head = new (frame) FreeFrame{head};
 }
 
 }  // namespace phalanx::detail

@@ -14,11 +14,13 @@
 namespace phalanx {
 namespace {
 
+thread_local int own_index = 0;  // parallel_index()
+
 // The threads of one rank. A job is published by raising `generation_`; ranges are claimed from `next_`.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
   }
 
   ~ThreadPool() {
@@ -52,7 +54,8 @@ class ThreadPool {
  private:
   static constexpr int kSpins = 2000;
 
-  void work() {
+  void work(int index) {
+    own_index = index;
     uint64_t seen = 0;
     while (true) {
       for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins) {
@@ -104,6 +107,10 @@ void parallel_for(int64_t n, int64_t grain, FunctionRef<void(int64_t, int64_t)> 
     busy.pool->run(n, grain, body);
     return;
   }
+  struct Alone {  // the only thread that its caller sees
+    int index = std::exchange(own_index, 0);
+    ~Alone() { own_index = index; }
+  } alone;
   for (int64_t begin = 0; begin < n; begin += grain) body(begin, std::min(begin + grain, n));
 }
 
@@ -117,6 +124,8 @@ ThreadScope::~ThreadScope() {
 }
 
 int parallel_threads() { return current ? current->threads() : 1; }
+
+int parallel_index() { return own_index; }
 
 int available_cores() {
   cpu_set_t set;

@@ -29,6 +29,10 @@ class ThreadScope {
 /// Threads of the calling rank's parallel_for, itself included.
 int parallel_threads();
 
+/// Inside a body: which of those threads runs it, 0 … parallel_threads() − 1 as the caller of parallel_for
+/// saw them; 0 is the caller itself. For scratch memory: results must not depend on it.
+int parallel_index();
+
 /// Cores that this process may run on.
 int available_cores();
 

@@ -28,8 +28,8 @@ class Waitable {
 
 namespace detail {
 
-// Coroutine frames come from free lists of the calling thread, one for each size rounded up to 64 bytes, so
-// that a steady state allocates nothing.
+// Coroutine frames come from free lists of the calling thread, one for each class of sizes, so that a steady
+// state allocates nothing.
 void* frame_allocate(size_t bytes);
 void frame_release(void* frame, size_t bytes) noexcept;
 

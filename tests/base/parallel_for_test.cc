@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -30,6 +31,26 @@ TEST(ParallelFor, CoversEveryIndexOnceInTheSameRangesForAnyThreads) {
       }
     }
   }
+}
+
+TEST(ParallelFor, EveryBodyKnowsItsThread) {
+  EXPECT_EQ(parallel_index(), 0);
+  const ThreadScope scope(3);
+  const std::thread::id caller = std::this_thread::get_id();
+  std::array<std::atomic<std::thread::id>, 3> threads{};
+  parallel_for(300, 1, [&](int64_t, int64_t) {
+    const int index = parallel_index();
+    ASSERT_LT(index, 3);
+    std::thread::id before{};
+    const bool first =
+        threads[static_cast<size_t>(index)].compare_exchange_strong(before, std::this_thread::get_id());
+    EXPECT_TRUE(first || before == std::this_thread::get_id());
+    EXPECT_EQ(index == 0, caller == std::this_thread::get_id());
+    // Inside, it is alone.
+    EXPECT_EQ(parallel_threads(), 1);
+    parallel_for(2, 1, [&](int64_t, int64_t) { EXPECT_EQ(parallel_index(), 0); });
+    EXPECT_EQ(parallel_index(), index);
+  });
 }
 
 TEST(ParallelFor, AnErrorInOneRangeIsThrownAndThePoolStaysUsable) {

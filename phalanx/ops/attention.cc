@@ -6,6 +6,7 @@
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/pooled.h"
 #include "phalanx/ops/attention_kernel.h"
+#include "phalanx/tensor/scratch.h"
 
 namespace phalanx {
 namespace {
@@ -40,17 +41,6 @@ attention_kernel::Shape kernel_shape(const AttentionConfig& c) {
           .scale = c.scale};
 }
 
-// Memory of the calling thread, kept for its next call.
-template <class T>
-T* scratch(int64_t elements) {
-  thread_local Tensor kept;
-  if (!kept.defined() || kept.bytes() < static_cast<size_t>(elements) * sizeof(T)) {
-    kept = Tensor();
-    kept = Tensor::empty({elements}, dtype_of<T>);
-  }
-  return reinterpret_cast<T*>(kept.raw());
-}
-
 // Rows first … first + rows − 1 of a sequence that starts at row `sequence` of the tensors.
 struct Piece {
   int64_t sequence;
@@ -75,7 +65,7 @@ void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Attended& 
              std::span<const int64_t> offsets, const AttentionConfig& c) {
   const attention_kernel::Shape shape = kernel_shape(c);
   const PooledVector<Piece> pieces = query_blocks(offsets);
-  const int64_t need = attention_kernel::forward_scratch(c.head_dim);
+  const Scratch<T> scratch(attention_kernel::forward_scratch(c.head_dim));
   parallel_for(std::ssize(pieces) * c.heads, 1, [&](int64_t item, int64_t) {
     const Piece& p = pieces[static_cast<size_t>(item / c.heads)];
     const int64_t head = item % c.heads;
@@ -88,7 +78,7 @@ void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Attended& 
                                .log_sum_exp = out.log_sum_exp_TH.data<T>() + p.sequence * c.heads + head,
                                .first = p.first,
                                .rows = p.rows},
-                              shape, scratch<T>(need));
+                              shape, scratch.mine());
   });
 }
 
@@ -139,8 +129,12 @@ void backward(const BackwardInput& in, const AttentionGradients& out, std::span<
   const attention_kernel::Shape shape = kernel_shape(c);
   const PooledVector<KeyPiece> pieces = key_ranges(offsets);
   int64_t part_rows = 0;
-  for (const KeyPiece& p : pieces)
+  int64_t most_keys = 0;
+  for (const KeyPiece& p : pieces) {
     part_rows = std::max(part_rows, p.part < 0 ? 0 : p.part + p.n - p.keys.first);
+    most_keys = std::max(most_keys, p.keys.rows);
+  }
+  const Scratch<T> scratch(attention_kernel::backward_scratch(c.head_dim, most_keys));
   const Tensor parts = Tensor::empty({part_rows, shape.query_stride}, in.q.dtype());
   const int64_t group = c.heads / c.kv_heads;
   parallel_for(std::ssize(pieces) * c.kv_heads, 1, [&](int64_t item, int64_t) {
@@ -165,8 +159,7 @@ void backward(const BackwardInput& in, const AttentionGradients& out, std::span<
                                 .begin = p.keys.first,
                                 .end = p.keys.first + p.keys.rows,
                                 .group = group},
-                               shape,
-                               scratch<T>(attention_kernel::backward_scratch(c.head_dim, p.keys.rows)));
+                               shape, scratch.mine());
   });
   for (const KeyPiece& p : pieces) {
     if (p.part < 0) continue;

@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <numeric>
+#include <span>
 
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/pooled.h"
 #include "phalanx/ops/route.h"
+#include "phalanx/tensor/scratch.h"
 
 namespace phalanx {
 namespace {
@@ -19,12 +21,14 @@ void for_each_sequence(const Routing& routing, const Tensor& offsets, F f) {
   const int64_t experts = routing.scores_TE.dim(1);
   const auto o = offsets.span<const int64_t>();
   const int64_t* const idx = routing.topk_idx_TK.data<int64_t>();
+  const Scratch<double> scratch(experts);
   parallel_for(static_cast<int64_t>(o.size()) - 1, 1, [&](int64_t b, int64_t) {
     const int64_t begin = o[static_cast<size_t>(b)];
     const int64_t end = o[static_cast<size_t>(b) + 1];
     const double share =
         static_cast<double>(experts) / static_cast<double>(std::max<int64_t>(k * (end - begin), 1));
-    PooledVector<double> slope(static_cast<size_t>(experts));
+    const std::span<double> slope(scratch.mine(), static_cast<size_t>(experts));
+    std::ranges::fill(slope, 0);
     for (int64_t i = begin * k; i < end * k; ++i) slope[static_cast<size_t>(idx[i])] += share;
     f(b, begin, end, slope);
   });
@@ -36,7 +40,7 @@ struct RowSums {
 };
 
 template <class T>
-RowSums row_sums(const T* scores, const PooledVector<double>& slope) {
+RowSums row_sums(const T* scores, std::span<const double> slope) {
   RowSums sums = {kTiny, 0};
   for (size_t e = 0; e < slope.size(); ++e) {
     sums.scores += static_cast<double>(scores[e]);
@@ -53,7 +57,7 @@ double balance_loss(const Routing& routing, const Tensor& offsets) {
   visit_float(routing.scores_TE.dtype(), [&](auto t) {
     const auto* const scores = routing.scores_TE.data<decltype(t)>();
     for_each_sequence(routing, offsets,
-                      [&](int64_t b, int64_t begin, int64_t end, const PooledVector<double>& slope) {
+                      [&](int64_t b, int64_t begin, int64_t end, std::span<const double> slope) {
                         double& loss = losses[static_cast<size_t>(b)];
                         for (int64_t r = begin; r < end; ++r) {
                           const RowSums sums = row_sums(scores + r * experts, slope);
@@ -73,7 +77,7 @@ Tensor balance_loss_backward(const Routing& routing, const Tensor& offsets, doub
     const T* const scores = scores_TE.data<T>();
     T* const dscores = dscores_TE.data<T>();
     for_each_sequence(
-        routing, offsets, [&](int64_t, int64_t begin, int64_t end, const PooledVector<double>& slope) {
+        routing, offsets, [&](int64_t, int64_t begin, int64_t end, std::span<const double> slope) {
           for (int64_t r = begin; r < end; ++r) {
             const RowSums sums = row_sums(scores + r * experts, slope);
             const double factor = scale / sums.scores;

@@ -4,13 +4,13 @@
 #include <cstring>
 #include <span>
 
-#include "phalanx/base/pooled.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/route.cc"
 #include "hwy/foreach_target.h"
 #include "phalanx/ops/simd-inl.h"
 #include "phalanx/ops/simd_math-inl.h"
+#include "phalanx/tensor/scratch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace phalanx::HWY_NAMESPACE {
@@ -76,9 +76,11 @@ void forward(const Tensor& logits, const RoutingConfig& config, const Routing& o
   T* const scores = out.scores_TE.data<T>();
   T* const weights = out.weights_TK.data<T>();
   int64_t* const idx = out.topk_idx_TK.data<int64_t>();
+  const size_t lanes = hn::Lanes(Tag<T>());
+  const size_t whole = (static_cast<size_t>(experts) + lanes - 1) / lanes * lanes;
+  const Scratch<T> scratch(static_cast<int64_t>(whole));
   parallel_for(logits.rows(), block_rows(experts), [&](int64_t begin, int64_t end) HWY_ATTR {
-    const size_t lanes = hn::Lanes(Tag<T>());
-    PooledVector<T> left((static_cast<size_t>(experts) + lanes - 1) / lanes * lanes);
+    const std::span<T> left(scratch.mine(), whole);
     for (int64_t r = begin; r < end; ++r) {
       T* s = scores + r * experts;
       T* w = weights + r * k;

@@ -1,0 +1,54 @@
+#include "tests/train/small_runs.h"
+
+#include <random>
+
+namespace phalanx {
+namespace {
+
+TrainConfig small(const Layout& layout, ScheduleKind schedule) {
+  TrainConfig c;
+  c.model.layers = 4;
+  c.model.width = 32;
+  c.model.heads = 4;
+  c.model.context = 32;
+  c.train.batch = 8;
+  c.train.microbatch = 2;
+  c.train.schedule = schedule;
+  c.parallel.ranks = layout.ranks();
+  c.parallel.layout = layout.text();
+  return c;
+}
+
+}  // namespace
+
+TrainConfig small_gpt(const Layout& layout, ScheduleKind schedule) {
+  TrainConfig c = small(layout, schedule);
+  c.model.norm = NormKind::layernorm;
+  c.model.positions = Positions::learned;
+  c.model.mlp = MlpKind::gelu;
+  c.model.bias = true;
+  return checked(c);
+}
+
+TrainConfig small_llama(const Layout& layout, ScheduleKind schedule) {
+  TrainConfig c = small(layout, schedule);
+  c.model.kv_heads = 2;
+  c.model.tied = false;
+  return checked(c);
+}
+
+TrainConfig small_moe(const Layout& layout, ScheduleKind schedule) {
+  TrainConfig c = small(layout, schedule);
+  c.model.mlp = MlpKind::moe;
+  c.model.moe = {.experts = 8, .top_k = 2, .expert_width = 24, .shared_experts = 1, .dense_layers = 1};
+  return checked(c);
+}
+
+Dataset random_text(const TrainConfig& config, unsigned seed) {
+  std::mt19937 random(seed);
+  std::string text;
+  for (int i = 0; i < 8000; ++i) text += static_cast<char>('!' + random() % 60);
+  return {text, config.data, config.model.context, config.train.seed};
+}
+
+}  // namespace phalanx

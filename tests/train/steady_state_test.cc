@@ -1,0 +1,112 @@
+// A training step in its steady state takes no memory from the system: neither for tensors nor for anything
+// else.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <random>
+
+#include "phalanx/comm/transport/threads.h"
+#include "phalanx/train/rank_run.h"
+#include "tests/train/small_runs.h"
+
+namespace {
+std::atomic<int64_t> allocations{0};
+
+void* counted(size_t bytes, size_t alignment) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  const size_t rounded = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
+  if (void* p = std::aligned_alloc(alignment, rounded)) return p;
+  throw std::bad_alloc();
+}
+}  // namespace
+
+// Every `new` of this program, the library's included; arrays and nothrow forms end here too.
+void* operator new(size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
+void* operator new(size_t bytes, std::align_val_t alignment) {
+  return counted(bytes, static_cast<size_t>(alignment));
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+
+namespace phalanx {
+namespace {
+
+struct Case {
+  const char* name;
+  TrainConfig (*config)(const Layout&, ScheduleKind);
+  Layout layout;
+  ScheduleKind schedule;
+};
+
+// So many tokens and experts that what ops keep for each piece of work is long.
+TrainConfig long_run(const Layout& layout, ScheduleKind schedule) {
+  TrainConfig c = small_moe(layout, schedule);
+  c.model.layers = 1;
+  c.model.width = 16;
+  c.model.heads = 1;
+  c.model.head_dim = 16;
+  c.model.kv_heads = 1;
+  c.model.context = 512;
+  c.model.moe = {.experts = 40, .top_k = 3, .expert_width = 8};
+  c.train.batch = 24;
+  c.train.microbatch = 24;
+  return c;
+}
+
+class SteadyState : public testing::TestWithParam<Case> {};
+
+// The same few steps again and again, without learning, so that experts receive different numbers of rows
+// from step to step, each of them seen before.
+TEST_P(SteadyState, AllocatesNothing) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  const TrainConfig config = GetParam().config(GetParam().layout, GetParam().schedule);
+  const Dataset data = random_text(config, seed);
+  constexpr int kSteps = 3;
+  run_thread_ranks({.ranks = config.parallel.ranks, .threads_per_rank = 2}, [&](Group& world) {
+    RankRun rank(config, data.tokenizer().vocabulary(), world);
+    std::array<std::vector<Batch>, kSteps> steps;
+    for (int s = 0; s < kSteps; ++s) {
+      for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
+        steps[s].push_back(data.train_batch(s, m, rank.share()));
+      }
+    }
+    const auto go = [&] {
+      for (int s = 0; s < kSteps; ++s) train_step(rank.trainer(), steps[s], 0, static_cast<uint64_t>(s));
+      world.barrier().wait();
+    };
+    go();
+    const int64_t before = allocations.load();
+    const MemoryStats memory = cpu_allocator().stats();
+    world.barrier().wait();
+    go();
+    const int64_t after = allocations.load();
+    world.barrier().wait();
+    EXPECT_EQ(after - before, 0) << "rank " << world.rank();
+    EXPECT_EQ(cpu_allocator().stats().system_allocations, memory.system_allocations);
+    EXPECT_EQ(cpu_allocator().stats().in_use, memory.in_use);
+  });
+}
+
+constexpr auto kSequential = ScheduleKind::sequential;
+constexpr auto kOverlapped = ScheduleKind::overlapped;
+
+INSTANTIATE_TEST_SUITE_P(
+    Runs, SteadyState,
+    testing::Values(Case{"long", long_run, {}, kSequential}, Case{"gpt", small_gpt, {}, kSequential},
+                    Case{"gpt_overlapped", small_gpt, {}, kOverlapped},
+                    Case{"gpt_dp2", small_gpt, {.dp = 2}, kSequential},
+                    Case{"llama_dp2_overlapped", small_llama, {.dp = 2}, kOverlapped},
+                    Case{"moe", small_moe, {}, kSequential},
+                    Case{"moe_overlapped", small_moe, {}, kOverlapped},
+                    Case{"moe_dp2", small_moe, {.dp = 2}, kSequential},
+                    Case{"moe_dp2_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential},
+                    Case{"moe_dp2_ep2_overlapped", small_moe, {.dp = 2, .ep = 2}, kOverlapped}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace phalanx

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "phalanx/base/check.h"
+#include "phalanx/base/trace.h"
 
 namespace phalanx {
 
@@ -162,7 +163,10 @@ template <class T>
 T run(Task<T> task) {
   task.resume();
   while (!task.done()) {
-    task.waiting()->wait();
+    {
+      const TraceSpan span(TraceKind::communication, "wait", 0);
+      task.waiting()->wait();
+    }
     task.resume();
   }
   return task.result();

@@ -1,6 +1,7 @@
 // Spans of time by rank, for a timeline. Off unless a TraceScope is there: a span then costs one branch.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -13,6 +14,11 @@ namespace phalanx {
 /// in flight overlap with both, so they have their own.
 enum class TraceRow : uint8_t { compute, comm };
 
+/// What a span's time is spent on, and so what its `detail` counts: operations (a multiply-add is two) of
+/// products and attention; bytes of all other kinds: what must be read and written, each once.
+enum class TraceKind : uint8_t { other, product, attention, elementwise, optimizer, communication };
+inline constexpr int kTraceKinds = 6;
+
 /// One thing that a rank did.
 struct Span {
   const char* name = "";  ///< a literal
@@ -20,6 +26,7 @@ struct Span {
   int64_t end_ns = 0;
   int64_t detail = 0;  ///< one number worth seeing: bytes, rows, a microbatch
   TraceRow row = TraceRow::compute;
+  TraceKind kind = TraceKind::other;
 };
 
 /// The last spans of one rank. Written by that rank's thread; read when it has stopped writing.
@@ -30,6 +37,9 @@ class TraceRing {
   void record(const Span& span) { spans_[count_++ % spans_.size()] = span; }
   /// Oldest first.
   std::vector<Span> spans() const;
+  /// Spans recorded since the last clear; those beyond the capacity are lost, the oldest first.
+  uint64_t count() const { return count_; }
+  void clear() { count_ = 0; }
 
  private:
   std::vector<Span> spans_;
@@ -57,11 +67,19 @@ int64_t trace_now();
 /// Records the time between its construction and destruction, if tracing is on. `name` is a literal.
 class TraceSpan {
  public:
-  explicit TraceSpan(const char* name, int64_t detail = 0)
-      : ring_(trace_ring()), name_(name), detail_(detail), begin_(ring_ ? trace_now() : 0) {}
+  explicit TraceSpan(const char* name, int64_t detail = 0) : TraceSpan(TraceKind::other, name, detail) {}
+  /// An op and its work, in the kind's unit.
+  template <std::integral N>
+  TraceSpan(TraceKind kind, const char* name, N detail)
+      : ring_(trace_ring()),
+        kind_(kind),
+        name_(name),
+        detail_(static_cast<int64_t>(detail)),
+        begin_(ring_ ? trace_now() : 0) {}
   ~TraceSpan() {
     if (ring_) {
-      ring_->record({.name = name_, .begin_ns = begin_, .end_ns = trace_now(), .detail = detail_});
+      ring_->record(
+          {.name = name_, .begin_ns = begin_, .end_ns = trace_now(), .detail = detail_, .kind = kind_});
     }
   }
   TraceSpan(const TraceSpan&) = delete;
@@ -69,6 +87,7 @@ class TraceSpan {
 
  private:
   TraceRing* ring_;
+  TraceKind kind_;
   const char* name_;
   int64_t detail_;
   int64_t begin_;

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "phalanx/base/error.h"
+#include "phalanx/base/trace.h"
 
 namespace phalanx::ep {
 namespace {
@@ -18,6 +19,7 @@ size_t row_bytes(const Tensor& t) { return static_cast<size_t>(t.row_size()) * d
 // The rows of x at `tokens`.
 Tensor gather(const Tensor& x, const Tensor& tokens) {
   const Tensor out = Tensor::empty(x.shape().with_rows(tokens.rows()), x.dtype());
+  const TraceSpan span(TraceKind::elementwise, "gather", 2 * out.bytes());
   const size_t bytes = row_bytes(x);
   for (int64_t i = 0; i < tokens.rows(); ++i) {
     const auto from = static_cast<size_t>(tokens.data<int64_t>()[i]);
@@ -29,6 +31,7 @@ Tensor gather(const Tensor& x, const Tensor& tokens) {
 // out[token] += row, in the order of rows, that is by rank.
 Tensor scatter_sum(const Tensor& rows, const Tensor& tokens, int64_t count) {
   const Tensor out = Tensor::zeros(rows.shape().with_rows(count), rows.dtype());
+  const TraceSpan span(TraceKind::elementwise, "scatter_sum", rows.bytes() + out.bytes());
   const int64_t width = rows.dim(1);
   visit_float(rows.dtype(), [&](auto t) {
     using T = decltype(t);

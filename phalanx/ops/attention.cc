@@ -5,6 +5,7 @@
 
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/pooled.h"
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/attention_kernel.h"
 #include "phalanx/tensor/scratch.h"
 
@@ -31,6 +32,16 @@ std::span<const int64_t> checked_offsets(const Tensor& offsets, int64_t rows) {
   PHX_CHECK(!o.empty() && o.front() == 0 && o.back() == rows && std::ranges::is_sorted(o),
             "offsets {} of sequences in {} rows", o, rows);
   return o;
+}
+
+// Operations of so many products between every query and each key that it sees, d columns of each head.
+int64_t operations(int products, std::span<const int64_t> offsets, const AttentionConfig& c) {
+  int64_t pairs = 0;
+  for (size_t b = 0; b + 1 < offsets.size(); ++b) {
+    const int64_t n = offsets[b + 1] - offsets[b];
+    pairs += n * (n + 1) / 2;
+  }
+  return products * 2 * pairs * c.heads * c.head_dim;
 }
 
 attention_kernel::Shape kernel_shape(const AttentionConfig& c) {
@@ -180,6 +191,7 @@ Attended attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   const auto offsets = checked_offsets(sequence_offsets, q.rows());
   const Attended out = {Tensor::empty(q.shape(), q.dtype()),
                         Tensor::empty({q.rows(), config.heads}, q.dtype())};
+  const TraceSpan span(TraceKind::attention, "attention", operations(2, offsets, config));
   visit_float(q.dtype(), [&](auto t) { forward<decltype(t)>(q, k, v, out, offsets, config); });
   return out;
 }
@@ -193,6 +205,8 @@ AttentionGradients attention_backward(const Tensor& dy, const Tensor& q, const T
   const auto offsets = checked_offsets(sequence_offsets, q.rows());
   const AttentionGradients out = {Tensor::empty(q.shape(), q.dtype()), Tensor::empty(k.shape(), k.dtype()),
                                   Tensor::empty(v.shape(), v.dtype())};
+  // Scores are not kept, so that backward computes them again: the fifth product.
+  const TraceSpan span(TraceKind::attention, "attention_backward", operations(5, offsets, config));
   const BackwardInput in = {dy, q, k, v, attended};
   visit_float(q.dtype(), [&](auto t) { backward<decltype(t)>(in, out, offsets, config); });
   return out;

@@ -4,6 +4,7 @@
 
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/pooled.h"
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/route.h"
 #include "phalanx/tensor/scratch.h"
 
@@ -53,6 +54,7 @@ RowSums row_sums(const T* scores, std::span<const double> slope) {
 
 double balance_loss(const Routing& routing, const Tensor& offsets) {
   const int64_t experts = routing.scores_TE.dim(1);
+  const TraceSpan span(TraceKind::elementwise, "balance_loss", routing.scores_TE.bytes());
   PooledVector<double> losses(static_cast<size_t>(offsets.numel() - 1));
   visit_float(routing.scores_TE.dtype(), [&](auto t) {
     const auto* const scores = routing.scores_TE.data<decltype(t)>();
@@ -71,6 +73,7 @@ double balance_loss(const Routing& routing, const Tensor& offsets) {
 Tensor balance_loss_backward(const Routing& routing, const Tensor& offsets, double scale) {
   const Tensor& scores_TE = routing.scores_TE;
   const int64_t experts = scores_TE.dim(1);
+  const TraceSpan span(TraceKind::elementwise, "balance_loss_backward", 2 * scores_TE.bytes());
   const Tensor dscores_TE = Tensor::zeros(scores_TE.shape(), scores_TE.dtype());
   visit_float(scores_TE.dtype(), [&](auto t) {
     using T = decltype(t);

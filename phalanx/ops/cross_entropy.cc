@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "phalanx/base/pooled.h"
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -133,6 +134,7 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
     if (logits.on_cuda()) return cuda::cross_entropy(logits, targets);
   }
   CrossEntropy out = {0, Tensor::empty({logits.rows(), 2}, logits.dtype())};
+  const TraceSpan span(TraceKind::elementwise, "cross_entropy", logits.bytes());
   out.loss_sum = HWY_DYNAMIC_DISPATCH(cross_entropy_kernel)(logits, targets, out.log_sum_exp_T2);
   return out;
 }
@@ -145,6 +147,7 @@ void cross_entropy_backward_into(Tensor logits, const Tensor& targets, const Ten
   if constexpr (kHaveCuda) {
     if (logits.on_cuda()) return cuda::cross_entropy_backward_into(logits, targets, log_sum_exp, scale);
   }
+  const TraceSpan span(TraceKind::elementwise, "cross_entropy_backward_into", 2 * logits.bytes());
   HWY_DYNAMIC_DISPATCH(cross_entropy_backward_kernel)(logits, targets, log_sum_exp, scale);
 }
 

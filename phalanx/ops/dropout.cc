@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/dropout.cc"
@@ -166,6 +167,7 @@ uint32_t dropout_threshold(double rate) {
 Tensor dropout(const Tensor& x, const Tensor& rows, const DropoutSite& site) {
   PHX_CHECK(rows.numel() == x.rows(), "{} row numbers for {}", rows.numel(), x.shape());
   const Tensor y = Tensor::empty(x.shape(), x.dtype());
+  const TraceSpan span(TraceKind::elementwise, "dropout", 2 * x.bytes());
   HWY_DYNAMIC_DISPATCH(dropout_kernel)(x, rows, site, y);
   return y;
 }

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "phalanx/base/pooled.h"
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/elementwise.cc"
@@ -91,13 +92,20 @@ HWY_EXPORT(squares_kernel);
 Tensor add(const Tensor& a, const Tensor& b) {
   PHX_CHECK(a.shape() == b.shape(), "add of {} and {}", a.shape(), b.shape());
   const Tensor y = Tensor::empty(a.shape(), a.dtype());
+  const TraceSpan span(TraceKind::elementwise, "add", 3 * y.bytes());
   HWY_DYNAMIC_DISPATCH(add_kernel)(a, b, y);
   return y;
 }
 
-void scale_into(Tensor x, double factor) { HWY_DYNAMIC_DISPATCH(scale_kernel)(x, factor); }
+void scale_into(Tensor x, double factor) {
+  const TraceSpan span(TraceKind::elementwise, "scale_into", 2 * x.bytes());
+  HWY_DYNAMIC_DISPATCH(scale_kernel)(x, factor);
+}
 
-double sum_of_squares(const Tensor& x) { return HWY_DYNAMIC_DISPATCH(squares_kernel)(x); }
+double sum_of_squares(const Tensor& x) {
+  const TraceSpan span(TraceKind::elementwise, "sum_of_squares", x.bytes());
+  return HWY_DYNAMIC_DISPATCH(squares_kernel)(x);
+}
 
 }  // namespace phalanx
 #endif

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -63,6 +64,7 @@ Tensor embedding(const Tensor& table, const Tensor& tokens) {
   }
   check_tokens(tokens, table.rows());
   const Tensor y = Tensor::empty({tokens.rows(), table.dim(1)}, table.dtype());
+  const TraceSpan span(TraceKind::elementwise, "embedding", 2 * y.bytes());
   const size_t row_bytes = static_cast<size_t>(table.dim(1)) * dtype_size(table.dtype());
   const int32_t* const token = tokens.data<int32_t>();
   parallel_for(tokens.rows(), block_rows(table.dim(1)), [&](int64_t begin, int64_t end) {
@@ -81,6 +83,7 @@ void embedding_backward_into(Tensor dtable, const Tensor& dy, const Tensor& toke
     if (dtable.on_cuda()) return cuda::embedding_backward_into(dtable, dy, tokens);
   }
   check_tokens(tokens, dtable.rows());
+  const TraceSpan span(TraceKind::elementwise, "embedding_backward_into", 3 * dy.bytes());
   HWY_DYNAMIC_DISPATCH(embedding_backward_kernel)(dtable, dy, tokens);
 }
 

@@ -1,5 +1,6 @@
 #include "phalanx/ops/gelu.h"
 
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/gelu.cc"
@@ -98,6 +99,7 @@ HWY_EXPORT(gelu_backward_kernel);
 
 Tensor gelu(const Tensor& x, Gelu kind) {
   const Tensor y = Tensor::empty(x.shape(), x.dtype());
+  const TraceSpan span(TraceKind::elementwise, "gelu", 2 * x.bytes());
   HWY_DYNAMIC_DISPATCH(gelu_kernel)(x, kind, y);
   return y;
 }
@@ -105,6 +107,7 @@ Tensor gelu(const Tensor& x, Gelu kind) {
 Tensor gelu_backward(const Tensor& dy, const Tensor& x, Gelu kind) {
   PHX_CHECK(dy.shape() == x.shape(), "gelu_backward of {} and {}", dy.shape(), x.shape());
   const Tensor dx = Tensor::empty(x.shape(), x.dtype());
+  const TraceSpan span(TraceKind::elementwise, "gelu_backward", 3 * x.bytes());
   HWY_DYNAMIC_DISPATCH(gelu_backward_kernel)(dy, x, kind, dx);
   return dx;
 }

@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/layernorm.cc"
@@ -138,6 +139,7 @@ LayerNormed layernorm(const Tensor& x, const Tensor& w, const Tensor& b, double 
   check_width(x, b);
   const LayerNormed out = {Tensor::empty(x.shape(), x.dtype()), Tensor::empty({x.rows()}, x.dtype()),
                            Tensor::empty({x.rows()}, x.dtype())};
+  const TraceSpan span(TraceKind::elementwise, "layernorm", 2 * x.bytes());
   HWY_DYNAMIC_DISPATCH(layernorm_kernel)(x, w, b, eps, out);
   return out;
 }
@@ -149,6 +151,7 @@ Tensor layernorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, co
   check_width(x, dw);
   check_width(x, db);
   const std::array<Tensor, 3> dx_dw_db = {Tensor::empty(x.shape(), x.dtype()), dw, db};
+  const TraceSpan span(TraceKind::elementwise, "layernorm_backward", 3 * x.bytes());
   HWY_DYNAMIC_DISPATCH(layernorm_backward_kernel)(dy, x, w, kept, dx_dw_db);
   return dx_dw_db[0];
 }

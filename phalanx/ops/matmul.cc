@@ -5,6 +5,7 @@
 
 #include "phalanx/base/function_ref.h"
 #include "phalanx/base/parallel_for.h"
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/gemm.h"
 #include "phalanx/ops/transpose.h"
@@ -142,11 +143,12 @@ void check_dtypes(const Tensor& a, const Tensor& b, const Tensor& c) {
             dtype_name(a.dtype()), dtype_name(b.dtype()), dtype_name(c.dtype()));
 }
 
-void product(Form form, const Tensor& a, const Tensor& b, const Tensor& c) {
+void product(Form form, const char* name, const Tensor& a, const Tensor& b, const Tensor& c) {
   check_dtypes(a, b, c);
+  const int64_t k = form == Form::tn ? a.dim(0) : a.dim(1);
+  const TraceSpan span(TraceKind::product, name, 2 * c.numel() * k);
   visit_float(c.dtype(), [&](auto t) {
     using T = decltype(t);
-    const int64_t k = form == Form::tn ? a.dim(0) : a.dim(1);
     const auto one = [&](int64_t) {
       return dense(form, c.dim(0), c.dim(1), k, a.data<const T>(), b.data<const T>(), c.data<T>());
     };
@@ -165,6 +167,8 @@ std::span<const int64_t> checked_offsets(const Tensor& offsets, const Tensor& w,
 void grouped(Form form, const Tensor& x, const Tensor& w, const Tensor& y, const Tensor& offsets) {
   check_dtypes(x, w, y);
   const auto o = checked_offsets(offsets, w, x.rows());
+  const TraceSpan span(TraceKind::product, form == Form::nn ? "grouped_matmul" : "grouped_matmul_nt",
+                       2 * (o.back() - o.front()) * x.dim(1) * y.dim(1));
   visit_float(y.dtype(), [&](auto t) {
     using T = decltype(t);
     const int64_t k = x.dim(1);
@@ -186,7 +190,7 @@ Tensor matmul(const Tensor& x, const Tensor& w) {
     if (x.on_cuda()) return cuda::matmul(x, w);
   }
   const Tensor y = Tensor::empty({x.dim(0), w.dim(1)}, x.dtype());
-  product(Form::nn, x, w, y);
+  product(Form::nn, "matmul", x, w, y);
   return y;
 }
 
@@ -196,7 +200,7 @@ Tensor matmul_nt(const Tensor& x, const Tensor& w) {
     if (x.on_cuda()) return cuda::matmul_nt(x, w);
   }
   const Tensor y = Tensor::empty({x.dim(0), w.dim(0)}, x.dtype());
-  product(Form::nt, x, w, y);
+  product(Form::nt, "matmul_nt", x, w, y);
   return y;
 }
 
@@ -206,7 +210,7 @@ void matmul_tn_into(Tensor dw, const Tensor& dy, const Tensor& x) {
   if constexpr (kHaveCuda) {
     if (x.on_cuda()) return cuda::matmul_tn_into(dw, dy, x);
   }
-  product(Form::tn, dy, x, dw);
+  product(Form::tn, "matmul_tn_into", dy, x, dw);
 }
 
 Rows grouped_matmul(const Rows& x, const Tensor& w, const Tensor& offsets) {
@@ -228,6 +232,8 @@ void grouped_matmul_tn_into(Tensor dw, const Rows& dy, const Rows& x, const Tens
             "grouped_matmul_tn_into {} of {} and {}", dw.shape(), dy.data.shape(), x.data.shape());
   check_dtypes(dy.data, x.data, dw);
   const auto o = checked_offsets(offsets, dw, std::min(dy.data.rows(), x.data.rows()));
+  const TraceSpan span(TraceKind::product, "grouped_matmul_tn_into",
+                       2 * (o.back() - o.front()) * dw.dim(1) * dw.dim(2));
   visit_float(dw.dtype(), [&](auto t) {
     using T = decltype(t);
     const int64_t m = dw.dim(1);

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/optimizer.cc"
@@ -91,11 +92,13 @@ void adamw_into(Tensor w, Tensor m, Tensor v, const Tensor& g, double gradient_s
   const int64_t n = w.numel();
   PHX_CHECK(m.numel() == n && v.numel() == n && g.numel() == n, "adamw of {} with m {}, v {}, g {}",
             w.shape(), m.shape(), v.shape(), g.shape());
+  const TraceSpan span(TraceKind::optimizer, "adamw_into", 7 * w.bytes());
   HWY_DYNAMIC_DISPATCH(adamw_kernel)({w, m, v, g}, gradient_scale, step);
 }
 
 void sgd_into(Tensor w, const Tensor& g, double gradient_scale, double lr) {
   PHX_CHECK(g.numel() == w.numel(), "sgd of {} with {}", w.shape(), g.shape());
+  const TraceSpan span(TraceKind::optimizer, "sgd_into", 3 * w.bytes());
   HWY_DYNAMIC_DISPATCH(sgd_kernel)(w, g, lr * gradient_scale);
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/permute.cc"
@@ -94,6 +95,7 @@ HWY_EXPORT(unpermute_backward_kernel);
 ExpertOrder order_by_expert(const Rows& topk_idx, int experts) {
   const int64_t k = topk_idx.data.dim(1);
   const int64_t slots = topk_idx.count() * k;
+  const TraceSpan span(TraceKind::elementwise, "order_by_expert", 3 * topk_idx.live_bytes());
   const ExpertOrder order = {
       Tensor::zeros({experts + 1}, DType::i64), Tensor::empty({topk_idx.capacity() * k}, DType::i64),
       Tensor::empty(topk_idx.data.shape(), DType::i64), Tensor::empty({1}, DType::i64)};
@@ -122,6 +124,7 @@ Rows permute(const Rows& x, const ExpertOrder& order) {
   const int64_t k = order.places.dim(1);
   const size_t row_bytes = static_cast<size_t>(x.data.row_size()) * dtype_size(x.data.dtype());
   const Rows y = {Tensor::empty(x.data.shape().with_rows(order.slots.rows()), x.data.dtype()), order.live};
+  const TraceSpan span(TraceKind::elementwise, "permute", x.live_bytes() + y.live_bytes());
   const int64_t* const slots = order.slots.data<int64_t>();
   parallel_for(y.count(), block_rows(x.data.row_size()), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -134,6 +137,7 @@ Rows permute(const Rows& x, const ExpertOrder& order) {
 
 Rows unpermute(const Rows& rows, const ExpertOrder& order, const Tensor& weights, const Rows& like) {
   const Rows y = rows_like(like, {0, rows.data.dim(1)}, rows.data.dtype());
+  const TraceSpan span(TraceKind::elementwise, "unpermute", rows.live_bytes() + y.live_bytes());
   HWY_DYNAMIC_DISPATCH(unpermute_kernel)(rows, order, weights, y);
   return y;
 }
@@ -142,6 +146,7 @@ UnpermuteGradients unpermute_backward(const Rows& dy, const Rows& rows, const Ex
                                       const Tensor& weights) {
   const UnpermuteGradients out = {rows_like(rows, rows.data.shape(), rows.data.dtype()),
                                   Tensor::zeros(weights.shape(), weights.dtype())};
+  const TraceSpan span(TraceKind::elementwise, "unpermute_backward", dy.live_bytes() + 2 * rows.live_bytes());
   HWY_DYNAMIC_DISPATCH(unpermute_backward_kernel)(dy, rows, order, weights, out);
   return out;
 }

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -105,6 +106,7 @@ RmsNormed rmsnorm(const Tensor& x, const Tensor& w, double eps) {
     if (x.on_cuda()) return cuda::rmsnorm(x, w, eps);
   }
   const RmsNormed out = {Tensor::empty(x.shape(), x.dtype()), Tensor::empty({x.rows()}, x.dtype())};
+  const TraceSpan span(TraceKind::elementwise, "rmsnorm", 2 * x.bytes());
   HWY_DYNAMIC_DISPATCH(rmsnorm_kernel)(x, w, eps, out);
   return out;
 }
@@ -117,6 +119,7 @@ Tensor rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, cons
     if (x.on_cuda()) return cuda::rmsnorm_backward(dy, x, w, inv_rms, dw);
   }
   const Tensor dx = Tensor::empty(x.shape(), x.dtype());
+  const TraceSpan span(TraceKind::elementwise, "rmsnorm_backward", 3 * x.bytes());
   HWY_DYNAMIC_DISPATCH(rmsnorm_backward_kernel)(dy, x, w, inv_rms, dx, dw);
   return dx;
 }

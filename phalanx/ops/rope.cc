@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "phalanx/base/pooled.h"
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/rope_angles.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -67,6 +68,7 @@ namespace {
 HWY_EXPORT(rotate_kernel);
 
 void rotate(const Tensor& x, const Tensor& positions, const Rotation& r, double direction) {
+  const TraceSpan span(TraceKind::elementwise, "rope", 2 * x.bytes());
   PHX_CHECK(r.head_dim > 0 && r.head_dim % 2 == 0 && x.shape().rank() == 2 && x.dim(1) % r.head_dim == 0,
             "heads of {} in rows of {}", r.head_dim, x.shape());
   PHX_CHECK(positions.rows() == x.rows(), "{} positions for {} rows", positions.rows(), x.rows());

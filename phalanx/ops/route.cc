@@ -4,6 +4,7 @@
 #include <cstring>
 #include <span>
 
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/route.cc"
@@ -174,6 +175,7 @@ Routing route(const Tensor& logits, const RoutingConfig& config) {
   const Routing out = {Tensor::empty({logits.rows(), k}, DType::i64),
                        Tensor::empty({logits.rows(), k}, logits.dtype()),
                        Tensor::empty(logits.shape(), logits.dtype())};
+  const TraceSpan span(TraceKind::elementwise, "route", 2 * logits.bytes());
   HWY_DYNAMIC_DISPATCH(route_kernel)(logits, config, out);
   return out;
 }
@@ -186,6 +188,7 @@ Tensor route_backward(const Tensor& dweights, const Tensor& dscores, const Routi
   PHX_CHECK(!dscores.defined() || dscores.shape() == scores.shape(), "gradient {} of scores {}",
             dscores.shape(), scores.shape());
   const Tensor dlogits = Tensor::empty(scores.shape(), scores.dtype());
+  const TraceSpan span(TraceKind::elementwise, "route_backward", 3 * scores.bytes());
   if (dscores.defined()) {
     std::memcpy(dlogits.raw(), dscores.raw(), dlogits.bytes());
   } else {

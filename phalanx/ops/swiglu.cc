@@ -1,5 +1,6 @@
 #include "phalanx/ops/swiglu.h"
 
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -78,6 +79,7 @@ Rows swiglu(const Rows& gate_up) {
     if (gate_up.data.on_cuda()) return cuda::swiglu(gate_up);
   }
   const Rows y = rows_like(gate_up, {0, gate_up.data.dim(1) / 2}, gate_up.data.dtype());
+  const TraceSpan span(TraceKind::elementwise, "swiglu", gate_up.live_bytes() + y.live_bytes());
   HWY_DYNAMIC_DISPATCH(swiglu_kernel)(gate_up, y);
   return y;
 }
@@ -89,6 +91,7 @@ Rows swiglu_backward(const Rows& dy, const Rows& gate_up) {
   PHX_CHECK(dy.capacity() >= gate_up.count() && 2 * dy.data.dim(1) == gate_up.data.dim(1),
             "swiglu_backward of {} and {}", dy.data.shape(), gate_up.data.shape());
   const Rows dx = rows_like(gate_up, gate_up.data.shape(), gate_up.data.dtype());
+  const TraceSpan span(TraceKind::elementwise, "swiglu_backward", dy.live_bytes() + 2 * gate_up.live_bytes());
   HWY_DYNAMIC_DISPATCH(swiglu_backward_kernel)(dy, gate_up, dx);
   return dx;
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "phalanx/base/philox.h"
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/elementwise.h"
 
 namespace phalanx {
@@ -60,6 +61,7 @@ void ParameterStore::initialise(uint64_t seed) {
 }
 
 void ParameterStore::zero_grads() {
+  const TraceSpan span(TraceKind::optimizer, "zero_grads", grads_.bytes());
   if (grads_.bytes() > 0) std::memset(grads_.raw(), 0, grads_.bytes());
 }
 

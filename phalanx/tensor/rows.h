@@ -18,6 +18,10 @@ struct Rows {
     PHX_CHECK(n >= 0 && n <= capacity(), "{} live rows of {}", n, capacity());
     return n;
   }
+  /// Bytes of the live rows; as count.
+  size_t live_bytes() const {
+    return static_cast<size_t>(count() * data.row_size()) * dtype_size(data.dtype());
+  }
 };
 
 /// All rows of a tensor.

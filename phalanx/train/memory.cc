@@ -1,0 +1,198 @@
+#include "phalanx/train/memory.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "phalanx/model/flops.h"
+#include "phalanx/tensor/size_class.h"
+
+namespace phalanx {
+namespace {
+
+// T tokens of a microbatch, D model width, F MLP width, E experts, K top-k, R rows that a rank receives, C
+// rows in expert order (R·K slots).
+
+// What one branch of a block (norm and layer) holds.
+struct BranchMemory {
+  int64_t saved = 0;  // by the tape, from forward to backward
+  int64_t working =
+      0;  // beside it, at most, in backward: gradients, and what is saved less what is dropped by then
+  int64_t deferred = 0;   // by weight-gradient work that backward puts off
+  int64_t undropped = 0;  // of `saved`, counted as dropped in `working`, but kept by deferred work
+};
+
+// One rank's layers.
+class Layers {
+ public:
+  Layers(const ModelConfig& model, DType dtype, int64_t tokens, int ep)
+      : c_(model), item_(static_cast<int64_t>(dtype_size(dtype))), t_(tokens), ep_(ep) {}
+
+  /// Bytes of a block for so many elements, of the compute dtype or of `item` bytes.
+  int64_t block(int64_t elements) const { return block(elements, item_); }
+  static int64_t block(int64_t elements, int64_t item) {
+    return static_cast<int64_t>(size_class(static_cast<size_t>(elements * item)).bytes);
+  }
+
+  // [T, D]
+  int64_t x() const { return block(t_ * c_.width); }
+  // A norm saves its input and statistics; what it gives is saved by the layer behind it.
+  int64_t norm() const { return x() + (c_.norm == NormKind::layernorm ? 2 : 1) * block(t_); }
+
+  BranchMemory attention() const {
+    const int64_t q = block(t_ * c_.heads * c_.head_dim);
+    const int64_t kv = 2 * block(t_ * c_.kv_heads * c_.head_dim);
+    BranchMemory m;
+    m.saved = norm() + x() + 2 * q + kv + block(t_ * c_.heads);  // normed; q and y; k and v; log-sum-exp
+    // dy; of y, q, k and v; then parts of dq (ops/attention.h), or dx by q, k and v and two sums of those,
+    // less the normed input.
+    const int64_t parts = c_.context >= 512 ? 2 * q : 0;
+    m.working = x() + 2 * q + kv + std::max(parts, 4 * x()) + dropped();
+    m.deferred = x() + 2 * q + kv + x();  // normed, y, dq, dk, dv, dy
+    m.undropped = x();
+    return m;
+  }
+
+  BranchMemory mlp(int layer) const {
+    if (c_.mlp == MlpKind::moe && layer >= c_.moe.dense_layers) return moe();
+    const bool gated = c_.mlp == MlpKind::swiglu || c_.mlp == MlpKind::moe;
+    BranchMemory m = dense(c_.mlp_width, gated);
+    m.saved += norm() + x();
+    m.working += x() + dropped();
+    m.deferred += 2 * x();
+    return m;
+  }
+
+  // Final norm, output head and loss: norm's, normed, logits and their log-sum-exp. Logits become their own
+  // gradient, which lives through the whole backward.
+  int64_t logits() const { return block(t_ * c_.vocabulary) + block(2 * t_); }
+  int64_t head() const { return norm() + x() + logits(); }
+
+ private:
+  // With dropout, a branch's dy is not the residual's.
+  int64_t dropped() const { return c_.dropout > 0 ? x() : 0; }
+
+  // The two products of a dense MLP, without its input and output: h (gate and up) and the activation a.
+  BranchMemory dense(int64_t width, bool gated) const {
+    const int64_t a = block(t_ * width);
+    const int64_t h = gated ? block(2 * t_ * width) : a;
+    return {.saved = h + a, .working = h, .deferred = a + h, .undropped = a};  // working: da, dh, less a
+  }
+
+  // How many ranks of ep a token is sent to, if all sets of K experts are alike.
+  double ranks_of_token() const {
+    double misses = 1;  // that none of the K chosen is among one rank's experts
+    const double local = static_cast<double>(c_.moe.experts) / ep_;
+    for (int k = 0; k < c_.moe.top_k; ++k) {
+      misses *= std::max(0.0, c_.moe.experts - local - k) / (c_.moe.experts - k);
+    }
+    return ep_ * (1 - misses);
+  }
+
+  BranchMemory moe() const {
+    const int64_t k = c_.moe.top_k;
+    const int64_t width = c_.moe.expert_width;
+    const auto rows = static_cast<int64_t>(static_cast<double>(t_) * ranks_of_token());
+    const int64_t received = block(rows * c_.width);       // [R, D]
+    const int64_t x_expert = block(rows * k * c_.width);   // [C, D]
+    const int64_t a_expert = block(rows * k * width);      // [C, F]
+    const int64_t h_expert = block(2 * rows * k * width);  // [C, 2F]
+    const int64_t scores = block(t_ * c_.moe.experts);
+    const int64_t index = 2 * block(rows * k, 8) + block(rows * k) + block(t_ * std::min<int64_t>(k, ep_), 8);
+    const int64_t experts = 2 * x_expert + a_expert + h_expert + index;  // x, y, a, h; order, weights, handle
+    const int64_t router = block(t_ * k, 8) + block(t_ * k) + scores;
+    const bool shares = c_.moe.shared_experts > 0;
+    const BranchMemory shared = shares ? dense(c_.moe.shared_experts * width, true) : BranchMemory();
+    const int64_t shared_dx = shares ? x() : 0;
+
+    BranchMemory m;
+    m.saved = norm() + x() + router + experts + shared.saved;
+    // The rows of dy travel while the shared experts compute; then the experts' own backward, which drops a,
+    // and in the end the rows of dx travel back, when all that the experts saved but y is dropped.
+    const int64_t sending = 2 * received + shared.working;
+    const int64_t computing = received + x_expert + h_expert + shared_dx - shared.saved;
+    const int64_t returning = 3 * received + x_expert + shared_dx + x() - a_expert - h_expert - shared.saved;
+    m.working = x() + dropped() + std::max({sending, computing, returning});
+    m.deferred = 2 * x() + scores + 2 * x_expert + a_expert + h_expert + shared.deferred;
+    m.undropped = a_expert + shared.deferred;
+    return m;
+  }
+
+  const ModelConfig& c_;
+  int64_t item_;
+  int64_t t_;
+  int64_t ep_;
+};
+
+struct Live {
+  int64_t saved = 0;
+  int64_t working = 0;
+  int64_t sum() const { return saved + working; }
+};
+
+// The most that the backward of one microbatch holds, of which `deferring`: with its weight gradients put
+// off.
+Live backward_peak(const Layers& layers, int count, bool deferring) {
+  int64_t before = 0;  // saved by the layers that backward has not reached
+  for (int i = 0; i < count; ++i) before += layers.attention().saved + layers.mlp(i).saved;
+  // The head's product with logits, its weights transposed or its input's gradient beside them.
+  Live peak = {before + layers.head(), layers.x()};
+  int64_t kept = layers.logits() + (deferring ? layers.x() : 0);
+  for (int i = count; i-- > 0;) {
+    const BranchMemory attention = layers.attention();
+    const BranchMemory mlp = layers.mlp(i);
+    for (const BranchMemory* branch : {&mlp, &attention}) {
+      const Live now = {before + kept, branch->working + (deferring ? branch->undropped : 0)};
+      if (now.sum() > peak.sum()) peak = now;
+      before -= branch->saved;
+      kept += deferring ? branch->deferred : 0;
+    }
+  }
+  return kept > peak.sum() ? Live{kept, 0} : peak;
+}
+
+// What the forward of another microbatch has saved when a backward holds most. They change places where they
+// wait, that is in MoE layers; without any the forward ends before the backward begins.
+int64_t beside_backward(const Layers& layers, const ModelConfig& c) {
+  int64_t saved = 0;
+  for (int i = 0; i < c.layers; ++i) {
+    saved += layers.attention().saved;
+    if (c.mlp == MlpKind::moe && i >= c.moe.dense_layers) return saved + layers.norm() + layers.x();
+    saved += layers.mlp(i).saved;
+  }
+  return saved + layers.head();
+}
+
+}  // namespace
+
+MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary) {
+  ModelConfig model = config.model;
+  model.vocabulary = vocabulary;
+  const Layout layout = layout_of(config.parallel);
+  const RowShare share = row_share(config.train.batch, config.train.microbatch, layout.dp, 0);
+  const int64_t tokens = share.microbatch * model.context;
+  const Layers layers(model, config.train.dtype, tokens, layout.ep);
+
+  int64_t parameters = count_parameters(model).total;
+  if (model.mlp == MlpKind::moe) {
+    const int64_t experts = (model.layers - model.moe.dense_layers) * model.moe.experts * 3 * model.width *
+                            model.moe.expert_width;
+    parameters -= experts - experts / layout.ep;
+  }
+  const bool overlaps = config.train.schedule == ScheduleKind::overlapped;
+  Live peak = backward_peak(layers, model.layers, overlaps);
+  if (overlaps && share.microbatches() > 1) {
+    Live both = backward_peak(layers, model.layers, false);
+    both.saved += beside_backward(layers, model);
+    if (both.sum() > peak.sum()) peak = both;
+  }
+  MemoryAccount account;
+  account.weights = layers.block(parameters);
+  account.gradients = account.weights;
+  account.optimizer = config.optimizer.kind == OptimizerConfig::Kind::adamw ? 2 * account.weights : 0;
+  account.batch = share.microbatches() * (3 * Layers::block(tokens, 4) + Layers::block(tokens, 8));
+  account.activations = peak.saved;
+  account.working = peak.working;
+  return account;
+}
+
+}  // namespace phalanx

@@ -1,0 +1,23 @@
+// How much memory one rank's training step takes, from the config alone.
+#pragma once
+
+#include "phalanx/train/train_config.h"
+
+namespace phalanx {
+
+/// Bytes of blocks of the rank's allocator at the moment of a step when they are most (the end of the last
+/// layer's forward and what follows); every tensor is rounded up to its block (tensor/size_class.h). With
+/// experts, tokens are taken to choose evenly, so that a real step differs by a few percent.
+struct MemoryAccount {
+  int64_t weights = 0;
+  int64_t gradients = 0;
+  int64_t optimizer = 0;    ///< AdamW's two moments
+  int64_t batch = 0;        ///< tokens, targets and positions of the step's microbatches
+  int64_t activations = 0;  ///< saved for backward, of all microbatches that are live
+  int64_t working = 0;      ///< gradients of activations and other tensors of the layer that runs
+  int64_t total() const { return weights + gradients + optimizer + batch + activations + working; }
+};
+/// `config` is checked; `vocabulary` is the tokenizer's.
+MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary);
+
+}  // namespace phalanx

@@ -1,0 +1,89 @@
+// The memory that a step is said to take beside the memory that it takes.
+#include "phalanx/train/memory.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <random>
+
+#include "phalanx/comm/transport/threads.h"
+#include "phalanx/train/rank_run.h"
+#include "tests/train/small_runs.h"
+
+namespace phalanx {
+namespace {
+
+struct Case {
+  const char* name;
+  TrainConfig (*config)(const Layout&, ScheduleKind);
+  Layout layout;
+  ScheduleKind schedule;
+  std::function<void(TrainConfig&)> change = [](TrainConfig&) {};
+};
+
+class MemoryTest : public testing::TestWithParam<Case> {};
+
+TEST_P(MemoryTest, TheAccountIsNearThePeak) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  TrainConfig config = GetParam().config(GetParam().layout, GetParam().schedule);
+  GetParam().change(config);
+  const Dataset data = random_text(config, seed);
+  const MemoryAccount account = memory_account(config, data.tokenizer().vocabulary());
+  run_thread_ranks({.ranks = config.parallel.ranks}, [&](Group& world) {
+    RankRun rank(config, data.tokenizer().vocabulary(), world);
+    for (int64_t step = 0; step < 3; ++step) {
+      std::vector<Batch> batches;
+      for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
+        batches.push_back(data.train_batch(step, m, rank.share()));
+      }
+      cpu_allocator().reset_peak();
+      train_step(rank.trainer(), batches, 1e-3, static_cast<uint64_t>(step));
+      const auto peak = static_cast<double>(cpu_allocator().stats().peak);
+      const auto sum = static_cast<double>(account.total());
+      // Tokens choose experts as they like; all else is exact.
+      EXPECT_NEAR(peak / sum, 1, config.model.mlp == MlpKind::moe ? 0.15 : 0.05)
+          << "rank " << world.rank() << ": weights " << account.weights << ", optimizer " << account.optimizer
+          << ", activations " << account.activations << ", working " << account.working << ", peak " << peak;
+    }
+  });
+}
+
+constexpr auto kSequential = ScheduleKind::sequential;
+constexpr auto kOverlapped = ScheduleKind::overlapped;
+
+// Activations outweigh weights by far.
+void many_tokens(TrainConfig& c) {
+  c.train.batch = 32 * c.parallel.ranks;
+  c.train.microbatch = 16;
+}
+void one_microbatch(TrainConfig& c) { c.train.microbatch = 8 / c.parallel.ranks; }
+void dropout(TrainConfig& c) {
+  many_tokens(c);
+  c.model.dropout = 0.1;
+}
+void long_sequences(TrainConfig& c) {
+  c.model.context = 512;
+  c.train.batch = 2;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Runs, MemoryTest,
+    testing::Values(
+        Case{"gpt", small_gpt, {}, kSequential}, Case{"gpt_many", small_gpt, {}, kSequential, many_tokens},
+        Case{"gpt_many_overlapped", small_gpt, {}, kOverlapped, many_tokens},
+        Case{"gpt_one_overlapped", small_gpt, {}, kOverlapped, one_microbatch},
+        Case{"gpt_dropout", small_gpt, {}, kSequential, dropout}, Case{"llama", small_llama, {}, kSequential},
+        Case{"llama_long", small_llama, {}, kSequential, long_sequences},
+        Case{"llama_many", small_llama, {.dp = 2}, kSequential, many_tokens},
+        Case{"llama_many_overlapped", small_llama, {}, kOverlapped, many_tokens},
+        Case{"moe", small_moe, {}, kSequential}, Case{"moe_many", small_moe, {}, kSequential, many_tokens},
+        Case{"moe_many_overlapped", small_moe, {}, kOverlapped, many_tokens},
+        Case{"moe_one_overlapped", small_moe, {}, kOverlapped, one_microbatch},
+        Case{"moe_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential, many_tokens},
+        Case{"moe_ep4", small_moe, {.dp = 4, .ep = 4}, kSequential, many_tokens},
+        Case{"moe_ep2_overlapped", small_moe, {.dp = 4, .ep = 2}, kOverlapped, many_tokens}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace phalanx

@@ -1,0 +1,48 @@
+// Where the time and the memory of a training step go, beside the least that they could be.
+#pragma once
+
+#include <array>
+#include <functional>
+
+#include "phalanx/base/trace.h"
+#include "phalanx/tensor/allocator.h"
+#include "phalanx/train/data.h"
+#include "phalanx/train/memory.h"
+#include "phalanx/train/rank_run.h"
+
+namespace phalanx {
+
+/// One kind of work in one step of one rank, in seconds. The floor of products and attention is their
+/// operations over the speed of a 2048×2048 matrix product; of all else their bytes over the speed of a copy
+/// of as many, or of memory for communication; both measured on all ranks at once.
+struct StepPart {
+  double floor = 0;
+  double achieved = 0;
+};
+
+/// The median of the measured steps, as rank 0 saw it.
+struct StepProfile {
+  double seconds = 0;  ///< drawing the batch and train_step
+  /// By TraceKind; they sum to `seconds`. Communication is the time that the rank waits; `other`, which has
+  /// no floor, is what no op accounts for.
+  std::array<StepPart, kTraceKinds> parts{};
+  double tokens_per_s = 0;
+  double operations = 0;    ///< of a step of all ranks: 6N + 12·L·H·d·T a token (model/flops.h)
+  double matmul_flops = 0;  ///< of all ranks together, measured
+  double copy_speed = 0;    ///< bytes a second of one rank, measured on memory
+  MemoryAccount memory;     ///< what it should be
+  MemoryStats measured;     ///< what it was on this rank
+
+  double gemm_share() const { return operations / seconds / matmul_flops; }
+};
+
+struct ProfileOptions {
+  int warmup = 3;
+  int steps = 15;
+  std::function<void(int done, int steps)> on_step;  ///< on rank 0; may be empty
+};
+
+/// Trains `rank` for some steps; every rank of `world` calls it. Learning rate and clipping are the config's.
+StepProfile profile_steps(RankRun& rank, const Dataset& data, Group& world, const ProfileOptions& options);
+
+}  // namespace phalanx

@@ -11,5 +11,6 @@ void add_train(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_verify(CLI::App& app);
 void add_inspect(CLI::App& app);
+void add_bench(CLI::App& app);
 
 }  // namespace phalanx

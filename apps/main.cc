@@ -23,6 +23,7 @@ int main(int argc, char** argv) {
   phalanx::add_generate(app);
   phalanx::add_verify(app);
   phalanx::add_inspect(app);
+  phalanx::add_bench(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

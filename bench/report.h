@@ -1,4 +1,4 @@
-// What every benchmark prints: one table for people, and with --json FILE the same rows for programs.
+// What every benchmark prints: tables for people, and the same rows as JSON for programs.
 #pragma once
 
 #include <algorithm>
@@ -24,33 +24,60 @@ inline std::string machine() {
   return model + ", " + std::to_string(cores) + " cores";
 }
 
-/// Rows are objects of equal keys: {"shape": "…", "ms": 1.2}. Numbers are printed with three significant
-/// digits or as integers.
+/// Rows are objects: {"shape": "…", "ms": 1.2}. Neighbours of equal keys make one table. Numbers are printed
+/// with three significant digits or as integers; null as nothing.
 class Report {
  public:
   explicit Report(std::string name) : name_(std::move(name)) {}
 
   void add(nlohmann::ordered_json row) { rows_.push_back(std::move(row)); }
 
-  /// Prints the table; arguments are those of main, of which `--json FILE` is understood. Gives the exit
+  /// For people.
+  std::string text() const {
+    std::string out = name_ + " on " + machine() + "\n";
+    for (size_t begin = 0; begin < rows_.size();) {
+      size_t end = begin + 1;
+      while (end < rows_.size() && keys(rows_[end]) == keys(rows_[begin])) ++end;
+      if (begin > 0) out += "\n";
+      out += table(begin, end);
+      begin = end;
+    }
+    return out;
+  }
+  /// {"name", "machine", "rows": […]}.
+  std::string json() const {
+    return nlohmann::ordered_json{{"name", name_}, {"machine", machine()}, {"rows", rows_}}.dump(1) + "\n";
+  }
+  /// False when the file cannot be written.
+  bool write_json(const std::string& file) const {
+    std::ofstream out(file);
+    out << json();
+    return static_cast<bool>(out.flush());
+  }
+
+  /// Prints the tables; arguments are those of main, of which `--json FILE` is understood. Gives the exit
   /// status.
   int finish(std::span<char*> arguments) const {
-    std::printf("%s on %s\n", name_.c_str(), machine().c_str());
-    print();
+    std::printf("%s", text().c_str());
     for (size_t i = 1; i + 1 < arguments.size(); ++i) {
-      if (std::string_view(arguments[i]) != "--json") continue;
-      std::ofstream out(arguments[i + 1]);
-      out << nlohmann::ordered_json{{"name", name_}, {"machine", machine()}, {"rows", rows_}}.dump(1) << '\n';
-      if (!out.flush()) {
-        std::fprintf(stderr, "cannot write %s\n", arguments[i + 1]);
-        return 1;
-      }
+      if (std::string_view(arguments[i]) != "--json" || write_json(arguments[i + 1])) continue;
+      std::fprintf(stderr, "cannot write %s\n", arguments[i + 1]);
+      return 1;
     }
     return 0;
   }
 
  private:
-  static std::string text(const nlohmann::ordered_json& value) {
+  using Cells = std::vector<std::string>;
+
+  static Cells keys(const nlohmann::ordered_json& row) {
+    Cells keys;
+    for (const auto& [key, value] : row.items()) keys.push_back(key);
+    return keys;
+  }
+
+  static std::string cell(const nlohmann::ordered_json& value) {
+    if (value.is_null()) return "";
     if (value.is_string()) return value.get<std::string>();
     if (!value.is_number_float()) return value.dump();
     char buffer[32];
@@ -59,26 +86,31 @@ class Report {
     return buffer;
   }
 
-  void print() const {
-    if (rows_.empty()) return;
-    std::vector<std::vector<std::string>> cells(1);
-    for (const auto& [key, value] : rows_.front().items()) cells[0].push_back(key);
-    for (const auto& row : rows_) {
-      auto& line = cells.emplace_back();
-      for (const auto& [key, value] : row.items()) line.push_back(text(value));
+  // Characters on the screen, where "µ" and "×" are one.
+  static size_t width(const std::string& text) {
+    return static_cast<size_t>(std::ranges::count_if(text, [](char c) { return (c & 0xc0) != 0x80; }));
+  }
+
+  // Rows [begin, end) below their keys, which are those of the first.
+  std::string table(size_t begin, size_t end) const {
+    std::vector<Cells> lines = {keys(rows_[begin])};
+    for (size_t r = begin; r < end; ++r) {
+      Cells& line = lines.emplace_back();
+      for (const auto& [key, value] : rows_[r].items()) line.push_back(cell(value));
     }
-    std::vector<size_t> widths(cells[0].size());
-    for (const auto& line : cells) {
-      for (size_t c = 0; c < line.size() && c < widths.size(); ++c)
-        widths[c] = std::max(widths[c], line[c].size());
+    std::vector<size_t> widths(lines[0].size());
+    for (const Cells& line : lines) {
+      for (size_t c = 0; c < line.size(); ++c) widths[c] = std::max(widths[c], width(line[c]));
     }
-    for (const auto& line : cells) {
-      for (size_t c = 0; c < line.size() && c < widths.size(); ++c) {
-        const int width = static_cast<int>(widths[c]);
-        std::printf("%*s", c == 0 ? -width : width + 2, line[c].c_str());
+    std::string out;
+    for (const Cells& line : lines) {
+      for (size_t c = 0; c < line.size(); ++c) {
+        const std::string pad(widths[c] - width(line[c]), ' ');
+        out += c == 0 ? line[c] + pad : "  " + pad + line[c];
       }
-      std::printf("\n");
+      out += "\n";
     }
+    return out;
   }
 
   std::string name_;

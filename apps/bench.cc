@@ -1,0 +1,234 @@
+// phalanx bench: what this machine makes of a training step, of single ops, and of collectives.
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "apps/commands.h"
+#include "apps/console.h"
+#include "apps/options.h"
+#include "bench/report.h"
+#include "phalanx/base/error.h"
+#include "phalanx/base/parallel_for.h"
+#include "phalanx/base/text.h"
+#include "phalanx/base/units.h"
+#include "phalanx/comm/collective_times.h"
+#include "phalanx/comm/transport/threads.h"
+#include "phalanx/ops/op_times.h"
+#include "phalanx/ops/peak.h"
+#include "phalanx/train/profile.h"
+
+namespace phalanx {
+namespace {
+
+using bench::Report;
+
+struct Options {
+  std::string json;
+  ConfigOptions config = {.path = "configs/nanogpt_cpu.toml"};
+  std::string text;
+  int steps = 15;
+  OpShapes shapes;
+  int threads = available_cores();
+  bool f64 = false;
+  int ranks = 2;
+  std::string transport = "threads";
+};
+
+void show(const Report& report, const std::string& json) {
+  if (json == "-") {
+    std::printf("%s", report.json().c_str());
+    return;
+  }
+  std::printf("%s", report.text().c_str());
+  if (!json.empty() && !report.write_json(json)) throw Error("{}: cannot write it", json);
+}
+
+const char* name_of(TraceKind kind) {
+  switch (kind) {
+    case TraceKind::product:
+      return "products";
+    case TraceKind::attention:
+      return "attention";
+    case TraceKind::elementwise:
+      return "elementwise";
+    case TraceKind::optimizer:
+      return "optimizer";
+    case TraceKind::communication:
+      return "communication";
+    case TraceKind::other:
+      break;
+  }
+  return "other";
+}
+
+void add_time(Report& report, const StepProfile& p) {
+  constexpr std::array kKinds = {TraceKind::product,   TraceKind::attention,     TraceKind::elementwise,
+                                 TraceKind::optimizer, TraceKind::communication, TraceKind::other};
+  const auto add = [&](const char* name, const StepPart& part, bool has_floor) {
+    nlohmann::ordered_json row = {
+        {"time", name}, {"floor_ms", nullptr}, {"achieved_ms", 1e3 * part.achieved}};
+    row["step_percent"] = 100 * part.achieved / p.seconds;
+    row["floor_percent"] = nullptr;
+    if (has_floor) row["floor_ms"] = 1e3 * part.floor;
+    if (has_floor && part.achieved > 0) row["floor_percent"] = 100 * part.floor / part.achieved;
+    report.add(row);
+  };
+  StepPart step;
+  for (const TraceKind kind : kKinds) {
+    const StepPart& part = p.parts[static_cast<size_t>(kind)];
+    step.floor += part.floor;
+    step.achieved += part.achieved;
+    add(name_of(kind), part, kind != TraceKind::other);
+  }
+  add("step", step, true);
+}
+
+void add_memory(Report& report, const StepProfile& p) {
+  const auto add = [&](const char* name, int64_t bytes) {
+    report.add({{"memory", name}, {"mib", static_cast<double>(bytes) / (1 << 20)}, {"bytes", bytes}});
+  };
+  add("weights", p.memory.weights);
+  add("gradients", p.memory.gradients);
+  add("optimizer", p.memory.optimizer);
+  add("batch", p.memory.batch);
+  add("activations", p.memory.activations);
+  add("working", p.memory.working);
+  add("sum", p.memory.total());
+  add("peak, measured", static_cast<int64_t>(p.measured.peak));
+  add("taken from the system", static_cast<int64_t>(p.measured.reserved));
+}
+
+void run_train(const Options& o) {
+  TrainConfig config = o.config.load();
+  if (!o.text.empty()) config.data.text = o.text;
+  const Dataset data = load_dataset(config.data, config.model.context, config.train.seed);
+  ProgressLine line(stderr);
+  StepProfile profile;
+  std::string where;
+  run_thread_ranks({.ranks = config.parallel.ranks}, [&](Group& world) {
+    RankRun rank(config, data.tokenizer().vocabulary(), world);
+    if (world.rank() == 0) line.show("measuring the machine");
+    const StepProfile p =
+        profile_steps(rank, data, world, {.steps = o.steps, .on_step = [&](int done, int steps) {
+                                            line.show(format("step {}/{}", done, steps));
+                                          }});
+    if (world.rank() != 0) return;
+    profile = p;
+    where =
+        format("{} ranks of {} threads, {}", world.size(), parallel_threads(), rank.mesh().layout().text());
+  });
+  Report report(format("a training step of {}, {}", o.config.path, where));
+  add_time(report, profile);
+  add_memory(report, profile);
+  report.add({{"step_ms", 1e3 * profile.seconds},
+              {"tokens_per_s", profile.tokens_per_s},
+              {"step_gflop", profile.operations / 1e9},
+              {"matmul_gflop_per_s", profile.matmul_flops / 1e9},
+              {"matmul_percent", 100 * profile.gemm_share()},
+              {"copy_gb_per_s", profile.copy_speed / 1e9}});
+  show(report, o.json);
+}
+
+void run_ops(const Options& o) {
+  const ThreadScope scope(o.threads);
+  const DType dtype = o.f64 ? DType::f64 : DType::f32;
+  ProgressLine line(stderr);
+  line.show("measuring the machine");
+  const double flops = measure_matmul_flops(dtype, 2048, 0.5);
+  const CopySpeed copy = CopySpeed::measure();
+  Report report(format("ops, {}, {} threads", dtype_name(dtype), o.threads));
+  measure_ops(o.shapes, dtype, 0.2, [&](const OpTime& t) {
+    line.show(t.op + " " + t.shape);
+    const double peak = t.counts_operations() ? flops : copy.bytes_per_second(t.work);
+    report.add({{"op", t.op},
+                {"shape", t.shape},
+                {"us", 1e6 * t.seconds},
+                {"g_per_s", t.rate() / 1e9},
+                {"unit", t.counts_operations() ? "operations" : "bytes"},
+                {"peak_g_per_s", peak / 1e9},
+                {"peak_percent", 100 * t.rate() / peak}});
+  });
+  show(report, o.json);
+}
+
+void run_collectives(const Options& o) {
+  ProgressLine line(stderr);
+  Report report(format("collectives, {} ranks, {}", o.ranks, o.transport));
+  run_thread_ranks({.ranks = o.ranks, .threads_per_rank = 1}, [&](Group& world) {
+    world.barrier().wait();
+    const CopySpeed copy = CopySpeed::measure();  // of each rank while all copy
+    CollectiveTimesOptions options = {.sizes = collective_sizes()};
+    options.on_time = [&](const CollectiveTime& t) {
+      line.show(t.operation + " " + human_bytes(static_cast<uint64_t>(t.bytes)));
+      const int64_t traffic = t.memory_traffic(world.size());
+      const double floor = copy.seconds(traffic / world.size());
+      report.add({{"operation", t.operation},
+                  {"size", human_bytes(static_cast<uint64_t>(t.bytes))},
+                  {"bytes", t.bytes},
+                  {"us", 1e6 * t.seconds},
+                  {"algorithm_gb_per_s", t.algorithm_bandwidth() / 1e9},
+                  {"copy_percent", 100 * floor / t.seconds}});
+    };
+    measure_collectives(world, options);
+  });
+  show(report, o.json);
+}
+
+// A subcommand of bench with its --json.
+CLI::App& add(CLI::App& bench, const char* name, const char* description, const std::shared_ptr<Options>& o) {
+  CLI::App& command = *bench.add_subcommand(name, description);
+  command.add_option("--json", o->json,
+                     "Also write the rows as JSON to this file (-: only that, to standard output)");
+  return command;
+}
+
+void add_ops(CLI::App& bench, const std::shared_ptr<Options>& o) {
+  CLI::App& command = add(bench, "ops", "Ops one by one, beside the machine's speeds", o);
+  const auto shape = [&command](const char* name, auto& value, const char* what) {
+    command.add_option(name, value, what)->capture_default_str()->check(CLI::PositiveNumber);
+  };
+  shape("--tokens", o->shapes.tokens, "Tokens");
+  shape("--context", o->shapes.context, "Tokens of a sequence");
+  shape("--width", o->shapes.width, "Of the model");
+  shape("--heads", o->shapes.heads, "Attention heads");
+  shape("--mlp-width", o->shapes.mlp_width, "Of the MLP");
+  shape("--vocabulary", o->shapes.vocabulary, "Tokens of the vocabulary");
+  shape("--experts", o->shapes.experts, "Experts");
+  shape("--top-k", o->shapes.top_k, "Experts of a token");
+  shape("--threads", o->threads, "Threads");
+  command.add_flag("--f64", o->f64, "In f64 instead of f32");
+  command.footer(
+      "Example:\n  phalanx bench ops --tokens 768 --context 64 --width 128 --heads 4 --mlp-width 512");
+  command.callback([o] { run_ops(*o); });
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  CLI::App& bench =
+      *app.add_subcommand("bench", "Measure a training step, ops or collectives on this machine");
+  bench.require_subcommand(1);
+  bench.footer("Example:\n  phalanx bench train configs/nanogpt_6x384.toml");
+
+  CLI::App& train = add(bench, "train", "Where the time and the memory of a training step go", o);
+  o->config.add_to(train);
+  train.get_option("config")->required(false)->capture_default_str();
+  train.add_option("--text", o->text, "The text to learn, instead of the config's data.text");
+  train.add_option("--steps", o->steps, "Steps to measure; their median counts")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  train.footer("Example:\n  phalanx bench train configs/nanogpt_6x384.toml --ranks 2 --json step.json");
+  train.callback([o] { run_train(*o); });
+
+  add_ops(bench, o);
+
+  CLI::App& collectives = add(bench, "collectives", "Collectives by size, 8 B to 64 MiB", o);
+  collectives.add_option("--ranks", o->ranks, "Ranks")->capture_default_str()->check(CLI::PositiveNumber);
+  collectives.add_option("--transport", o->transport, "How ranks reach each other")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"threads"}));
+  collectives.footer("Example:\n  phalanx bench collectives --ranks 4 --json collectives.json");
+  collectives.callback([o] { run_collectives(*o); });
+}
+
+}  // namespace phalanx

@@ -99,6 +99,10 @@ thread_local ThreadPool* current = nullptr;
 
 void parallel_for(int64_t n, int64_t grain, FunctionRef<void(int64_t, int64_t)> body) {
   PHX_CHECK(grain > 0, "grain {}", grain);
+  struct Caller {
+    int index = std::exchange(own_index, 0);
+    ~Caller() { own_index = index; }
+  } caller;
   if (current && n > grain) {
     struct Busy {  // a parallel_for inside a body runs on that body's thread
       ThreadPool* pool = std::exchange(current, nullptr);
@@ -107,10 +111,6 @@ void parallel_for(int64_t n, int64_t grain, FunctionRef<void(int64_t, int64_t)> 
     busy.pool->run(n, grain, body);
     return;
   }
-  struct Alone {  // the only thread that its caller sees
-    int index = std::exchange(own_index, 0);
-    ~Alone() { own_index = index; }
-  } alone;
   for (int64_t begin = 0; begin < n; begin += grain) body(begin, std::min(begin + grain, n));
 }
 

@@ -46,9 +46,7 @@ struct Case {
   std::function<void()> run;
 };
 
-int64_t nothing = 0;
-
-void work(int64_t begin, int64_t end) { nothing = nothing + end - begin; }
+constexpr auto kNothing = [](int64_t, int64_t) {};
 
 std::vector<Case> cases() {
   constexpr int kCalls = 10000;
@@ -69,7 +67,7 @@ std::vector<Case> cases() {
                    for (int i = 0; i < kCalls; ++i) const TraceSpan span(TraceKind::product, "span", i);
                  }});
   all.push_back({"parallel_for of one range", kCalls, [] {
-                   for (int i = 0; i < kCalls; ++i) parallel_for(1, 1, work);
+                   for (int i = 0; i < kCalls; ++i) parallel_for(1, 1, kNothing);
                  }});
   return all;
 }
@@ -78,10 +76,9 @@ std::vector<Case> cases() {
 double nanoseconds_of_parallel_for(int threads) {
   constexpr int kCalls = 2000;
   const ThreadScope scope(threads);
-  const auto body = [](int64_t, int64_t) {};
-  for (int i = 0; i < kCalls / 10; ++i) parallel_for(threads, 1, body);
+  for (int i = 0; i < kCalls / 10; ++i) parallel_for(threads, 1, kNothing);
   const int64_t begin = trace_now();
-  for (int i = 0; i < kCalls; ++i) parallel_for(threads, 1, body);
+  for (int i = 0; i < kCalls; ++i) parallel_for(threads, 1, kNothing);
   return static_cast<double>(trace_now() - begin) / kCalls;
 }
 

@@ -11,6 +11,7 @@
 #include "phalanx/base/text.h"
 #include "phalanx/base/units.h"
 #include "phalanx/comm/collective_times.h"
+#include "phalanx/comm/launch.h"
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/ops/op_times.h"
 #include "phalanx/ops/peak.h"
@@ -150,10 +151,20 @@ void run_ops(const Options& o) {
   show(report, o.json);
 }
 
+TransportKind transport_of(const std::string& name) {
+  return name == transport_name(TransportKind::process) ? TransportKind::process : TransportKind::threads;
+}
+
 void run_collectives(const Options& o) {
-  ProgressLine line(stderr);
-  Report report(format("collectives, {} ranks, {}", o.ranks, o.transport));
-  run_thread_ranks({.ranks = o.ranks, .threads_per_rank = 1}, [&](Group& world) {
+  LaunchOptions launch = {.transport = transport_of(o.transport), .ranks = o.ranks, .threads_per_rank = 1};
+  if (const std::optional<Launched> place = launched_by()) {
+    launch.transport = place->transport;
+    launch.ranks = place->ranks;
+  }
+  run_ranks(launch, [&](Group& world) {
+    const bool leads = world.rank() == 0;
+    ProgressLine line(stderr, leads);
+    Report report(format("collectives, {} ranks, {}", world.size(), transport_name(launch.transport)));
     world.barrier().wait();
     const CopySpeed copy = CopySpeed::measure();  // of each rank while all copy
     CollectiveTimesOptions options = {.sizes = collective_sizes()};
@@ -169,8 +180,8 @@ void run_collectives(const Options& o) {
                   {"copy_percent", 100 * floor / t.seconds}});
     };
     measure_collectives(world, options);
+    if (leads) show(report, o.json);
   });
-  show(report, o.json);
 }
 
 // A subcommand of bench with its --json.
@@ -226,8 +237,11 @@ void add_bench(CLI::App& app) {
   collectives.add_option("--ranks", o->ranks, "Ranks")->capture_default_str()->check(CLI::PositiveNumber);
   collectives.add_option("--transport", o->transport, "How ranks reach each other")
       ->capture_default_str()
-      ->check(CLI::IsMember({"threads"}));
-  collectives.footer("Example:\n  phalanx bench collectives --ranks 4 --json collectives.json");
+      ->check(CLI::IsMember({"threads", "process"}));
+  collectives.footer(
+      "Examples:\n"
+      "  phalanx bench collectives --ranks 4 --json collectives.json\n"
+      "  mpirun -n 4 phalanx bench collectives");
   collectives.callback([o] { run_collectives(*o); });
 }
 

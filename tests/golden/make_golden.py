@@ -1,0 +1,302 @@
+#!/usr/bin/env python3
+"""Writes the files of this folder: what PyTorch computes for tiny models, in f64, for golden_test.cc.
+
+  python3 -m venv /tmp/golden && /tmp/golden/bin/pip install torch transformers
+  /tmp/golden/bin/python tests/golden/make_golden.py
+
+The dense models are Hugging Face's GPT2LMHeadModel and LlamaForCausalLM; the mixtures of experts are that
+Llama with the MLPs replaced by the Moe below. Each file holds the text and targets of three optimizer steps
+and, under our names and in our shapes: every weight before, its gradient in the first step, and the weight
+after the three steps (clipping, then torch.optim.AdamW with decay on matrices alone). The metadata holds our
+configuration of the same run.
+"""
+
+import math
+import os
+
+import safetensors.torch
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+
+STEPS, SEQUENCES, CONTEXT, VOCABULARY, WIDTH, LAYERS, HEADS = 3, 3, 7, 11, 8, 2, 4
+IGNORE = -1
+LR, BETAS, EPS, DECAY, CLIP = 1e-2, (0.9, 0.95), 1e-8, 0.1, 0.5
+NORM_EPS, THETA = 1e-5, 500.0
+HIDDEN = 10
+
+CONFIG = f"""[model]
+layers = {LAYERS}
+width = {WIDTH}
+heads = {HEADS}
+context = {CONTEXT}
+norm_eps = {NORM_EPS}
+rope_theta = {THETA}
+mlp_width = {HIDDEN}
+%s
+[train]
+steps = {STEPS}
+batch = {SEQUENCES}
+microbatch = 1
+dtype = "f64"
+schedule = "overlapped"
+[optimizer]
+lr = {LR}
+warmup = 0
+decay = "constant"
+beta1 = {BETAS[0]}
+beta2 = {BETAS[1]}
+eps = {EPS}
+weight_decay = {DECAY}
+clip = {CLIP}
+"""
+
+
+# --- models: forward gives logits and the sum of the balance losses; names gives {our name: tensor}, from
+# get(name in the module) ---
+
+class Gpt2:
+    """norm = layernorm, learned positions, GELU by tanh, biases, tied."""
+    config = CONFIG % """kv_heads = 4
+norm = "layernorm"
+positions = "learned"
+mlp = "gelu_tanh"
+bias = true
+tied = true"""
+
+    def __init__(self):
+        self.module = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
+            n_inner=HIDDEN, activation_function="gelu_new", layer_norm_epsilon=NORM_EPS, resid_pdrop=0,
+            embd_pdrop=0, attn_pdrop=0, bos_token_id=None, eos_token_id=None, tie_word_embeddings=True,
+            attn_implementation="sdpa")).double()
+
+    def forward(self, tokens):
+        return self.module(tokens).logits, torch.zeros((), dtype=torch.float64)
+
+    def names(self, get):
+        out = {"embedding.w": get("transformer.wte.weight"), "positions.w": get("transformer.wpe.weight"),
+               "norm.w": get("transformer.ln_f.weight"), "norm.b": get("transformer.ln_f.bias")}
+        for i in range(LAYERS):
+            theirs, ours = f"transformer.h.{i}.", f"layers.{i}."
+            for a, b in {"ln_1": "attention_norm", "ln_2": "mlp_norm"}.items():
+                out[f"{ours}{b}.w"] = get(f"{theirs}{a}.weight")
+                out[f"{ours}{b}.b"] = get(f"{theirs}{a}.bias")
+            # Conv1D keeps [in, out]; c_attn makes q, k and v at once.
+            attention = zip("qkv", get(theirs + "attn.c_attn.weight").T.split(WIDTH),
+                            get(theirs + "attn.c_attn.bias").split(WIDTH))
+            for letter, w, b in attention:
+                out[f"{ours}attention.{letter}.w"], out[f"{ours}attention.{letter}.b"] = w, b
+            linears = {"attn.c_proj": "attention.o", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
+            for a, b in linears.items():
+                out[f"{ours}{b}.w"] = get(f"{theirs}{a}.weight").T
+                out[f"{ours}{b}.b"] = get(f"{theirs}{a}.bias")
+        return out
+
+
+class Rotary(nn.Module):
+    """Hugging Face's rotation angles, which it would compute in f32."""
+
+    def forward(self, x, position_ids):
+        half = torch.arange(0, x.shape[-1] // HEADS, 2, dtype=torch.float64) / (x.shape[-1] // HEADS)
+        angles = position_ids[..., None].double() * THETA ** -half
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+
+class Llama:
+    """norm = rmsnorm, rope, SwiGLU, two query heads for each KV head, untied."""
+    config = CONFIG % """kv_heads = 2
+norm = "rmsnorm"
+positions = "rope"
+mlp = "swiglu"
+tied = false"""
+    moe = False
+
+    def __init__(self):
+        self.module = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=HIDDEN, num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS, num_key_value_heads=2, max_position_embeddings=CONTEXT,
+            rms_norm_eps=NORM_EPS, bos_token_id=None, eos_token_id=None, tie_word_embeddings=False,
+            attn_implementation="sdpa"))
+        body = self.module.model
+        body.rotary_emb = Rotary()
+        body.norm = nn.RMSNorm(WIDTH, NORM_EPS)  # LlamaRMSNorm computes in f32
+        for layer in body.layers:
+            layer.input_layernorm = nn.RMSNorm(WIDTH, NORM_EPS)
+            layer.post_attention_layernorm = nn.RMSNorm(WIDTH, NORM_EPS)
+        self.module.double()
+
+    def forward(self, tokens):
+        logits = self.module(tokens).logits
+        losses = [m.balance_loss for m in self.module.modules() if isinstance(m, Moe)]
+        return logits, sum(losses, torch.zeros((), dtype=torch.float64))
+
+    def names(self, get):
+        out = {"embedding.w": get("model.embed_tokens.weight"), "norm.w": get("model.norm.weight"),
+               "head.w": get("lm_head.weight")}
+        for i in range(LAYERS):
+            theirs, ours = f"model.layers.{i}.", f"layers.{i}."
+            out[ours + "attention_norm.w"] = get(theirs + "input_layernorm.weight")
+            out[ours + "mlp_norm.w"] = get(theirs + "post_attention_layernorm.weight")
+            for letter in "qkvo":
+                out[f"{ours}attention.{letter}.w"] = get(f"{theirs}self_attn.{letter}_proj.weight")
+            if isinstance(self.module.model.layers[i].mlp, Moe):
+                for name, _ in self.module.model.layers[i].mlp.named_parameters():
+                    out[f"{ours}moe.{Moe.NAMES[name]}"] = get(f"{theirs}mlp.{name}")
+            else:
+                gate_and_up = [get(f"{theirs}mlp.{m}_proj.weight") for m in ("gate", "up")]
+                out[ours + "mlp.gate_up.w"] = torch.cat(gate_and_up)
+                out[ours + "mlp.down.w"] = get(theirs + "mlp.down_proj.weight")
+        return out
+
+
+def swiglu(x, gate_up, down):
+    gate, up = (x @ gate_up.T).chunk(2, dim=-1)
+    return (F.silu(gate) * up) @ down.T
+
+
+class Moe(nn.Module):
+    """Top-k experts and a shared one, one token at a time; the balance loss of DeepSeek-V3, section 2.1.2."""
+    EXPERTS, TOP_K, EXPERT_WIDTH = 4, 2, 5
+    NAMES = {"router": "router.w", "gate_up": "experts.gate_up", "down": "experts.down",
+             "shared_gate_up": "shared.gate_up.w", "shared_down": "shared.down.w"}  # ours
+
+    def __init__(self, sigmoid, normalise, scaling, shared):
+        super().__init__()
+        self.sigmoid, self.normalise, self.scaling = sigmoid, normalise, scaling
+        self.router = nn.Parameter(torch.empty(self.EXPERTS, WIDTH))
+        self.gate_up = nn.Parameter(torch.empty(self.EXPERTS, 2 * self.EXPERT_WIDTH, WIDTH))
+        self.down = nn.Parameter(torch.empty(self.EXPERTS, WIDTH, self.EXPERT_WIDTH))
+        self.has_shared = shared
+        if shared:
+            self.register_parameter("shared_gate_up", nn.Parameter(torch.empty(2 * self.EXPERT_WIDTH, WIDTH)))
+            self.register_parameter("shared_down", nn.Parameter(torch.empty(WIDTH, self.EXPERT_WIDTH)))
+        self.double()
+
+    def forward(self, x_BTD):
+        logits = x_BTD @ self.router.T
+        scores = logits.sigmoid() if self.sigmoid else logits.softmax(-1)
+        chosen, experts = scores.topk(self.TOP_K, dim=-1)
+        weights = (chosen / chosen.sum(-1, keepdim=True) if self.normalise else chosen) * self.scaling
+        self.balance_loss = self.sum_of_balance_losses(scores, experts)
+        rows = []
+        for sequence in range(x_BTD.shape[0]):
+            for t in range(x_BTD.shape[1]):
+                x, at = x_BTD[sequence, t], (sequence, t)
+                y = sum(weights[at][k] * swiglu(x, self.gate_up[e], self.down[e])
+                        for k, e in enumerate(experts[at].tolist()))
+                rows.append(y + swiglu(x, self.shared_gate_up, self.shared_down) if self.has_shared else y)
+        return torch.stack(rows).view_as(x_BTD)
+
+    def sum_of_balance_losses(self, scores, experts):
+        total = torch.zeros((), dtype=torch.float64)
+        for s, chosen in zip(scores, experts):
+            n = s.shape[0]
+            f = self.EXPERTS / (self.TOP_K * n) * F.one_hot(chosen, self.EXPERTS).sum((0, 1)).double()
+            p = (s / s.sum(-1, keepdim=True)).mean(0)
+            total = total + n * (f * p).sum()
+        return total
+
+
+class LlamaMoe(Llama):
+    """The first layer's MLP is dense; softmax scores, normalised weights, a shared expert."""
+    coefficient = 0.05
+    options = {"sigmoid": False, "normalise": True, "scaling": 1.0, "shared": True}
+    first_moe = 1
+
+    def __init__(self):
+        super().__init__()
+        for layer in self.module.model.layers[self.first_moe:]:
+            layer.mlp = Moe(**self.options)
+
+    @property
+    def config(self):
+        o = self.options
+        return Llama.config.replace('mlp = "swiglu"', 'mlp = "moe"') + f"""[moe]
+experts = {Moe.EXPERTS}
+top_k = {Moe.TOP_K}
+expert_width = {Moe.EXPERT_WIDTH}
+shared_experts = {int(o["shared"])}
+dense_layers = {self.first_moe}
+scores = "{"sigmoid" if o["sigmoid"] else "softmax"}"
+normalise = {str(o["normalise"]).lower()}
+scaling = {o["scaling"]}
+balance_loss = {self.coefficient}
+"""
+
+
+class LlamaMoeSigmoid(LlamaMoe):
+    """Every layer has experts; sigmoid scores, scaled, not normalised; no shared expert."""
+    options = {"sigmoid": True, "normalise": False, "scaling": 1.5, "shared": False}
+    first_moe = 0
+
+
+# --- the run ---
+
+def randomise(module):
+    """Values of one size everywhere, so that every parameter matters; norms around one."""
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            p.normal_(0, 0.4)
+            if p.dim() == 1 and name.endswith("weight"):
+                p.add_(1)
+
+
+def optimizer_of(module):
+    matrices = [p for p in module.parameters() if p.dim() > 1]
+    vectors = [p for p in module.parameters() if p.dim() == 1]
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": DECAY},
+                              {"params": vectors, "weight_decay": 0.0}], lr=LR, betas=BETAS, eps=EPS)
+
+
+def exported(prefix, model, get):
+    return {f"{prefix}.{name}": t.detach().clone().contiguous() for name, t in model.names(get).items()}
+
+
+def golden(model):
+    randomise(model.module)
+    tokens = torch.randint(VOCABULARY, (STEPS, SEQUENCES, CONTEXT))
+    targets = torch.randint(VOCABULARY, (STEPS, SEQUENCES, CONTEXT))
+    targets[torch.rand(targets.shape) < 0.15] = IGNORE
+    parameters = dict(model.module.named_parameters())
+    out = exported("before", model, lambda name: parameters[name])
+    optimizer = optimizer_of(model.module)
+    losses, balance_losses, norms = [], [], []
+    for step in range(STEPS):
+        logits, balance_loss = model.forward(tokens[step])
+        assert logits.dtype == torch.float64
+        loss = F.cross_entropy(logits.flatten(0, 1), targets[step].flatten(), ignore_index=IGNORE)
+        balance_loss = balance_loss / (targets[step] != IGNORE).sum()
+        optimizer.zero_grad()
+        (loss + getattr(model, "coefficient", 0) * balance_loss).backward()
+        if step == 0:
+            out |= exported("gradient", model, lambda name: parameters[name].grad)
+        norms.append(nn.utils.clip_grad_norm_(model.module.parameters(), CLIP).item())
+        losses.append(loss.item())
+        balance_losses.append(balance_loss.item())
+        optimizer.step()
+    assert all(math.isfinite(x) for x in losses) and max(norms) > CLIP, norms
+    out |= exported("after", model, lambda name: parameters[name])
+    out |= {"tokens": tokens.int(), "targets": targets.int()}
+    for name, values in {"loss": losses, "balance_loss": balance_losses, "grad_norm": norms}.items():
+        out[name] = torch.tensor(values, dtype=torch.float64)
+    made_by = f"# make_golden.py, torch {torch.__version__}, transformers {transformers.__version__}\n"
+    return out, {"config": made_by + model.config}  # of several keys the order would vary
+
+
+def main():
+    torch.set_num_threads(1)
+    models = {"gpt2": Gpt2, "llama": Llama, "llama_moe": LlamaMoe, "llama_moe_sigmoid": LlamaMoeSigmoid}
+    for seed, (name, make) in enumerate(models.items(), start=1):
+        torch.manual_seed(seed)
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".safetensors")
+        tensors, metadata = golden(make())
+        with open(path, "wb") as f:
+            f.write(safetensors.torch.save(tensors, metadata))
+        print(f"{path}: loss {tensors['loss'].tolist()}, gradient norm {tensors['grad_norm'].tolist()}")
+
+
+if __name__ == "__main__":
+    main()

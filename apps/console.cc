@@ -5,6 +5,8 @@
 
 #include <csignal>
 
+#include "phalanx/base/error.h"
+
 namespace phalanx {
 namespace {
 
@@ -27,13 +29,11 @@ std::string fitted(const std::string& text, std::FILE* terminal) {
 
 }  // namespace
 
-ProgressLine::ProgressLine(std::FILE* file, bool enabled)
-    : file_(file), enabled_(enabled), terminal_(isatty(fileno(file)) == 1) {}
+ProgressLine::ProgressLine(std::FILE* file) : file_(file), terminal_(isatty(fileno(file)) == 1) {}
 
 ProgressLine::~ProgressLine() { end_line(); }
 
 void ProgressLine::show(const std::string& text) {
-  if (!enabled_) return;
   const auto now = std::chrono::steady_clock::now();
   const std::chrono::milliseconds pause(terminal_ ? 100 : 5000);
   if (now - shown_ < pause) return;
@@ -48,7 +48,6 @@ void ProgressLine::show(const std::string& text) {
 }
 
 void ProgressLine::print(const std::string& text) {
-  if (!enabled_) return;
   end_line();
   std::fprintf(file_, "%s\n", text.c_str());
   std::fflush(file_);
@@ -58,6 +57,13 @@ void ProgressLine::end_line() {
   if (open_) std::fputs("\n", file_);
   open_ = false;
 }
+
+void finish_output() {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+  throw Error("standard output could not be written in full: is its disk full?");
+}
+
+void note(const std::string& text) { std::fprintf(stderr, "phalanx: %s\n", text.c_str()); }
 
 void catch_interrupts() {
   std::signal(SIGINT, on_interrupt);

@@ -9,8 +9,7 @@ namespace phalanx {
 
 class ProgressLine {
  public:
-  /// Writes to `file`; silent when `enabled` is false.
-  explicit ProgressLine(std::FILE* file, bool enabled = true);
+  explicit ProgressLine(std::FILE* file);
   ~ProgressLine();
   ProgressLine(const ProgressLine&) = delete;
   ProgressLine& operator=(const ProgressLine&) = delete;
@@ -24,11 +23,16 @@ class ProgressLine {
   void end_line();
 
   std::FILE* file_;
-  bool enabled_;
   bool terminal_;
   bool open_ = false;  // the cursor stands behind a line that may be rewritten
   std::chrono::steady_clock::time_point shown_{};
 };
+
+/// Error: something that went to standard output was not written (a full disk).
+void finish_output();
+
+/// A line on standard error: something to know that is not an error.
+void note(const std::string& text);
 
 /// True once the user has pressed Ctrl-C (or SIGTERM came); a second time ends the process at once.
 void catch_interrupts();

@@ -3,14 +3,15 @@
 #include <cstdio>
 
 #include "apps/commands.h"
+#include "apps/console.h"
+#include "apps/usage.h"
 #include "phalanx/base/error.h"
 
 namespace {
 
 constexpr const char* kFooter =
     "Every command has --help with an example. Ranks are threads unless a launcher (mpirun, srun) started "
-    "several "
-    "processes.";
+    "several processes.";
 
 }  // namespace
 
@@ -26,8 +27,11 @@ int main(int argc, char** argv) {
   phalanx::add_bench(app);
   try {
     app.parse(argc, argv);
+    phalanx::finish_output();
   } catch (const CLI::ParseError& e) {
-    return app.exit(e);
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help and --version
+    std::fprintf(stderr, "%s\n", phalanx::usage_mistake(app, e, argc > 1 ? argv[1] : "").c_str());
+    return 1;
   } catch (const phalanx::Error& e) {
     std::fprintf(stderr, "phalanx: %s\n", e.what());
     return 1;

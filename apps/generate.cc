@@ -20,6 +20,9 @@ struct Options {
   bool json = false;
 };
 
+// May hold zero bytes.
+void print(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
 void print_json(const Tokenizer& tokenizer, int64_t prompt_tokens, const GenerateResult& result) {
   const double rate = result.seconds > 0 ? static_cast<double>(result.tokens.size()) / result.seconds : 0;
   const nlohmann::json j = {{"prompt_tokens", prompt_tokens},
@@ -32,8 +35,9 @@ void print_json(const Tokenizer& tokenizer, int64_t prompt_tokens, const Generat
 
 void run_generate(const Options& o) {
   refuse_launcher("generate");
-  check(o.generate.sampler);
+  check(o.generate);
   const SavedRun saved = open_run(o.model);
+  if (!saved.note.empty()) note(format("using {}, not the latest: {}", saved.path, saved.note));
   const Tokenizer& tokenizer = *saved.tokenizer;
   const std::vector<int32_t> prompt = tokenizer.encode(o.prompt);
   catch_interrupts();
@@ -46,16 +50,16 @@ void run_generate(const Options& o) {
     parameters.initialise(0);
     load_weights(parameters, saved.path, world);
     TextStream stream(tokenizer);
-    if (!o.json) std::printf("%s", o.prompt.c_str());
+    if (!o.json) print(o.prompt);
     const GenerateResult result = generate(model, prompt, o.generate, [&](int32_t token) {
       if (!o.json) {
-        std::printf("%s", stream.next(token).c_str());
+        print(stream.next(token));
         std::fflush(stdout);
       }
       return !interrupted();
     });
     if (o.json) return print_json(tokenizer, static_cast<int64_t>(prompt.size()), result);
-    std::printf("%s\n", stream.finish().c_str());
+    print(stream.finish() + "\n");
   });
   if (interrupted()) throw Error("interrupted");
 }

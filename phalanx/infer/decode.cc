@@ -29,10 +29,15 @@ Tensor read_tokens(Transformer& model, KvCache& cache, std::span<const int32_t> 
 
 }  // namespace
 
+void check(const GenerateOptions& options) {
+  if (options.tokens < 1) throw Error("tokens {}: at least 1", options.tokens);
+  check(options.sampler);
+}
+
 GenerateResult generate(Transformer& model, std::span<const int32_t> prompt, const GenerateOptions& options,
                         FunctionRef<bool(int32_t token)> on_token) {
   if (prompt.empty()) throw Error("an empty prompt: give at least one token to continue");
-  check(options.sampler);
+  check(options);
   const auto start = std::chrono::steady_clock::now();
   const auto elapsed = [&] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -13,7 +13,7 @@
 namespace phalanx {
 
 struct GenerateOptions {
-  int64_t tokens = 256;  ///< to generate
+  int64_t tokens = 256;  ///< to generate, at least 1
   SamplerConfig sampler;
 };
 
@@ -22,6 +22,9 @@ struct GenerateResult {
   double seconds_to_first = 0;  ///< from the call to the first token
   double seconds = 0;           ///< all
 };
+
+/// Error: what is out of range, and what it may be.
+void check(const GenerateOptions& options);
 
 /// Continues `prompt` (at least one token). Each token is given to `on_token` as it is chosen; returning
 /// false stops. When the model's context is full, the last half of it is read again as a new prompt, and

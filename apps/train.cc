@@ -6,8 +6,10 @@
 #include "apps/commands.h"
 #include "apps/console.h"
 #include "apps/options.h"
+#include "phalanx/base/file.h"
 #include "phalanx/base/units.h"
 #include "phalanx/train/report.h"
+#include "phalanx/train/resume.h"
 #include "phalanx/train/train.h"
 
 namespace phalanx {
@@ -38,10 +40,14 @@ nlohmann::json json_of(const StepRecord& r) {
           {"gemm_share", r.gemm_share}};
 }
 
-// What a run shows while it goes: JSON lines on standard output, or a progress line on standard error.
+// What a run shows while it goes: JSON lines on standard output, or a progress line on standard error, which
+// gets the notes in any case.
 class Console {
  public:
-  Console(bool json, int64_t steps) : json_(json), steps_(steps), line_(stderr, !json) {}
+  Console(bool json, int64_t steps) : json_(json), steps_(steps), line_(stderr) {}
+  ~Console() { flush(); }
+  Console(const Console&) = delete;
+  Console& operator=(const Console&) = delete;
 
   void step(const StepRecord& r) {
     if (!json_) return line_.show(progress(r, steps_));
@@ -50,7 +56,7 @@ class Console {
   }
   void evaluation(const EvaluationRecord& r) {
     if (!json_) return line_.print(format("step {}: validation loss {:.4f}", r.step, r.val_loss));
-    if (pending_.is_null()) pending_ = {{"step", r.step}};
+    if (pending_.is_null()) return;  // before this run's first step: there is no step to tell it of
     pending_["val_loss"] = r.val_loss;
     flush();
   }
@@ -77,7 +83,11 @@ void run_train(const Options& o) {
     std::printf("%s", to_toml(config).c_str());
     return;
   }
-  const Dataset data = load_dataset(config.data, config.model.context, config.train.seed);
+  if (!o.report.empty()) check_can_write(o.report);
+  // Numbers mean what they meant to the checkpoint, even if the text has changed.
+  std::unique_ptr<Tokenizer> tokenizer = o.resume.empty() ? nullptr : open_run(o.resume).tokenizer;
+  const Dataset data =
+      load_dataset(config.data, config.model.context, config.train.seed, std::move(tokenizer));
   Console console(o.json, config.train.steps);
   catch_interrupts();
   const TrainHooks hooks = {.on_step = [&](const StepRecord& r) { console.step(r); },

@@ -113,6 +113,7 @@ class ConfigTable {
   /// One override, "section.key=value". Error: as above.
   void set(const std::string& assignment);
 
+  const std::deque<ConfigSection>& sections() const { return sections_; }
   /// The field of "section.key", which must exist.
   const ConfigField& field(std::string_view name) const;
   /// Where the user set the first field that `message` names ("demo.toml:7"); "" when it names none that was

@@ -147,6 +147,20 @@ void write_new_file(const std::filesystem::path& path, std::string_view text) {
   file.finish();
 }
 
+void check_can_write(const std::filesystem::path& path) {
+  const auto refuse = [&](int error) { throw Error("cannot write {}: {}", path.string(), reason(error)); };
+  struct stat info {};
+  if (::stat(path.c_str(), &info) == 0) {
+    if (S_ISDIR(info.st_mode)) refuse(EISDIR);
+    if (::access(path.c_str(), W_OK) != 0) refuse(errno);
+    return;
+  }
+  const int fd = open_retrying(path, O_WRONLY | O_CREAT | O_EXCL);
+  if (fd < 0 && errno != EEXIST) refuse(errno);  // else another process looks at the same time
+  close_quietly(fd);
+  if (fd >= 0) ::unlink(path.c_str());
+}
+
 void make_directory(const std::filesystem::path& path) {
   if (::mkdir(path.c_str(), 0777) != 0) {
     throw Error("cannot create directory {}: {}", path.string(), reason(errno));

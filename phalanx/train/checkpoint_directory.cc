@@ -55,6 +55,12 @@ std::string read_pointer(const fs::path& dir) {
   return name;
 }
 
+void make_directories(const fs::path& dir) {
+  std::error_code error;
+  fs::create_directories(dir, error);
+  if (error) throw Error("cannot create directory {}: {}", dir.string(), error.message());
+}
+
 // First under another name, so that a checkpoint never is half there. False: it could not be.
 bool remove_checkpoint(const fs::path& path) {
   const fs::path away = path.parent_path() / (std::string(kRemoving) + path.filename().string());
@@ -136,10 +142,22 @@ LatestCheckpoint resolve_checkpoint(fs::path path) {
 CheckpointInProgress::CheckpointInProgress(fs::path dir, int64_t step)
     : dir_(std::move(dir)), name_(checkpoint_name(step)), writing_(dir_ / (std::string(kWriting) + name_)) {}
 
+void prepare_directory(const fs::path& dir) {
+  try {
+    make_directories(dir);
+    const fs::path probe = dir / (std::string(kWriting) + "probe");
+    std::error_code ignored;
+    fs::remove_all(probe, ignored);
+    make_directory(probe);
+    fs::remove(probe, ignored);
+  } catch (const Error& e) {
+    throw Error("train.out: checkpoints cannot be saved in {}: {}", dir.string(), e.what());
+  }
+}
+
 void CheckpointInProgress::begin() const {
+  make_directories(dir_);
   std::error_code error;
-  fs::create_directories(dir_, error);
-  if (error) throw Error("cannot create directory {}: {}", dir_.string(), error.message());
   std::vector<fs::path> left_over;
   for (fs::directory_iterator it(dir_, error), end; !error && it != end; it.increment(error)) {
     const std::string name = it->path().filename().string();

@@ -48,6 +48,10 @@ std::string advice_instead_of(const std::filesystem::path& damaged);
 /// there is none; says what is wrong with those that are there.
 LatestCheckpoint resolve_checkpoint(std::filesystem::path path);
 
+/// Makes DIR if need be and tries whether a checkpoint could be begun in it, so that a run finds out before
+/// its first step. Error: why not.
+void prepare_directory(const std::filesystem::path& dir);
+
 /// A checkpoint that is being written. One rank does this for all.
 class CheckpointInProgress {
  public:

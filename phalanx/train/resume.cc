@@ -1,8 +1,7 @@
 #include "phalanx/train/resume.h"
 
-#include <filesystem>
-
 #include "phalanx/base/error.h"
+#include "phalanx/train/agree.h"
 #include "phalanx/train/saved_checkpoint.h"
 
 namespace phalanx {
@@ -36,6 +35,42 @@ std::vector<NamedTensor> tensors_of(RankRun& rank) {
   return tensors;
 }
 
+// Keys of [model] and [moe] under which the same weights may be trained on.
+bool may_change(const std::string& key) {
+  return key == "model.context" || key == "model.dropout" || key == "model.init_std" ||
+         key == "moe.balance_loss";
+}
+
+// Error: the checkpoint's weights mean something else in this run.
+void check_same_model(const SavedRun& saved, TrainConfig mine) {
+  TrainConfig theirs = saved.config;
+  const ConfigTable saved_table = train_table(theirs);
+  const ConfigTable table = train_table(mine);
+  for (const ConfigSection& section : table.sections()) {
+    const bool counts =
+        section.name() == "model" || (section.name() == "moe" && mine.model.mlp == MlpKind::moe);
+    if (!counts) continue;
+    for (const ConfigField& field : section.fields()) {
+      const std::string was = saved_table.field(field.name()).text();
+      if (was == field.text() || may_change(field.name())) continue;
+      throw Error("{}: it is of another model: its {} is {}, this run's is {}", saved.path, field.name(), was,
+                  field.text());
+    }
+  }
+}
+
+void check_same_run(const SavedRun& saved, const TrainConfig& mine, const Tokenizer& tokenizer) {
+  check_same_model(saved, mine);
+  if (saved.config.train.seed != mine.train.seed) {
+    throw Error("{}: saved with train.seed {}, this run has {}: its text and dropout would differ",
+                saved.path, saved.config.train.seed, mine.train.seed);
+  }
+  if (saved.tokenizer->json() != tokenizer.json()) {
+    throw Error("{}: its vocabulary of {} tokens is not this run's of {}: its numbers mean other text",
+                saved.path, saved.tokenizer->vocabulary(), tokenizer.vocabulary());
+  }
+}
+
 }  // namespace
 
 SavedReport save_run(RankRun& rank, const Tokenizer& tokenizer, int64_t steps_done, Group& world) {
@@ -51,30 +86,30 @@ SavedReport save_run(RankRun& rank, const Tokenizer& tokenizer, int64_t steps_do
   return save_checkpoint(rank.config().train.out, contents, world, {.keep_last = keep});
 }
 
-int64_t resume_run(RankRun& rank, const std::string& path, Group& world) {
-  const LoadedCheckpoint loaded = load_checkpoint(path, tensors_of(rank), world);
-  const auto seed = loaded.state.get<uint64_t>("train.seed");
-  if (seed != rank.config().train.seed) {
-    throw Error("{}: saved with train.seed {}, this run has {}: its text and dropout would differ",
-                loaded.path.string(), seed, rank.config().train.seed);
-  }
+Resumed resume_run(RankRun& rank, const Tokenizer& tokenizer, const std::string& path, Group& world) {
+  SavedRun saved;
+  all_or_none(world, [&] {
+    saved = open_run(path);
+    check_same_run(saved, rank.config(), tokenizer);
+  });
+  const LoadedCheckpoint loaded = load_checkpoint(saved.path, tensors_of(rank), world);
   rank.optimizer().set_steps(loaded.state.get<int64_t>("optimizer.steps"));
-  return loaded.state.get<int64_t>("train.next_step");
+  return {.next_step = loaded.state.get<int64_t>("train.next_step"), .path = saved.path, .note = saved.note};
 }
 
 SavedRun open_run(const std::string& path) {
-  std::filesystem::path checkpoint = path;
-  if (!std::filesystem::exists(checkpoint / "manifest.json")) {
-    const auto latest = find_latest_complete(path);
-    if (!latest) throw Error("{}: no complete checkpoint is there", path);
-    checkpoint = latest->path;
+  LatestCheckpoint found = resolve_checkpoint(path);
+  try {
+    const SavedCheckpoint saved(found.path);
+    const Manifest& manifest = saved.manifest();
+    const std::string manifest_path = (found.path / "manifest.json").string();
+    return {.path = found.path.string(),
+            .note = std::move(found.note),
+            .config = parse_train_config(manifest.config, manifest_path, {}),
+            .tokenizer = load_tokenizer(manifest.state.get<std::string>("tokenizer"), manifest_path)};
+  } catch (const DamagedCheckpoint& e) {
+    throw Error("{}; {}", e.what(), advice_instead_of(found.path));
   }
-  const SavedCheckpoint saved(checkpoint);
-  const Manifest& manifest = saved.manifest();
-  const std::string manifest_path = (checkpoint / "manifest.json").string();
-  return {.path = checkpoint.string(),
-          .config = parse_train_config(manifest.config, manifest_path, {}),
-          .tokenizer = load_tokenizer(manifest.state.get<std::string>("tokenizer"), manifest_path)};
 }
 
 void load_weights(ParameterStore& parameters, const std::string& path, Group& world) {

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cmath>
 
-#include "phalanx/base/error.h"
 #include "phalanx/ops/cross_entropy.h"
 
 namespace phalanx {
@@ -102,10 +101,12 @@ std::string first_bad_tensor(ParameterStore& store) {
 void check_finite(Trainer& t, const StepResult& result, uint64_t step) {
   if (std::isfinite(result.loss) && std::isfinite(result.grad_norm)) return;
   const std::string bad = first_bad_tensor(t.parameters);
-  throw Error(
-      "step {}: the loss is {} and the gradient norm {}; first bad tensor: {}. Try a lower optimizer.lr or "
-      "optimizer.clip",
-      step, result.loss, result.grad_norm, bad.empty() ? std::string("none, the sum overflows") : bad);
+  const auto shown = [](double v) { return std::isnan(v) ? std::abs(v) : v; };  // NaN has no sign to tell
+  throw NotFinite(format(
+      "step {}: the loss is {} and the gradient norm {}; first bad tensor: {}; try a lower optimizer.lr "
+      "or optimizer.clip",
+      step, shown(result.loss), shown(result.grad_norm),
+      bad.empty() ? std::string("none, the sum overflows") : bad));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <deque>
 #include <span>
 
+#include "phalanx/base/error.h"
 #include "phalanx/model/transformer.h"
 #include "phalanx/parallel/schedule/step.h"
 #include "phalanx/train/optimizer.h"
@@ -30,6 +31,12 @@ struct PhaseSeconds {
   double update = 0;    ///< the optimizer
 };
 
+/// The loss or the gradient of a step is not finite.
+class NotFinite : public Error {
+ public:
+  explicit NotFinite(const std::string& message) : Error("{}", message) {}
+};
+
 /// Equal on all ranks, but for the seconds.
 struct StepResult {
   double loss = 0;  ///< mean over the targets that count, of all ranks and microbatches
@@ -41,8 +48,8 @@ struct StepResult {
 };
 
 /// Forward and backward of this rank's microbatches in the order of the schedule, gradients summed over the
-/// ranks, clipped, and one update. `step` numbers the update, from 0. Error, on all ranks together and before
-/// any update: the loss or the gradient is not finite (names the first bad tensor).
+/// ranks, clipped, and one update. `step` numbers the update, from 0. NotFinite, on all ranks together and
+/// before any update; names the first bad tensor.
 StepResult train_step(Trainer& trainer, std::span<const Batch> microbatches, double lr, uint64_t step);
 
 /// The same without clipping and update: gradients stay in the parameters.

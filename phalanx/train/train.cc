@@ -6,6 +6,8 @@
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/model/flops.h"
 #include "phalanx/ops/peak.h"
+#include "phalanx/train/agree.h"
+#include "phalanx/train/checkpoint_directory.h"
 #include "phalanx/train/rank_run.h"
 #include "phalanx/train/resume.h"
 
@@ -35,19 +37,22 @@ class Run {
     validation_ = data.validation(config().train.eval_batches, rank.share());
   }
 
-  TrainingHistory go(int64_t first_step) {
+  TrainingHistory go(const Resumed& from) {
     const RunConfig& c = config().train;
+    last_saved_ = from.path;
     describe();
-    for (step_ = first_step; step_ < c.steps; ++step_) {
+    for (step_ = from.next_step; step_ < c.steps; ++step_) {
       if (c.eval_every > 0 && step_ % c.eval_every == 0) evaluate_now();
-      if (stop_asked()) break;
+      if (stop_asked()) {
+        save_now(step_);
+        return take_history();
+      }
       train_now();
       if (c.save_every > 0 && (step_ + 1) % c.save_every == 0 && step_ + 1 < c.steps) save_now(step_ + 1);
     }
     evaluate_now();
     save_now(step_);
-    count_experts();
-    return std::move(history_);
+    return take_history();
   }
 
  private:
@@ -78,7 +83,7 @@ class Run {
     batches_.clear();
     for (int64_t m = 0; m < share.microbatches(); ++m) batches_.push_back(data_.train_batch(step_, m, share));
     const double lr = learning_rate(config().lr, step_, config().train.steps);
-    const StepResult result = train_step(rank_.trainer(), batches_, lr, static_cast<uint64_t>(step_));
+    const StepResult result = finite_step(lr);
     const double seconds = seconds_since(start);
     if (!leads()) return;
     history_.seconds += seconds;
@@ -91,6 +96,15 @@ class Run {
                               .tokens_per_s = static_cast<double>(tokens_of_step()) / seconds,
                               .gemm_share = step_flops_ / seconds / machine_flops_});
     if (hooks_.on_step) hooks_.on_step(history_.steps.back());
+  }
+
+  StepResult finite_step(double lr) {
+    try {
+      return train_step(rank_.trainer(), batches_, lr, static_cast<uint64_t>(step_));
+    } catch (const NotFinite& e) {
+      if (last_saved_.empty()) throw Error("{}; no checkpoint was saved before", e.what());
+      throw Error("{}; the last checkpoint is {}", e.what(), last_saved_);
+    }
   }
 
   static void add(PhaseSeconds& sum, const PhaseSeconds& s) {
@@ -114,9 +128,15 @@ class Run {
     const auto start = std::chrono::steady_clock::now();
     const SavedReport saved = save_run(rank_, data_.tokenizer(), steps_done, world_);
     history_.save_seconds += seconds_since(start);
+    last_saved_ = saved.path.string();
     if (!leads() || !hooks_.on_note) return;
     hooks_.on_note("saved " + saved.path.string());
     if (!saved.note.empty()) hooks_.on_note(saved.note);
+  }
+
+  TrainingHistory take_history() {
+    count_experts();
+    return std::move(history_);
   }
 
   void count_experts() {
@@ -137,6 +157,7 @@ class Run {
   std::vector<Batch> batches_;
   std::vector<Batch> validation_;
   int64_t step_ = 0;
+  std::string last_saved_;    // checkpoint that this run began from or wrote; "" if none
   double machine_flops_ = 0;  // of all ranks together
   double step_flops_ = 0;
 };
@@ -146,9 +167,17 @@ class Run {
 TrainingHistory train(const TrainConfig& config, const Dataset& data, const std::string& resume, Group& world,
                       const TrainHooks& hooks) {
   RankRun rank(checked(config), data.tokenizer().vocabulary(), world);
-  const int64_t first_step = resume.empty() ? 0 : resume_run(rank, resume, world);
+  all_or_none(world, [&] {
+    if (world.rank() == 0) prepare_directory(config.train.out);
+  });
+  Resumed from;
+  if (!resume.empty()) from = resume_run(rank, data.tokenizer(), resume, world);
+  if (!from.path.empty() && world.rank() == 0 && hooks.on_note) {
+    hooks.on_note(
+        format("resumed {}{}", from.path, from.note.empty() ? "" : ", not the latest: " + from.note));
+  }
   Run run(rank, data, world, hooks);
-  return run.go(first_step);
+  return run.go(from);
 }
 
 }  // namespace phalanx

@@ -20,7 +20,9 @@ struct TrainHooks {
 
 /// Trains as `config` says on the ranks of `world`; every rank calls it. `resume` names a checkpoint, or a
 /// directory of checkpoints whose latest is taken; empty: from the start. Gives the history, whole on rank 0.
-/// Error: sizes that do not fit, a checkpoint of another model, a loss that is not finite.
+/// When hooks.stop ends it, it saves at once, without an evaluation. Error: sizes that do not fit, a
+/// directory that cannot be written (before the first step), a checkpoint of another model, a loss that is
+/// not finite (names the last checkpoint).
 TrainingHistory train(const TrainConfig& config, const Dataset& data, const std::string& resume, Group& world,
                       const TrainHooks& hooks);
 

@@ -96,5 +96,17 @@ TEST(Units, ReadAsPeopleWriteThem) {
   EXPECT_EQ(human_bytes(UINT64_MAX), "16.0 EiB");
 }
 
+TEST(File, SaysWhetherAResultCouldBeWritten) {
+  const TemporaryDirectory dir;
+  check_can_write(dir / "new");
+  EXPECT_FALSE(std::filesystem::exists(dir / "new"));
+  write_new_file(dir / "there", "kept");
+  check_can_write(dir / "there");
+  EXPECT_EQ(read_text(dir / "there", 100), "kept");
+  EXPECT_THROW(check_can_write(dir.path()), Error);
+  EXPECT_THROW(check_can_write(dir / "missing/file"), Error);
+  EXPECT_THROW(check_can_write(dir / "there/file"), Error);
+}
+
 }  // namespace
 }  // namespace phalanx

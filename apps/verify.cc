@@ -7,6 +7,7 @@
 #include "apps/commands.h"
 #include "apps/console.h"
 #include "apps/options.h"
+#include "phalanx/base/file.h"
 #include "phalanx/train/verify.h"
 
 namespace phalanx {
@@ -40,11 +41,13 @@ nlohmann::json json_of(const VerifyRow& r) {
 
 std::vector<VerifyCase> cases_of(const Options& o, const TrainConfig& config) {
   if (o.layouts == "all") return verify_cases(config.model, config.parallel.ranks);
+  if (o.layouts.empty()) throw Error("--layouts is empty: all, or a list such as \"dp=2;dp=4,ep=2\"");
   std::vector<VerifyCase> cases;
   for (size_t at = 0; at < o.layouts.size();) {
     const std::string item = o.layouts.substr(at, o.layouts.find(';', at) - at);
     at += item.size() + 1;
-    for (const bool overlaps : {false, true}) cases.push_back({Layout::parse(item), overlaps});
+    const Layout layout = layout_of({.layout = item});
+    for (const bool overlaps : {false, true}) cases.push_back({layout, overlaps});
   }
   return cases;
 }
@@ -68,14 +71,16 @@ void run_verify(const Options& o) {
   options.model.vocabulary = o.vocabulary;
   options.dtype = o.dtype == "f32" ? DType::f32 : DType::f64;
   options.seed = o.seed;
+  const std::vector<VerifyCase> cases = cases_of(o, config);
   const bool table = o.json != "-";
+  if (table && !o.json.empty()) check_can_write(o.json);
   if (table) {
     std::printf("%-16s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
                 "loss", "weights");
   }
   int failed = 0;
   nlohmann::json rows = nlohmann::json::array();
-  verify(options, cases_of(o, config), [&](const VerifyRow& row) {
+  verify(options, cases, [&](const VerifyRow& row) {
     failed += row.pass ? 0 : 1;
     rows.push_back(json_of(row));
     if (table) print(row);
@@ -84,7 +89,9 @@ void run_verify(const Options& o) {
   if (o.json == "-") {
     std::printf("%s\n", result.dump(2).c_str());
   } else if (!o.json.empty()) {
-    std::ofstream(o.json) << result.dump(2) << "\n";
+    std::ofstream file(o.json);
+    file << result.dump(2) << "\n" << std::flush;
+    if (!file) throw Error("cannot write {}", o.json);
   }
   if (failed > 0) throw Error("{} of {} layouts differ from one rank", failed, rows.size());
 }

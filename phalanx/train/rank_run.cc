@@ -5,10 +5,8 @@
 namespace phalanx {
 namespace {
 
-Layout usable(const Layout& layout) {
-  if (layout.pp * layout.cp * layout.tp * layout.etp > 1) {
-    throw Error("layout {}: this version trains with dp and ep; pp, cp, tp and etp must be 1", layout.text());
-  }
+Layout trainable(const Layout& layout) {
+  check_trainable(layout);
   return layout;
 }
 
@@ -30,9 +28,14 @@ ParameterStore& initialised(ParameterStore& parameters, uint64_t seed) {
 
 }  // namespace
 
+void check_trainable(const Layout& layout) {
+  if (layout.pp * layout.cp * layout.tp * layout.etp == 1) return;
+  throw Error("layout {}: this version trains with dp and ep; pp, cp, tp and etp must be 1", layout.text());
+}
+
 RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
     : config_(with_vocabulary(config, vocabulary)),
-      mesh_(world, usable(layout_of(config.parallel))),
+      mesh_(world, trainable(layout_of(config.parallel))),
       share_(row_share(config.train.batch, config.train.microbatch, mesh_.size(Axis::dp),
                        mesh_.coordinate(Axis::dp))),
       parameters_(mesh_, config.train.dtype),

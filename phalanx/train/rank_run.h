@@ -6,6 +6,9 @@
 
 namespace phalanx {
 
+/// Error: the layout has an axis that training cannot use yet.
+void check_trainable(const Layout& layout);
+
 /// The mesh, model, optimizer and trainer of one rank, built from a config that is checked(). Not movable:
 /// its parts refer to each other.
 class RankRun {

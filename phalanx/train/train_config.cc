@@ -153,8 +153,20 @@ std::string to_toml(const TrainConfig& config) {
   return train_table(copy).toml();
 }
 
+namespace {
+
+Layout parsed(const std::string& layout) {
+  try {
+    return Layout::parse(layout);
+  } catch (const Error& e) {
+    throw Error("parallel.layout: {}", e.what());
+  }
+}
+
+}  // namespace
+
 Layout layout_of(const ParallelConfig& config) {
-  Layout layout = Layout::parse(config.layout);
+  Layout layout = parsed(config.layout);
   if (config.ranks > 0 && config.layout.find("dp=") == std::string::npos) {
     layout.dp = std::max(1, config.ranks / layout.ranks());
   }

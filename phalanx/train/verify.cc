@@ -5,11 +5,12 @@
 #include <cmath>
 #include <map>
 #include <mutex>
+#include <numeric>
 
 #include "phalanx/base/philox.h"
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/ops/cross_entropy.h"
-#include "phalanx/train/step.h"
+#include "phalanx/train/rank_run.h"
 
 namespace phalanx {
 namespace {
@@ -70,6 +71,7 @@ void collect(FullTensors& full, ParameterStore& store, bool grads) {
 }
 
 Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
+  check_trainable(c.layout);  // an axis that no layer cuts would agree and prove nothing
   Outcome out;
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
@@ -142,7 +144,7 @@ std::vector<VerifyRow> verify(const VerifyOptions& given, const std::vector<Veri
                               const std::function<void(const VerifyRow&)>& on_row) {
   VerifyOptions o = given;
   for (const VerifyCase& c : cases) {
-    if (given.sequences == 0) o.sequences = std::max<int64_t>(o.sequences, c.layout.dp);
+    if (given.sequences == 0) o.sequences = std::lcm(std::max<int64_t>(o.sequences, 1), c.layout.dp);
   }
   const double limit = o.tolerance > 0 ? o.tolerance : o.dtype == DType::f64 ? 1e-12 : 1e-5;
   const Outcome reference = run_case(o, {});

@@ -20,7 +20,8 @@ struct VerifyCase {
 struct VerifyOptions {
   ModelConfig model;  ///< resolved
   DType dtype = DType::f64;
-  int64_t sequences = 0;  ///< in a microbatch of the whole job; 0: as many as the most dp ranks of any case
+  int64_t sequences =
+      0;  ///< in a microbatch of the whole job; 0: the fewest that every case's dp ranks divide
   int microbatches = 2;
   uint64_t seed = 0;
   double tolerance = 0;  ///< largest gradient error that passes; 0: 1e-12 in f64, 1e-5 in f32

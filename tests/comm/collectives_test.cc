@@ -1,6 +1,8 @@
 // Collectives on the transports of one process; the whole cross product is in collectives_full_test.cc.
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "phalanx/comm/transport/threads.h"
 #include "tests/comm/collective_checks.h"
 #include "tests/comm/worlds.h"
@@ -26,6 +28,29 @@ TEST(Collectives, ThreadsOfEveryDtype) {
     SCOPED_TRACE(dtype_name(dtype));
     run_thread_ranks({.ranks = 3}, [&](Group& world) {
       for (const int64_t n : {1, 130, 40'003}) check_collectives(world, {dtype, n, seed});
+    });
+  }
+}
+
+// Rank 0 does the whole exchange, goes on and reuses its memory before the others have looked at it.
+TEST(Collectives, AnAllToAllOutlivesTheRankThatGoesOn) {
+  for (const int64_t width : {1, 5000}) {  // copied into the exchange, or read in place
+    run_thread_ranks({.ranks = 3}, [&](Group& world) {
+      const std::vector<int64_t> rows(3, world.rank() + 1);
+      const std::vector<int64_t> expected = {1, 2, 3};
+      const Tensor x = Tensor::empty({3 * rows[0], width}, DType::f64);
+      std::ranges::fill(x.span<double>(), world.rank());
+      Work work = world.all_to_all(x, rows, expected);
+      if (world.rank() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      const Tensor got = work.wait();
+      std::vector<Tensor> reuse;
+      for (int i = 0; i < 100; ++i) {
+        reuse.push_back(Tensor::empty({6}, DType::i64));
+        std::ranges::fill(reuse.back().span<int64_t>(), 77);
+      }
+      for (int64_t r = 0; r < 6; ++r) {
+        EXPECT_EQ(got.span<double>()[static_cast<size_t>(r * width)], r < 1 ? 0 : r < 3 ? 1 : 2);
+      }
     });
   }
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "phalanx/base/error.h"
@@ -14,9 +15,16 @@ namespace {
 PooledVector<double> logits_of(const Tensor& logits) {
   PooledVector<double> out(static_cast<size_t>(logits.numel()));
   visit_float(logits.dtype(), [&](auto t) { std::ranges::copy(logits.span<decltype(t)>(), out.begin()); });
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  bool any = false;
   for (size_t i = 0; i < out.size(); ++i) {
-    if (std::isnan(out[i])) throw Error("the logit of token {} is NaN: the model's weights are broken", i);
+    if (!(out[i] < kInfinity)) {
+      throw Error("the logit of token {} is {}: the model's weights are broken", i,
+                  std::isnan(out[i]) ? "NaN" : "infinite");
+    }
+    any = any || out[i] > -kInfinity;
   }
+  if (!any) throw Error("every logit is minus infinity: there is no token to choose");
   return out;
 }
 
@@ -49,7 +57,9 @@ Candidates candidates_of(const PooledVector<double>& logits, const SamplerConfig
 }  // namespace
 
 void check(const SamplerConfig& c) {
-  if (!(c.temperature >= 0)) throw Error("temperature {}: at least 0", c.temperature);
+  if (!(c.temperature >= 0 && std::isfinite(c.temperature))) {
+    throw Error("temperature {}: at least 0, and finite", c.temperature);
+  }
   if (c.top_k < 0) throw Error("top-k {}: at least 1, or 0 for all tokens", c.top_k);
   if (!(c.top_p > 0 && c.top_p <= 1)) throw Error("top-p {}: more than 0 and at most 1", c.top_p);
 }

@@ -15,8 +15,9 @@ struct SamplerConfig {
 };
 
 /// A token drawn from softmax(logits / temperature) after the cuts. logits [1, V]. The draw is a function of
-/// the seed and `position`, the number of the token in its sequence: not of batch, layout or order. Error: a
-/// logit is NaN, or the config is out of range.
+/// the seed and `position`, the number of the token in its sequence: not of batch, layout or order. A logit
+/// of minus infinity is never drawn. Error: a logit is NaN or infinite, all are minus infinity, or the config
+/// is out of range.
 int32_t sample(const Tensor& logits, const SamplerConfig& config, uint64_t position);
 
 /// Error: what is out of range, and what it may be.

@@ -1,0 +1,92 @@
+// Parameter counts that others have published, and operations counted by hand.
+#include "phalanx/model/flops.h"
+
+#include <gtest/gtest.h>
+
+#include "phalanx/comm/transport/threads.h"
+#include "tests/model/tiny_model.h"
+
+namespace phalanx {
+namespace {
+
+ModelConfig gpt2_small() {
+  return resolved({.vocabulary = 50257,
+                   .layers = 12,
+                   .width = 768,
+                   .heads = 12,
+                   .context = 1024,
+                   .norm = NormKind::layernorm,
+                   .positions = Positions::learned,
+                   .mlp = MlpKind::gelu_tanh,
+                   .bias = true});
+}
+
+ModelConfig llama2_7b() {
+  return resolved({.vocabulary = 32000,
+                   .layers = 32,
+                   .width = 4096,
+                   .heads = 32,
+                   .context = 4096,
+                   .mlp_width = 11008,
+                   .tied = false});
+}
+
+ModelConfig mixtral_8x7b() {
+  return resolved({.vocabulary = 32000,
+                   .layers = 32,
+                   .width = 4096,
+                   .heads = 32,
+                   .kv_heads = 8,
+                   .context = 32768,
+                   .mlp = MlpKind::moe,
+                   .tied = false,
+                   .moe = {.experts = 8, .top_k = 2, .expert_width = 14336}});
+}
+
+TEST(Flops, ParametersAreThoseThatAreKnown) {
+  EXPECT_EQ(count_parameters(gpt2_small()).total, 124'439'808);
+  EXPECT_EQ(count_parameters(gpt2_small()).active, 124'439'808);
+  EXPECT_EQ(count_parameters(llama2_7b()).total, 6'738'415'616);
+  EXPECT_EQ(count_parameters(mixtral_8x7b()).total, 46'702'792'704);
+  // Six of eight experts, three matrices each, in 32 layers stand by.
+  EXPECT_EQ(count_parameters(mixtral_8x7b()).active, 46'702'792'704 - 6 * 3 * 32 * int64_t{4096} * 14336);
+}
+
+TEST(Flops, OperationsOfATokenByHand) {
+  const TokenFlops gpt2 = training_flops_per_token(gpt2_small());
+  // A layer: q, k, v, o of 768², up and down of 768 · 3072; then the head.
+  EXPECT_DOUBLE_EQ(gpt2.products, 6.0 * (12 * (4.0 * 768 * 768 + 2.0 * 768 * 3072) + 50257.0 * 768));
+  EXPECT_DOUBLE_EQ(gpt2.attention, 12.0 * 12 * 768 * 1024);
+  EXPECT_DOUBLE_EQ(gpt2.total(), gpt2.products + gpt2.attention);
+  const TokenFlops mixtral = training_flops_per_token(mixtral_8x7b());
+  // A layer: q and o of 4096², k and v to 8 heads of 128, the router, two experts of three matrices.
+  const double layer = 2.0 * 4096 * 4096 + 2.0 * 4096 * 1024 + 4096.0 * 8 + 2 * 3.0 * 4096 * 14336;
+  EXPECT_DOUBLE_EQ(mixtral.products, 6 * (32 * layer + 32000.0 * 4096));
+  EXPECT_DOUBLE_EQ(mixtral.attention, 12.0 * 32 * 4096 * 32768);
+}
+
+// The model itself is the count, whatever its options.
+TEST(Flops, ParametersAreThoseOfTheModel) {
+  run_thread_ranks({.ranks = 1}, [](Group& world) {
+    for (int options = 0; options < 256; ++options) {
+      const auto has = [&](int bit) { return (options >> bit & 1) != 0; };
+      ModelConfig c = {.vocabulary = 17, .layers = 3, .width = 12, .heads = 3, .context = 5, .mlp_width = 7};
+      c.norm = has(0) ? NormKind::layernorm : NormKind::rmsnorm;
+      c.positions = has(1) ? Positions::learned : Positions::rope;
+      c.bias = has(2);
+      c.tied = has(3);
+      c.kv_heads = has(4) ? 1 : 0;
+      c.mlp = has(5) ? MlpKind::moe : has(6) ? MlpKind::swiglu : MlpKind::gelu;
+      c.moe = {.experts = 4,
+               .top_k = 2,
+               .expert_width = 6,
+               .shared_experts = has(6) ? 2 : 0,
+               .dense_layers = has(7) ? 1 : 0};
+      const testing::TinyModel model(world, {}, c, 1);
+      EXPECT_EQ(count_parameters(resolved(c)).total, model.store.values().numel()) << "options " << options;
+    }
+  });
+}
+
+}  // namespace
+}  // namespace phalanx

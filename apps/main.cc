@@ -1,6 +1,7 @@
 // The `phalanx` command.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <new>
 
 #include "apps/commands.h"
 #include "apps/console.h"
@@ -34,6 +35,9 @@ int main(int argc, char** argv) {
     return 1;
   } catch (const phalanx::Error& e) {
     std::fprintf(stderr, "phalanx: %s\n", e.what());
+    return 1;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "phalanx: out of memory: take a smaller model, train.microbatch or model.context\n");
     return 1;
   } catch (const std::exception& e) {
     std::fprintf(stderr, "phalanx: internal error, please report it: %s\n", e.what());

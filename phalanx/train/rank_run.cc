@@ -1,6 +1,9 @@
 #include "phalanx/train/rank_run.h"
 
+#include <unistd.h>
+
 #include "phalanx/base/error.h"
+#include "phalanx/base/units.h"
 
 namespace phalanx {
 namespace {
@@ -20,9 +23,26 @@ Steps schedule_of(ScheduleKind kind, int64_t microbatches) {
   return kind == ScheduleKind::overlapped ? overlapped(m) : sequential(m);
 }
 
+// Error: a rank's weights, gradients and optimizer state alone are more than the machine's memory.
+void check_memory(ParameterStore& parameters, OptimizerConfig::Kind optimizer) {
+  int64_t elements = 0;
+  for (const Parameter& p : parameters.all()) elements += p.slice().local.numel();
+  const uint64_t copies = optimizer == OptimizerConfig::Kind::adamw ? 4 : 2;
+  const uint64_t needed = static_cast<uint64_t>(elements) * dtype_size(parameters.dtype()) * copies;
+  const auto memory =
+      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  if (needed <= memory) return;
+  throw Error(
+      "the model has {} parameters a rank: with gradients and optimizer {}, this machine has {}; take a "
+      "smaller "
+      "model.width or fewer model.layers",
+      grouped(static_cast<uint64_t>(elements)), human_bytes(needed), human_bytes(memory));
+}
+
 // The parameters exist once the model is built, and the optimizer's state takes their layout.
-ParameterStore& initialised(ParameterStore& parameters, uint64_t seed) {
-  parameters.initialise(seed);
+ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& config) {
+  check_memory(parameters, config.optimizer.kind);
+  parameters.initialise(config.train.seed);
   return parameters;
 }
 
@@ -40,7 +60,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
                        mesh_.coordinate(Axis::dp))),
       parameters_(mesh_, config.train.dtype),
       model_(parameters_, config_.model, config.train.seed),
-      optimizer_(initialised(parameters_, config.train.seed), config.optimizer),
+      optimizer_(initialised(parameters_, config), config.optimizer),
       trainer_{mesh_,
                parameters_,
                model_,

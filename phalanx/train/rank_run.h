@@ -13,7 +13,8 @@ void check_trainable(const Layout& layout);
 /// its parts refer to each other.
 class RankRun {
  public:
-  /// Error: an axis of the layout that training cannot use yet, or sizes that do not divide.
+  /// Error: an axis of the layout that training cannot use yet, sizes that do not divide, or
+  /// more parameters than the machine's memory holds.
   RankRun(const TrainConfig& config, int64_t vocabulary, Group& world);
   RankRun(const RankRun&) = delete;
   RankRun& operator=(const RankRun&) = delete;

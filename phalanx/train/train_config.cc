@@ -10,14 +10,21 @@ namespace {
 
 constexpr uint64_t kLargestFile = uint64_t{1} << 20;
 
+// Far beyond any model, and such that no count of parameters or rows overflows.
+constexpr double kLayers = 1 << 10;
+constexpr double kHidden = 1 << 20;
+constexpr double kExperts = 1 << 14;
+constexpr double kSequences = 1 << 20;
+constexpr double kSteps = 1e12;
+
 void add_model(ConfigTable& table, ModelConfig& m) {
   ConfigSection& s = table.section("model", "A decoder; its vocabulary is made from the text.");
-  s.add("layers", &m.layers, "blocks of attention and MLP").at_least(1);
-  s.add("width", &m.width, "of the residual stream").at_least(1);
-  s.add("heads", &m.heads, "query heads").at_least(1);
-  s.add("kv_heads", &m.kv_heads, "key and value heads; 0: as many as heads").at_least(0);
-  s.add("head_dim", &m.head_dim, "width of a head; 0: width / heads").at_least(0);
-  s.add("context", &m.context, "tokens of a sequence").at_least(1);
+  s.add("layers", &m.layers, "blocks of attention and MLP").at_least(1).at_most(kLayers);
+  s.add("width", &m.width, "of the residual stream").at_least(1).at_most(1 << 17);
+  s.add("heads", &m.heads, "query heads").at_least(1).at_most(1 << 12);
+  s.add("kv_heads", &m.kv_heads, "key and value heads; 0: as many as heads").at_least(0).at_most(1 << 12);
+  s.add("head_dim", &m.head_dim, "width of a head; 0: width / heads").at_least(0).at_most(1 << 14);
+  s.add("context", &m.context, "tokens of a sequence").at_least(1).at_most(1 << 24);
   s.choice("norm", &m.norm, {{"layernorm", NormKind::layernorm}, {"rmsnorm", NormKind::rmsnorm}},
            "before attention, before the MLP and at the end");
   s.add("norm_eps", &m.norm_eps, "added to the variance").above(0);
@@ -30,7 +37,7 @@ void add_model(ConfigTable& table, ModelConfig& m) {
             {"swiglu", MlpKind::swiglu},
             {"moe", MlpKind::moe}},
            "gelu by erf or tanh, gated, or a mixture of experts ([moe])");
-  s.add("mlp_width", &m.mlp_width, "hidden width of a dense MLP; 0: 4 width").at_least(0);
+  s.add("mlp_width", &m.mlp_width, "hidden width of a dense MLP; 0: 4 width").at_least(0).at_most(kHidden);
   s.add("bias", &m.bias, "in linear layers and layer norms");
   s.add("tied", &m.tied, "the output head is the embedding");
   s.add("dropout", &m.dropout, "probability, on the embedding and each branch").at_least(0).below(1);
@@ -39,11 +46,17 @@ void add_model(ConfigTable& table, ModelConfig& m) {
 
 void add_moe(ConfigTable& table, MoeConfig& m) {
   ConfigSection& s = table.section("moe", "The experts of mlp = \"moe\".");
-  s.add("experts", &m.experts, "in a layer").at_least(1);
-  s.add("top_k", &m.top_k, "experts of a token").at_least(1);
-  s.add("expert_width", &m.expert_width, "hidden width of an expert; 0: mlp_width / top_k").at_least(0);
-  s.add("shared_experts", &m.shared_experts, "more experts, which every token sees").at_least(0);
-  s.add("dense_layers", &m.dense_layers, "first layers that have a dense MLP instead").at_least(0);
+  s.add("experts", &m.experts, "in a layer").at_least(1).at_most(kExperts);
+  s.add("top_k", &m.top_k, "experts of a token").at_least(1).at_most(kExperts);
+  s.add("expert_width", &m.expert_width, "hidden width of an expert; 0: mlp_width / top_k")
+      .at_least(0)
+      .at_most(kHidden);
+  s.add("shared_experts", &m.shared_experts, "more experts, which every token sees")
+      .at_least(0)
+      .at_most(1 << 10);
+  s.add("dense_layers", &m.dense_layers, "first layers that have a dense MLP instead")
+      .at_least(0)
+      .at_most(kLayers);
   s.choice("scores", &m.scores, {{"softmax", Scores::softmax}, {"sigmoid", Scores::sigmoid}},
            "of the router's logits");
   s.add("normalise", &m.normalise, "the chosen weights sum to one");
@@ -65,19 +78,26 @@ void add_data(ConfigTable& table, DataConfig& d) {
 
 void add_run(ConfigTable& table, RunConfig& r) {
   ConfigSection& s = table.section("train", "The run.");
-  s.add("steps", &r.steps, "optimizer steps").at_least(1);
-  s.add("batch", &r.batch, "sequences of a step, over all ranks").at_least(1);
-  s.add("microbatch", &r.microbatch, "sequences of one rank at a time; 0: all of its share").at_least(0);
+  s.add("steps", &r.steps, "optimizer steps").at_least(1).at_most(kSteps);
+  s.add("batch", &r.batch, "sequences of a step, over all ranks").at_least(1).at_most(kSequences);
+  s.add("microbatch", &r.microbatch, "sequences of one rank at a time; 0: all of its share")
+      .at_least(0)
+      .at_most(kSequences);
   s.add("seed", &r.seed, "of initial values, dropout and the draw of sequences");
   s.choice("dtype", &r.dtype, {{"f32", DType::f32}, {"f64", DType::f64}}, "of weights and arithmetic");
   s.choice("schedule", &r.schedule,
            {{"sequential", ScheduleKind::sequential}, {"overlapped", ScheduleKind::overlapped}},
            "of microbatches: one after the other, or a forward beside a backward");
-  s.add("eval_every", &r.eval_every, "steps between evaluations; 0: only at the end").at_least(0);
+  s.add("eval_every", &r.eval_every, "steps between evaluations; 0: only at the end")
+      .at_least(0)
+      .at_most(kSteps);
   s.add("eval_batches", &r.eval_batches, "batches of an evaluation; 0: the whole validation part")
-      .at_least(0);
-  s.add("save_every", &r.save_every, "steps between checkpoints; 0: only at the end").at_least(0);
-  s.add("keep", &r.keep, "newest checkpoints that stay; 0: all").at_least(0);
+      .at_least(0)
+      .at_most(100'000);
+  s.add("save_every", &r.save_every, "steps between checkpoints; 0: only at the end")
+      .at_least(0)
+      .at_most(kSteps);
+  s.add("keep", &r.keep, "newest checkpoints that stay; 0: all").at_least(0).at_most(1 << 20);
   s.add("out", &r.out, "directory of the checkpoints");
 }
 
@@ -87,8 +107,10 @@ void add_optimizer(ConfigTable& table, TrainConfig& c) {
   s.choice("kind", &c.optimizer.kind, {{"adamw", Kind::adamw}, {"sgd", Kind::sgd}}, "update rule");
   s.add("lr", &c.lr.lr, "learning rate after the warm-up").above(0);
   s.add("min_lr", &c.lr.min_lr, "learning rate at the end of the decay").at_least(0);
-  s.add("warmup", &c.lr.warmup, "steps of linear growth").at_least(0);
-  s.add("decay_steps", &c.lr.decay_steps, "step at which min_lr is reached; 0: train.steps").at_least(0);
+  s.add("warmup", &c.lr.warmup, "steps of linear growth").at_least(0).at_most(kSteps);
+  s.add("decay_steps", &c.lr.decay_steps, "step at which min_lr is reached; 0: train.steps")
+      .at_least(0)
+      .at_most(kSteps);
   s.choice("decay", &c.lr.decay,
            {{"cosine", Decay::cosine}, {"linear", Decay::linear}, {"constant", Decay::constant}},
            "after the warm-up");
@@ -101,7 +123,7 @@ void add_optimizer(ConfigTable& table, TrainConfig& c) {
 
 void add_parallel(ConfigTable& table, ParallelConfig& p) {
   ConfigSection& s = table.section("parallel", "The ranks.");
-  s.add("ranks", &p.ranks, "number of ranks; 0: those of the layout").at_least(0);
+  s.add("ranks", &p.ranks, "number of ranks; 0: those of the layout").at_least(0).at_most(1 << 16);
   s.add("layout", &p.layout, "sizes of the axes, as in dp=4,ep=2; dp may be left out");
   s.choice(
       "transport", &p.transport,

@@ -20,6 +20,8 @@ class ConfigMistakes(Case):
 
     def test_a_value_out_of_range_says_the_range(self):
         self.refuse_settings(["train.steps=0"], "train.steps", "at least 1")
+        self.refuse_settings(["train.batch=9000000000000000000"], "train.batch", "1048576")
+        self.refuse_settings(["model.heads=3000000000"], "model.heads", "4096")
         self.refuse_settings(["model.dropout=1"], "model.dropout", "below 1")
         self.refuse_settings(["optimizer.lr=-1"], "optimizer.lr")
         self.refuse_settings(["optimizer.lr=nan"], "optimizer.lr")

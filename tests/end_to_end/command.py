@@ -11,7 +11,7 @@ import tempfile
 import unittest
 
 SOURCE = sys.argv.pop(2)  # arguments: the command, the source directory
-PHALANX = sys.argv.pop(1)
+PHALANX = os.path.abspath(sys.argv.pop(1))
 DEADLINE = 60  # seconds for one command: nothing may hang
 
 WORDS = "the cat sat on a mat and saw two dogs run far away from home".split()

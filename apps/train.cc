@@ -45,9 +45,6 @@ nlohmann::json json_of(const StepRecord& r) {
 class Console {
  public:
   Console(bool json, int64_t steps) : json_(json), steps_(steps), line_(stderr) {}
-  ~Console() { flush(); }
-  Console(const Console&) = delete;
-  Console& operator=(const Console&) = delete;
 
   void step(const StepRecord& r) {
     if (!json_) return line_.show(progress(r, steps_));
@@ -76,6 +73,14 @@ class Console {
   nlohmann::json pending_;
 };
 
+// Shows the leader's last step, however its run ends: in its own process, before that is gone.
+struct LastLine {
+  Console* console;  // null on other ranks
+  ~LastLine() {
+    if (console) console->flush();
+  }
+};
+
 void run_train(const Options& o) {
   TrainConfig config = o.config.load();
   if (!o.text.empty()) config.data.text = o.text;
@@ -95,8 +100,8 @@ void run_train(const Options& o) {
                             .on_note = [&](const std::string& note) { console.note(note); },
                             .stop = interrupted};
   run_ranks(launch_options(config.parallel), [&](Group& world) {
+    const LastLine last_line{world.rank() == 0 ? &console : nullptr};
     TrainingHistory history = train(config, data, o.resume, world, hooks);
-    console.flush();
     if (world.rank() != 0 || o.report.empty()) return;
     history.title = o.config.path;
     write_report(o.report, history);

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import unittest
@@ -16,13 +17,13 @@ class Interrupt(Case):
     def run_until(self, last_step, sign, *arguments):
         """Trains until it has told of `last_step`, then signals; gives {step: line} and the errors."""
         with subprocess.Popen([PHALANX, "train", self.config, *FOREVER, *arguments], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True) as run:
+                              stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
             lines = []
             try:
                 for text in run.stdout:
                     lines.append(json.loads(text))
                     if lines[-1]["step"] == last_step:
-                        run.send_signal(sign)
+                        os.killpg(run.pid, sign)  # as a terminal does
                 _, errors = run.communicate(timeout=DEADLINE)
             finally:
                 run.kill()
@@ -47,6 +48,9 @@ class Interrupt(Case):
 
     def test_ctrl_c(self):
         self.check(signal.SIGINT)
+
+    def test_ctrl_c_with_processes_as_ranks(self):
+        self.check(signal.SIGINT, "--ranks", "2", "--set", "parallel.transport=process")
 
     def test_termination_with_several_ranks(self):
         self.check(signal.SIGTERM, "--ranks", "2", "--schedule", "overlapped", "--set", "train.microbatch=2")

@@ -36,14 +36,15 @@ class TrainMistakes(Case):
     def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(self):
         self.train("--set", "train.steps=20")
         good = self.files("out")
-        result = self.run_command("train", self.config, "--json", "--ranks", "2", "--resume",
-                                  self.path("out"), "--set", "optimizer.lr=1e30", "--set",
-                                  "train.save_every=0")
-        self.assertEqual(result.returncode, 1)
-        self.assertRegex(result.stderr, r"\nphalanx: step 21: the loss is nan [^\n]*first bad tensor: "
-                                        r"the [^\n]*embedding.w;[^\n]*out/step-00000020\n\Z")
-        self.assertEqual([line["step"] for line in json_lines(result.stdout)], [20])
-        self.assertEqual(self.files("out"), good)
+        for transport in ("threads", "process"):
+            result = self.run_command("train", self.config, "--json", "--ranks", "2", "--resume",
+                                      self.path("out"), "--set", "optimizer.lr=1e30", "--set",
+                                      "train.save_every=0", "--set", "parallel.transport=" + transport)
+            self.assertEqual(result.returncode, 1)
+            self.assertRegex(result.stderr, r"\nphalanx: step 21: the loss is nan [^\n]*first bad tensor: "
+                                            r"the [^\n]*embedding.w;[^\n]*out/step-00000020\n\Z")
+            self.assertEqual([line["step"] for line in json_lines(result.stdout)], [20])
+            self.assertEqual(self.files("out"), good)
         self.succeed("generate", "--model", self.path("out"), "--prompt", "the ", "--tokens", "1")
 
     def test_a_model_that_no_memory_holds(self):

@@ -3,7 +3,9 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <array>
 #include <csignal>
+#include <cstddef>
 
 #include "phalanx/base/error.h"
 
@@ -65,9 +67,19 @@ void finish_output() {
 
 void note(const std::string& text) { std::fprintf(stderr, "phalanx: %s\n", text.c_str()); }
 
+// On a stack of its own: kernels of oneDNN use the stack pointer for other things, so that a
+// handler on the ordinary stack would write over the heap. The main thread gets these signals, also in forked
+// ranks.
 void catch_interrupts() {
-  std::signal(SIGINT, on_interrupt);
-  std::signal(SIGTERM, on_interrupt);
+  static std::array<std::byte, 64 << 10> memory;
+  stack_t stack{};
+  stack.ss_sp = memory.data();
+  stack.ss_size = memory.size();
+  sigaltstack(&stack, nullptr);
+  struct sigaction action {};
+  action.sa_handler = on_interrupt;
+  action.sa_flags = SA_ONSTACK | SA_RESTART;
+  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
 }
 
 bool interrupted() { return interrupt_count > 0; }

@@ -33,8 +33,8 @@ def ours(args, model, threads, ranks):
 
 
 def peer(args, model, threads, compiled):
-    command = [args.torch, os.path.join(HERE, "nanogpt_torch.py"), "--model", model, "--threads", str(threads),
-               "--steps", "60" if model == "small" else "15"]
+    command = [args.torch, os.path.join(HERE, "nanogpt_torch.py"), "--model", model,
+               "--threads", str(threads), "--steps", "60" if model == "small" else "15"]
     return json.loads(run(command + ["--compile"] * compiled, threads))
 
 
@@ -59,7 +59,8 @@ def compare(args, model, threads):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phalanx", default="build/release/bin/phalanx")
     parser.add_argument("--text", default="data/shakespeare.txt")
     parser.add_argument("--torch", default=sys.executable)

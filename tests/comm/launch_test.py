@@ -1,5 +1,5 @@
-"""Ranks that a launcher has started: mpirun, and torchrun's variables. Every collective is right; whoever dies,
-stops, throws, ends, comes late or calls something else is named by every survivor within seconds."""
+"""Ranks that a launcher has started: mpirun, and torchrun's variables. Every collective is right; whoever
+dies, stops, throws, ends, comes late or calls something else is named by every survivor within seconds."""
 
 import os
 import re
@@ -94,10 +94,12 @@ class Launched:
                     r"|all_gather\(f32\[7\]\).*all_reduce\(f32\[5000\], sum\))")
 
     def test_a_rank_that_ends(self):
-        self.expect(self.start(3, "ends", "1"), 2, r"rank 1 has ended without calling all_reduce.*last operation")
+        self.expect(self.start(3, "ends", "1"), 2,
+                    r"rank 1 has ended without calling all_reduce.*last operation")
 
     def test_a_late_rank(self):
-        self.expect(self.start(2, "late", "1"), 1, r"rank 0 waited 2.\d s in all_reduce.*rank 1 never called it")
+        self.expect(self.start(2, "late", "1"), 1,
+                    r"rank 0 waited 2.\d s in all_reduce.*rank 1 never called it")
 
 
 @unittest.skipUnless(MPIRUN, "mpirun is not installed")

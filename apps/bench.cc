@@ -163,7 +163,7 @@ void run_collectives(const Options& o) {
   }
   run_ranks(launch, [&](Group& world) {
     const bool leads = world.rank() == 0;
-    ProgressLine line(stderr, leads);
+    ProgressLine line(stderr);  // on_time is called on rank 0 alone
     Report report(format("collectives, {} ranks, {}", world.size(), transport_name(launch.transport)));
     world.barrier().wait();
     const CopySpeed copy = CopySpeed::measure();  // of each rank while all copy

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Training speed beside PyTorch's, in one run: nanoGPT's two small models on 1 and 2 threads.
 
-  python3 bench/peers/compare_training.py --phalanx build/release/bin/phalanx --text data/shakespeare.txt \\
-      [--torch PYTHON] [--rounds 3] [--json FILE]
+  python3 bench/peers/compare_training.py --text data/shakespeare.txt [--torch PYTHON] [--json FILE]
 
 Each round runs, one after the other: ours (`phalanx bench train`), PyTorch eager, PyTorch compiled
 (nanogpt_torch.py). A figure is the median over the rounds of each run's median step; the peer is the faster of

@@ -16,6 +16,12 @@ namespace {
 
 thread_local int own_index = 0;  // parallel_index()
 
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
 // The threads of one rank. A job is published by raising `generation_`; ranges are claimed from `next_`.
 class ThreadPool {
  public:
@@ -53,12 +59,16 @@ class ThreadPool {
 
  private:
   static constexpr int kSpins = 2000;
+  // A worker without a job looks for one this often before it sleeps: about 100 µs, longer than what a step
+  // does between two ops. Waking a sleeper costs as much as a small op.
+  static constexpr int kPauses = 2000;
 
   void work(int index) {
     own_index = index;
     uint64_t seen = 0;
     while (true) {
-      for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; ++spins) {
+      for (int spins = 0; spins < kPauses && generation_.load(std::memory_order_acquire) == seen; ++spins) {
+        pause();
       }
       generation_.wait(seen, std::memory_order_acquire);
       ++seen;  // a job starts only when the last one has ended, so no generation is missed

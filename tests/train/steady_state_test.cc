@@ -16,19 +16,23 @@
 namespace {
 std::atomic<int64_t> allocations{0};
 
-void* counted(size_t bytes, size_t alignment) {
+void* counted(size_t bytes, size_t alignment = alignof(std::max_align_t)) noexcept {
   allocations.fetch_add(1, std::memory_order_relaxed);
-  const size_t rounded = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
-  if (void* p = std::aligned_alloc(alignment, rounded)) return p;
-  throw std::bad_alloc();
+  return std::aligned_alloc(alignment, (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment);
+}
+
+void* given(void* p) {
+  if (!p) throw std::bad_alloc();
+  return p;
 }
 }  // namespace
 
-// Every `new` of this program, the library's included; arrays and nothrow forms end here too.
-void* operator new(size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
+// Every `new` of this program, the library's included; arrays end here too.
+void* operator new(size_t bytes) { return given(counted(bytes)); }
 void* operator new(size_t bytes, std::align_val_t alignment) {
-  return counted(bytes, static_cast<size_t>(alignment));
+  return given(counted(bytes, static_cast<size_t>(alignment)));
 }
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes); }
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete(void* p, size_t) noexcept { std::free(p); }
 void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }

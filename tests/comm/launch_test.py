@@ -32,7 +32,7 @@ class World:
 
 def mpirun(ranks, *arguments):
     command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), PROGRAM, *arguments]
-    # OpenMPI's plugins leak, and are unloaded before AddressSanitizer looks, so that no suppression names them.
+    # OpenMPI's plugins leak, and are gone before AddressSanitizer looks: no suppression can name them.
     variables = dict(os.environ, ASAN_OPTIONS="detect_leaks=0")
     start = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,

@@ -27,16 +27,17 @@ void* given(void* p) {
 }
 }  // namespace
 
-// Every `new` of this program, the library's included; arrays end here too.
-void* operator new(size_t bytes) { return given(counted(bytes)); }
-void* operator new(size_t bytes, std::align_val_t alignment) {
+// Every `new` of this program, the library's included; arrays end here too. Not inlined, or g++ takes new and
+// free for a mismatch.
+[[gnu::noinline]] void* operator new(size_t bytes) { return given(counted(bytes)); }
+[[gnu::noinline]] void* operator new(size_t bytes, std::align_val_t alignment) {
   return given(counted(bytes, static_cast<size_t>(alignment)));
 }
-void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes); }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes); }
+[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
 
 namespace phalanx {
 namespace {

@@ -4,8 +4,8 @@
   python3 bench/peers/compare_training.py --text data/shakespeare.txt [--torch PYTHON] [--json FILE]
 
 Each round runs, one after the other: ours (`phalanx bench train`), PyTorch eager, PyTorch compiled
-(nanogpt_torch.py). A figure is the median over the rounds of each run's median step; the peer is the faster of
-the two. PYTHON is an interpreter that has `torch` (default: this one). One thread means one core (taskset).
+(nanogpt_torch.py). A figure is the median over the rounds of each run's median step; the peer is the faster
+of the two. PYTHON is an interpreter that has `torch` (default: this one). One thread means one core.
 """
 import argparse
 import json

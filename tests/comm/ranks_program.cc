@@ -53,7 +53,7 @@ int rank_main(std::string_view scenario, int culprit) {
   if (!place) throw Error("start this with a launcher");
   const Deadlines deadlines{
       .progress = scenario == "late" ? std::chrono::milliseconds(2000) : std::chrono::minutes(10),
-      .liveness = std::chrono::milliseconds(2500)};
+      .liveness = std::chrono::seconds(5)};
   run_ranks({.transport = place->transport, .ranks = place->ranks, .deadlines = deadlines},
             [&](Group& world) {
               if (scenario == "collectives") return collectives(world);

@@ -7,14 +7,13 @@
 #include <algorithm>
 
 #include "phalanx/base/error.h"
+#include "phalanx/comm/lifeline/beat.h"
 
 namespace phalanx {
 namespace {
 
 constexpr std::chrono::milliseconds kTick(20);      // at least so often the hub looks around
 constexpr std::chrono::milliseconds kLinger(1000);  // after the last word, for it to arrive
-
-double seconds(std::chrono::nanoseconds t) { return std::chrono::duration<double>(t).count(); }
 
 std::string list(const std::vector<int>& ranks) {
   std::string s = ranks.size() == 1 ? "rank " : "ranks ";
@@ -45,7 +44,7 @@ void Hub::serve() {
       close_with({.kind = Frame::Kind::leave});
     }
     std::erase_if(connections_, [](const Connection& c) { return !c.socket.open() && c.rank < 0; });
-    if (closing_ || Clock::now() - beat_ < options_.liveness / 20) continue;
+    if (closing_ || Clock::now() - beat_ < beat_interval(options_.liveness)) continue;
     beat_ = Clock::now();
     send_to_all({.kind = Frame::Kind::beat});
   }
@@ -176,14 +175,14 @@ void Hub::look_for_the_dead() {
     } else if (now - c.heard > options_.liveness) {
       fail(c.rank, format("rank {} ({}) has given no sign of life for {:.1f} s: its process is stopped, or "
                           "its machine is gone",
-                          c.rank, c.process, seconds(now - c.heard)));
+                          c.rank, c.process, in_seconds(now - c.heard)));
     }
   }
   if (failed_ || now - began_ < options_.meeting) return;
   const std::vector<int> missing = absent();
   if (missing.empty()) return;
   fail(missing.front(), format("{} of {} never came within {:.0f} s", list(missing), options_.ranks,
-                               seconds(options_.meeting)));
+                               in_seconds(options_.meeting)));
 }
 
 void Hub::fail(int rank, const std::string& why) {

@@ -6,13 +6,12 @@
 #include <array>
 
 #include "phalanx/base/error.h"
+#include "phalanx/comm/lifeline/beat.h"
 
 namespace phalanx {
 namespace {
 
 constexpr std::chrono::milliseconds kTick(20);
-
-double seconds(std::chrono::nanoseconds t) { return std::chrono::duration<double>(t).count(); }
 
 }  // namespace
 
@@ -46,11 +45,11 @@ std::vector<std::string> Lifeline::share(const std::string& text) {
       if (frame->kind == Frame::Kind::fail) throw Error("{}", frame->bytes);
     }
     if (!socket_.open()) throw Error("the world's hub (in rank 0's process or its starter) is gone");
-    if (Clock::now() - beat < options_.liveness / 20) continue;
+    if (Clock::now() - beat < beat_interval(options_.liveness)) continue;
     beat = Clock::now();
     send({.kind = Frame::Kind::beat, .rank = options_.rank});
   }
-  throw Error("the ranks did not meet within {:.0f} s", seconds(options_.meeting));
+  throw Error("the ranks did not meet within {:.0f} s", in_seconds(options_.meeting));
 }
 
 void Lifeline::start(LifelineEvents events) {
@@ -117,9 +116,9 @@ void Lifeline::serve() {
       failed(0,
              format("rank 0's process (or the ranks' starter) has given no sign of life for {:.1f} s: it is "
                     "stopped, or its machine is gone",
-                    seconds(Clock::now() - heard_)));
+                    in_seconds(Clock::now() - heard_)));
     }
-    if (Clock::now() - beat < options_.liveness / 20) continue;
+    if (Clock::now() - beat < beat_interval(options_.liveness)) continue;
     beat = Clock::now();
     send({.kind = Frame::Kind::beat, .rank = options_.rank});
   }

@@ -175,7 +175,7 @@ std::string Engine::absentees(const Operation& operation) const {
   if (const auto* waiting = dynamic_cast<const CommWaitable*>(operation.task_.waiting())) {
     for (const int r : waiting->missing()) silent.push_back(r);
     std::ranges::sort(silent);
-    silent.erase(std::ranges::unique(silent).begin(), silent.end());
+    silent.erase(std::unique(silent.begin(), silent.end()), silent.end());
   }
   return format("nothing came from {}", ranks_text(silent));
 }

@@ -1,5 +1,7 @@
 #include "phalanx/model/config.h"
 
+#include <cmath>
+
 #include "phalanx/base/error.h"
 
 namespace phalanx {
@@ -11,6 +13,7 @@ ModelConfig resolved(ModelConfig c) {
       throw Error("model.width {} is not a multiple of model.heads {}", c.width, c.heads);
     c.head_dim = c.width / c.heads;
   }
+  if (c.init_std == 0) c.init_std = std::sqrt(2.0 / (5.0 * static_cast<double>(c.width)));
   if (c.mlp_width == 0) c.mlp_width = 4 * c.width;
   if (c.heads % c.kv_heads != 0) {
     throw Error("model.heads {} is not a multiple of model.kv_heads {}", c.heads, c.kv_heads);

@@ -43,7 +43,9 @@ struct ModelConfig {
   bool bias = false;      ///< in linears and layer norms
   bool tied = true;       ///< the output head is the embedding table
   double dropout = 0;     ///< on the embedding and on each residual branch
-  double init_std = 0.02;
+  /// Of the initial weights; 0: √(2 / (5 · width)), "small init" of T. Nguyen and J. Salazar, Transformers
+  /// without Tears, 2019. What adds to the residual stream has it divided by √(2 · layers), as in GPT-2.
+  double init_std = 0;
   MoeConfig moe;
 };
 

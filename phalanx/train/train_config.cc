@@ -41,7 +41,7 @@ void add_model(ConfigTable& table, ModelConfig& m) {
   s.add("bias", &m.bias, "in linear layers and layer norms");
   s.add("tied", &m.tied, "the output head is the embedding");
   s.add("dropout", &m.dropout, "probability, on the embedding and each branch").at_least(0).below(1);
-  s.add("init_std", &m.init_std, "standard deviation of initial weights").above(0);
+  s.add("init_std", &m.init_std, "standard deviation of initial weights; 0: sqrt(2 / (5 width))").at_least(0);
 }
 
 void add_moe(ConfigTable& table, MoeConfig& m) {

@@ -58,7 +58,7 @@ TEST(TrainConfig, NanoGptOnCpuIsNanoGpts) {
   EXPECT_FALSE(c.model.bias);
   EXPECT_TRUE(c.model.tied);
   EXPECT_EQ(c.model.dropout, 0);
-  EXPECT_EQ(c.model.init_std, 0.02);
+  EXPECT_EQ(c.model.init_std, std::sqrt(2 / (5 * 128.0)));
   EXPECT_EQ(c.data.tokenizer, TokenizerKind::characters);
   EXPECT_EQ(c.train.steps, 2000);
   EXPECT_EQ(c.train.batch, 12);

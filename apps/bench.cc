@@ -83,6 +83,23 @@ void add_time(Report& report, const StepProfile& p) {
   add("step", step, true);
 }
 
+void add_op_times(Report& report, const StepProfile& p) {
+  for (const OpPart& op : p.ops) {
+    nlohmann::ordered_json row = {{"op", op.name},
+                                  {"kind", name_of(op.kind)},
+                                  {"calls", op.calls},
+                                  {"floor_ms", nullptr},
+                                  {"achieved_ms", 1e3 * op.achieved},
+                                  {"step_percent", 100 * op.achieved / p.seconds},
+                                  {"floor_percent", nullptr}};
+    if (op.kind != TraceKind::communication) {
+      row["floor_ms"] = 1e3 * op.floor;
+      row["floor_percent"] = 100 * op.floor / op.achieved;
+    }
+    report.add(row);
+  }
+}
+
 void add_memory(Report& report, const StepProfile& p) {
   const auto add = [&](const char* name, int64_t bytes) {
     report.add({{"memory", name}, {"mib", static_cast<double>(bytes) / (1 << 20)}, {"bytes", bytes}});
@@ -119,6 +136,7 @@ void run_train(const Options& o) {
   });
   Report report(format("a training step of {}, {}", o.config.path, where));
   add_time(report, profile);
+  add_op_times(report, profile);
   add_memory(report, profile);
   report.add({{"step_ms", 1e3 * profile.seconds},
               {"tokens_per_s", profile.tokens_per_s},

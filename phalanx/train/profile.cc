@@ -1,7 +1,8 @@
 #include "phalanx/train/profile.h"
 
 #include <algorithm>
-#include <chrono>
+#include <functional>
+#include <string_view>
 
 #include "phalanx/model/flops.h"
 #include "phalanx/ops/peak.h"
@@ -27,41 +28,73 @@ double sum_over(Group& group, double value) {
 
 // What the machine gives one rank while all ranks ask.
 struct Speeds {
-  double flops;
+  double flops = 0;
   CopySpeed copy;
 };
 
-Speeds measure(Group& world, DType dtype) {
+// Between how many rounds of steps the matrix-product speed is measured anew. It wanders, on shared machines
+// by half within seconds: a share says something only when both sides saw the same machine.
+constexpr int kRounds = 5;
+
+double matmul_flops(Group& world, DType dtype) {
   world.barrier().wait();
   const double flops = measure_matmul_flops(dtype, 2048, 0.2);
   world.barrier().wait();
-  Speeds speeds = {flops, CopySpeed::measure()};
-  world.barrier().wait();
-  return speeds;
+  return flops;
 }
 
-struct MeasuredStep {
-  double seconds = 0;
-  std::array<StepPart, kTraceKinds> parts{};
-  StepPart& part(TraceKind kind) { return parts[static_cast<size_t>(kind)]; }
-};
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + std::ssize(values) / 2;
+  std::ranges::nth_element(values, middle);
+  return *middle;
+}
 
 double seconds_of(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 
-// The ops of one step by kind. Spans of ops lie one behind the other; operations in flight have another row.
-void account(MeasuredStep& step, const TraceRing& ring, const Speeds& speeds) {
-  for (const Span& span : ring.spans()) {
+// What is kept of a step until the median one is known.
+struct MeasuredStep {
+  double seconds = 0;
+  std::vector<Span> spans;
+  int64_t traffic = 0;
+};
+
+// Of communication the groups' counters know the bytes, not its spans.
+double floor_of(const Span& span, const Speeds& speeds) {
+  if (span.kind == TraceKind::communication) return 0;
+  const bool counts_operations = span.kind == TraceKind::product || span.kind == TraceKind::attention;
+  return counts_operations ? static_cast<double>(span.detail) / speeds.flops
+                           : speeds.copy.seconds(span.detail);
+}
+
+OpPart& part_of(std::vector<OpPart>& ops, const Span& span) {
+  const auto known = std::ranges::find(ops, std::string_view(span.name), &OpPart::name);
+  if (known != ops.end()) return *known;
+  OpPart& added = ops.emplace_back();
+  added.name = span.name;
+  added.kind = span.kind;
+  return added;
+}
+
+// Fills in the step's parts. Spans of ops lie one behind the other; operations in flight have another row.
+void account(StepProfile& profile, const MeasuredStep& step, const Speeds& speeds) {
+  for (const Span& span : step.spans) {
     if (span.row != TraceRow::compute || span.kind == TraceKind::other) continue;
-    StepPart& part = step.part(span.kind);
-    part.achieved += seconds_of(span.end_ns - span.begin_ns);
-    const bool counts_operations = span.kind == TraceKind::product || span.kind == TraceKind::attention;
-    part.floor += counts_operations                       ? static_cast<double>(span.detail) / speeds.flops
-                  : span.kind == TraceKind::communication ? 0
-                                                          : speeds.copy.seconds(span.detail);
+    OpPart& op = part_of(profile.ops, span);
+    op.calls += 1;
+    op.achieved += seconds_of(span.end_ns - span.begin_ns);
+    op.floor += floor_of(span, speeds);
   }
+  std::ranges::sort(profile.ops, std::ranges::greater(), &OpPart::achieved);
   double known = 0;
-  for (const StepPart& part : step.parts) known += part.achieved;
-  step.part(TraceKind::other).achieved = step.seconds - known;
+  for (const OpPart& op : profile.ops) {
+    StepPart& part = profile.parts[static_cast<size_t>(op.kind)];
+    part.achieved += op.achieved;
+    part.floor += op.floor;
+    known += op.achieved;
+  }
+  profile.parts[static_cast<size_t>(TraceKind::communication)].floor =
+      static_cast<double>(step.traffic) / speeds.copy.of_memory();
+  profile.parts[static_cast<size_t>(TraceKind::other)].achieved = step.seconds - known;
 }
 
 class Profiler {
@@ -69,19 +102,18 @@ class Profiler {
   Profiler(RankRun& rank, const Dataset& data) : rank_(rank), data_(data) {}
 
   /// Runs and measures the next step.
-  MeasuredStep step(const Speeds& speeds) {
+  MeasuredStep step() {
     ring_.clear();
-    const int64_t bytes = traffic(rank_.mesh());
+    MeasuredStep measured;
+    measured.traffic = -traffic(rank_.mesh());
     const int64_t begin = trace_now();
     {
       const TraceScope scope(&ring_);
       train();
     }
-    MeasuredStep measured;
     measured.seconds = seconds_of(trace_now() - begin);
-    account(measured, ring_, speeds);
-    measured.part(TraceKind::communication).floor =
-        static_cast<double>(traffic(rank_.mesh()) - bytes) / speeds.copy.of_memory();
+    measured.traffic += traffic(rank_.mesh());
+    measured.spans = ring_.spans();
     return measured;
   }
 
@@ -119,11 +151,12 @@ class Profiler {
 
 StepProfile profile_steps(RankRun& rank, const Dataset& data, Group& world, const ProfileOptions& options) {
   const TrainConfig& config = rank.config();
-  const Speeds speeds = measure(world, config.train.dtype);
   auto tell = [&, done = 0]() mutable {
     ++done;
     if (world.rank() == 0 && options.on_step) options.on_step(done, options.warmup + options.steps);
   };
+  world.barrier().wait();
+  Speeds speeds = {.copy = CopySpeed::measure()};
   Profiler profiler(rank, data);
   for (int i = 0; i < options.warmup; ++i) {
     profiler.warm_up();
@@ -131,18 +164,22 @@ StepProfile profile_steps(RankRun& rank, const Dataset& data, Group& world, cons
   }
   cpu_allocator().reset_peak();
   std::vector<MeasuredStep> steps;
+  std::vector<double> flops;
+  const int steps_a_round = (options.steps + kRounds - 1) / kRounds;
   for (int i = 0; i < options.steps; ++i) {
-    steps.push_back(profiler.step(speeds));
+    if (i % steps_a_round == 0) flops.push_back(matmul_flops(world, config.train.dtype));
+    steps.push_back(profiler.step());
     tell();
   }
   StepProfile profile;
   profile.measured = cpu_allocator().stats();
-  const auto median = steps.begin() + std::ssize(steps) / 2;
-  std::ranges::nth_element(steps, median, {}, &MeasuredStep::seconds);
+  speeds.flops = median(flops);
+  const auto middle = steps.begin() + std::ssize(steps) / 2;
+  std::ranges::nth_element(steps, middle, {}, &MeasuredStep::seconds);
+  account(profile, *middle, speeds);
   const auto tokens = static_cast<double>(config.train.batch * config.model.context);
-  profile.seconds = median->seconds;
-  profile.parts = median->parts;
-  profile.tokens_per_s = tokens / median->seconds;
+  profile.seconds = middle->seconds;
+  profile.tokens_per_s = tokens / middle->seconds;
   profile.operations = tokens * training_flops_per_token(rank.model().config()).total();
   profile.matmul_flops = sum_over(world, speeds.flops);
   profile.copy_speed = speeds.copy.of_memory();

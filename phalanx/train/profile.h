@@ -3,6 +3,7 @@
 
 #include <array>
 #include <functional>
+#include <vector>
 
 #include "phalanx/base/trace.h"
 #include "phalanx/tensor/allocator.h"
@@ -14,10 +15,18 @@ namespace phalanx {
 
 /// One kind of work in one step of one rank, in seconds. The floor of products and attention is their
 /// operations over the speed of a 2048×2048 matrix product; of all else their bytes over the speed of a copy
-/// of as many, or of memory for communication; both measured on all ranks at once.
+/// of as many, or of memory for communication; both measured on all ranks at once, the first again and again
+/// between the steps.
 struct StepPart {
   double floor = 0;
   double achieved = 0;
+};
+
+/// All calls of one op in one step.
+struct OpPart : StepPart {
+  const char* name = "";
+  TraceKind kind = TraceKind::other;
+  int calls = 0;
 };
 
 /// The median of the measured steps, as rank 0 saw it.
@@ -26,9 +35,10 @@ struct StepProfile {
   /// By TraceKind; they sum to `seconds`. Communication is the time that the rank waits; `other`, which has
   /// no floor, is what no op accounts for.
   std::array<StepPart, kTraceKinds> parts{};
+  std::vector<OpPart> ops;  ///< the same time by op, the longest first
   double tokens_per_s = 0;
   double operations = 0;    ///< of a step of all ranks: 6N + 12·L·H·d·T a token (model/flops.h)
-  double matmul_flops = 0;  ///< of all ranks together, measured
+  double matmul_flops = 0;  ///< of all ranks together, the median of those measured
   double copy_speed = 0;    ///< bytes a second of one rank, measured on memory
   MemoryAccount memory;     ///< what it should be
   MemoryStats measured;     ///< what it was on this rank

@@ -3,8 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
 #include <mutex>
 #include <random>
+#include <string_view>
 
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/model/flops.h"
@@ -64,7 +67,8 @@ TEST_P(ProfileTest, SpansDoTheOperationsOfTheFormulas) {
   const int64_t seen = config.train.batch * model.context * (model.context + 1) / 2;
   EXPECT_EQ(work[static_cast<size_t>(TraceKind::attention)],
             2 * (2 + 5) * seen * model.heads * model.head_dim * model.layers);
-  // Weights, gradients and both moments are read, all but gradients written; gradients are cleared before.
+  // Weights, gradients and both moments are read, all but gradients written; before, the gradients are
+  // cleared of those weights that no product writes: norms and tables.
   const Layout& layout = GetParam().layout;
   const int64_t experts = model.mlp == MlpKind::moe
                               ? (model.layers - model.moe.dense_layers) * model.moe.experts * 3 *
@@ -72,7 +76,9 @@ TEST_P(ProfileTest, SpansDoTheOperationsOfTheFormulas) {
                               : 0;
   const int64_t held =
       (count_parameters(model).total - experts) * layout.dp + experts * layout.dp / layout.ep;
-  EXPECT_EQ(work[static_cast<size_t>(TraceKind::optimizer)], 8 * 4 * held);
+  const int64_t optimizer = work[static_cast<size_t>(TraceKind::optimizer)];
+  EXPECT_GT(optimizer, 7 * 4 * held);
+  EXPECT_LT(optimizer, 8 * 4 * held);
 }
 
 TEST_P(ProfileTest, ThePartsMakeTheStep) {
@@ -91,6 +97,17 @@ TEST_P(ProfileTest, ThePartsMakeTheStep) {
     double sum = 0;
     for (const StepPart& part : p.parts) sum += part.achieved;
     EXPECT_NEAR(sum, p.seconds, 1e-9);
+    double of_ops = p.parts[static_cast<size_t>(TraceKind::other)].achieved;
+    for (const OpPart& op : p.ops) {
+      of_ops += op.achieved;
+      EXPECT_GT(op.calls, 0) << op.name;
+      EXPECT_TRUE(op.floor > 0 || op.kind == TraceKind::communication) << op.name;
+    }
+    EXPECT_NEAR(of_ops, p.seconds, 1e-9);
+    EXPECT_TRUE(std::ranges::is_sorted(p.ops, std::ranges::greater(), &OpPart::achieved));
+    const auto weights = std::ranges::find(p.ops, std::string_view("matmul_tn_into"), &OpPart::name);
+    ASSERT_NE(weights, p.ops.end());
+    EXPECT_EQ(weights->kind, TraceKind::product);
     for (const TraceKind kind :
          {TraceKind::product, TraceKind::attention, TraceKind::elementwise, TraceKind::optimizer}) {
       const StepPart& part = p.parts[static_cast<size_t>(kind)];

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <new>
 
+#include "phalanx/tensor/regions.h"
 #include "phalanx/tensor/size_class.h"
 
 namespace phalanx {
@@ -62,10 +63,10 @@ class CpuAllocator final : public Allocator {
   }
 
  private:
-  // Header and data are one system allocation.
+  // Header and data are one piece.
   Storage* new_block(size_t bytes) {
     static_assert(sizeof(Storage) <= kAlignment);
-    auto* memory = static_cast<std::byte*>(::operator new (kAlignment + bytes, std::align_val_t{kAlignment}));
+    std::byte* const memory = regions_.take(kAlignment + bytes);
     auto* storage = new (memory) Storage;
     storage->data = memory + kAlignment;
     storage->capacity = bytes;
@@ -75,17 +76,10 @@ class CpuAllocator final : public Allocator {
     return storage;
   }
 
-  ~CpuAllocator() override {
-    for (Storage* storage : free_) {
-      while (storage) {
-        Storage* next = storage->next_free;
-        ::operator delete (static_cast<void*>(storage), std::align_val_t{kAlignment});
-        storage = next;
-      }
-    }
-  }
+  ~CpuAllocator() override = default;
 
   mutable std::mutex mutex_;
+  Regions regions_;
   std::array<Storage*, SizeClass::kCount> free_{};
   MemoryStats stats_;
   int64_t owners_ = 1;

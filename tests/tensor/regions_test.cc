@@ -1,0 +1,49 @@
+#include "phalanx/tensor/regions.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <utility>
+
+namespace phalanx {
+namespace {
+
+TEST(Regions, PiecesAreAlignedAndApart) {
+  std::mt19937 random(std::random_device{}());
+  std::uniform_int_distribution<size_t> small(1, 1 << 12);
+  std::uniform_int_distribution<size_t> large(1 << 16, 3 << 20);
+  Regions regions;
+  std::vector<std::pair<std::byte*, size_t>> pieces;
+  for (int i = 0; i < 60; ++i) {
+    const size_t bytes = i % 3 == 0 ? small(random) : large(random);
+    std::byte* const piece = regions.take(bytes);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(piece) % 64, 0u);
+    std::fill_n(piece, bytes, static_cast<std::byte>(i));
+    pieces.emplace_back(piece, bytes);
+  }
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const auto [piece, bytes] = pieces[i];
+    EXPECT_EQ(std::count(piece, piece + bytes, static_cast<std::byte>(i)), static_cast<int64_t>(bytes)) << i;
+  }
+}
+
+TEST(Regions, APieceMayBeLargerThanARegion) {
+  Regions regions;
+  const size_t bytes = size_t{100} << 20;
+  std::byte* const piece = regions.take(bytes);
+  piece[0] = piece[bytes - 1] = std::byte{7};
+  std::byte* const next = regions.take(1 << 20);
+  next[0] = std::byte{1};
+  EXPECT_EQ(piece[bytes - 1], std::byte{7});
+}
+
+TEST(Regions, WhatTheSystemDoesNotHaveIsBadAlloc) {
+  Regions regions;
+  EXPECT_THROW((void)regions.take(size_t{1} << 60), std::bad_alloc);
+  EXPECT_NE(regions.take(1 << 20), nullptr);
+}
+
+}  // namespace
+}  // namespace phalanx

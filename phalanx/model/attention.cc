@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/rope.h"
 
 namespace phalanx {
@@ -64,9 +63,8 @@ Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
     rope_backward_into(d.dk_TGd, pass.batch->positions, config_.head_dim, rope_theta_);
   }
   const Tensor dx_q = co_await q_.backward(d.dq_THd, tape.scope("q"));
-  const Tensor dx_k = co_await k_.backward(d.dk_TGd, tape.scope("k"));
-  const Tensor dx_v = co_await v_.backward(d.dv_TGd, tape.scope("v"));
-  co_return add(add(dx_q, dx_k), dx_v);
+  const Tensor dx_qk = co_await k_.backward(d.dk_TGd, tape.scope("k"), dx_q);
+  co_return co_await v_.backward(d.dv_TGd, tape.scope("v"), dx_qk);
 }
 
 }  // namespace phalanx

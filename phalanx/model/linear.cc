@@ -83,13 +83,16 @@ Task<Tensor> Linear::forward(Tensor x, Tape& tape) {
   co_return y;
 }
 
-Task<Tensor> Linear::backward(Tensor dy, Tape& tape) {
+Task<Tensor> Linear::backward(Tensor dy, Tape& tape, Tensor sum) {
   tape.defer([this, dy, x = tape.take()] {
-    matmul_tn_into(w_.grad(), dy, x);
+    const auto [dw, into] = w_.grad_sum();
+    matmul_tn_into(dw, dy, x, into);
     if (b_) bias_backward_into(b_->grad(), dy);
   });
   const Lease w = co_await w_.use();
-  co_return matmul(dy, w.value());
+  if (!sum.defined()) co_return matmul(dy, w.value());
+  matmul_into(sum, dy, w.value());
+  co_return sum;
 }
 
 std::unique_ptr<Layer> make_norm(ParameterStore& store, const std::string& name, const ModelConfig& config) {

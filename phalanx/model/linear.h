@@ -22,7 +22,8 @@ class Linear {
  public:
   Linear(ParameterStore& store, const std::string& name, const LinearConfig& config);
   Task<Tensor> forward(Tensor x, Tape& tape);
-  Task<Tensor> backward(Tensor dy, Tape& tape);
+  /// The gradient of x; where there is a `sum`, it is added to that.
+  Task<Tensor> backward(Tensor dy, Tape& tape, Tensor sum = {});
 
  private:
   Parameter& w_;

@@ -39,7 +39,10 @@ Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
     dscores_TE = balance_loss_backward(routing, pass.batch->sequence_offsets, balance_loss_ * pass.scale);
   }
   const Tensor dlogits_TE = route_backward(dweights_TK, dscores_TE, routing, config_);
-  tape.defer([this, dlogits_TE, x_TD = tape.take()] { matmul_tn_into(w_.grad(), dlogits_TE, x_TD); });
+  tape.defer([this, dlogits_TE, x_TD = tape.take()] {
+    const auto [dw, into] = w_.grad_sum();
+    matmul_tn_into(dw, dlogits_TE, x_TD, into);
+  });
   const Lease w = co_await w_.use();
   co_return matmul(dlogits_TE, w.value());
 }
@@ -64,11 +67,14 @@ Task<Rows> Experts::forward(Rows x, Tensor offsets, Tape& tape) {
 Task<Rows> Experts::backward(Rows dy, Tensor offsets, Tape& tape) {
   const Lease gate_up = co_await gate_up_.use();
   const Lease down = co_await down_.use();
-  tape.defer(
-      [this, dy, a = tape.take<Rows>(), offsets] { grouped_matmul_tn_into(down_.grad(), dy, a, offsets); });
+  tape.defer([this, dy, a = tape.take<Rows>(), offsets] {
+    const auto [dw, into] = down_.grad_sum();
+    grouped_matmul_tn_into(dw, dy, a, offsets, into);
+  });
   const Rows dh = swiglu_backward(grouped_matmul(dy, down.value(), offsets), tape.take<Rows>());
   tape.defer([this, dh, x = tape.take<Rows>(), offsets] {
-    grouped_matmul_tn_into(gate_up_.grad(), dh, x, offsets);
+    const auto [dw, into] = gate_up_.grad_sum();
+    grouped_matmul_tn_into(dw, dh, x, offsets, into);
   });
   co_return grouped_matmul(dh, gate_up.value(), offsets);
 }

@@ -114,7 +114,10 @@ Task<> Transformer::backward(Pass pass, Tape& tape) {
   const auto saved = tape.take<SavedLoss>();
   const Tensor dlogits_TV = saved.logits_TV;
   cross_entropy_backward_into(dlogits_TV, batch.targets, saved.log_sum_exp_T2, pass.scale);
-  tape.defer([this, dlogits_TV, x = tape.take()] { matmul_tn_into(head().grad(), dlogits_TV, x); });
+  tape.defer([this, dlogits_TV, x = tape.take()] {
+    const auto [dw, into] = head().grad_sum();
+    matmul_tn_into(dw, dlogits_TV, x, into);
+  });
   const Lease w = co_await head().use();
   Tensor dx_TD = matmul(dlogits_TV, w.value());
   dx_TD = co_await norm_->backward(dx_TD, pass, tape.scope("norm"));

@@ -171,20 +171,26 @@ void multiply(const Product& p, const Tensor& a, const Tensor& b, const Tensor& 
   visit_float(p.dtype, [&](auto t) { run<decltype(t)>(p, a, b, c); });
 }
 
-}  // namespace
-
-Tensor matmul(const Tensor& x, const Tensor& w) {
-  const Tensor y = Tensor::empty({x.dim(0), w.dim(1)}, x.dtype(), x.device());
+void multiply_nn(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
   multiply({.dtype = x.dtype(),
             .transpose_a = false,
             .transpose_b = false,
-            .accumulate = false,
+            .accumulate = into == Into::add,
             .m = x.dim(0),
             .n = w.dim(1),
             .k = w.dim(0)},
            x, w, y);
+}
+
+}  // namespace
+
+Tensor matmul(const Tensor& x, const Tensor& w) {
+  const Tensor y = Tensor::empty({x.dim(0), w.dim(1)}, x.dtype(), x.device());
+  multiply_nn(y, x, w, Into::replace);
   return y;
 }
+
+void matmul_into(const Tensor& y, const Tensor& x, const Tensor& w) { multiply_nn(y, x, w, Into::add); }
 
 Tensor matmul_nt(const Tensor& x, const Tensor& w) {
   const Tensor y = Tensor::empty({x.dim(0), w.dim(0)}, x.dtype(), x.device());
@@ -199,11 +205,11 @@ Tensor matmul_nt(const Tensor& x, const Tensor& w) {
   return y;
 }
 
-void matmul_tn_into(const Tensor& dw, const Tensor& dy, const Tensor& x) {
+void matmul_tn_into(const Tensor& dw, const Tensor& dy, const Tensor& x, Into into) {
   multiply({.dtype = dw.dtype(),
             .transpose_a = true,
             .transpose_b = false,
-            .accumulate = true,
+            .accumulate = into == Into::add,
             .m = dy.dim(1),
             .n = x.dim(1),
             .k = dy.dim(0)},

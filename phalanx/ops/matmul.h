@@ -1,17 +1,24 @@
 // Matrix products. M rows (tokens), N output features, K input features; weights are [N, K] as everywhere.
 #pragma once
 
+#include <cstdint>
+
 #include "phalanx/tensor/rows.h"
 #include "phalanx/tensor/tensor.h"
 
 namespace phalanx {
 
+/// What a product does to the numbers where its result goes: they count, or they are overwritten.
+enum class Into : uint8_t { add, replace };
+
 /// x [M, K] · w [K, N] → [M, N]. f32 or f64, equal dtypes.
 Tensor matmul(const Tensor& x_MK, const Tensor& w_KN);
 /// x [M, K] · w[N, K]ᵀ → [M, N]: a linear layer's forward.
 Tensor matmul_nt(const Tensor& x_MK, const Tensor& w_NK);
+/// y [M, N] += x [M, K] · w [K, N]: an input's gradient where several linear layers read it.
+void matmul_into(Tensor y_MN, const Tensor& x_MK, const Tensor& w_KN);
 /// dw [N, K] += dy [M, N]ᵀ · x [M, K]: a linear layer's weight gradient.
-void matmul_tn_into(Tensor dw_NK, const Tensor& dy_MN, const Tensor& x_MK);
+void matmul_tn_into(Tensor dw_NK, const Tensor& dy_MN, const Tensor& x_MK, Into into = Into::add);
 
 // The same for experts: rows grouped by expert, expert e owning rows offsets[e]…offsets[e+1]−1 (i64 [E+1])
 // and weight w[e]. Experts without rows are fine; rows behind offsets[E] are left alone.
@@ -21,6 +28,7 @@ Rows grouped_matmul(const Rows& x_RK, const Tensor& w_EKN, const Tensor& offsets
 /// x [R, K], w [E, N, K] → [R, N].
 Rows grouped_matmul_nt(const Rows& x_RK, const Tensor& w_ENK, const Tensor& offsets);
 /// dw [E, N, K] += for each expert dyᵀ · x.
-void grouped_matmul_tn_into(Tensor dw_ENK, const Rows& dy_RN, const Rows& x_RK, const Tensor& offsets);
+void grouped_matmul_tn_into(Tensor dw_ENK, const Rows& dy_RN, const Rows& x_RK, const Tensor& offsets,
+                            Into into = Into::add);
 
 }  // namespace phalanx

@@ -45,7 +45,7 @@ void ParameterStore::initialise(uint64_t seed) {
   int64_t n = 0;
   for (const Parameter& p : parameters_) n += p.slice().local.numel();
   values_ = Tensor::empty({n}, dtype_);
-  grads_ = Tensor::zeros({n}, dtype_);
+  grads_ = Tensor::empty({n}, dtype_);
   int64_t at = 0;
   for (const bool experts : {false, true}) {
     if (experts) experts_begin_ = at;
@@ -60,14 +60,27 @@ void ParameterStore::initialise(uint64_t seed) {
   }
 }
 
+Tensor Parameter::grad() {
+  if (!std::exchange(grad_written_, true) && grad_.bytes() > 0) {
+    const TraceSpan span(TraceKind::optimizer, "zero_grad", grad_.bytes());
+    std::memset(grad_.raw(), 0, grad_.bytes());
+  }
+  return grad_;
+}
+
 void ParameterStore::zero_grads() {
-  const TraceSpan span(TraceKind::optimizer, "zero_grads", grads_.bytes());
-  if (grads_.bytes() > 0) std::memset(grads_.raw(), 0, grads_.bytes());
+  for (Parameter& p : parameters_) p.grad_written_ = false;
+}
+
+const Tensor& ParameterStore::grads() {
+  for (Parameter& p : parameters_) p.grad();
+  return grads_;
 }
 
 Task<> ParameterStore::reduce_grads() {
-  Work dense = mesh_.group(Axis::dp).all_reduce(grads_.slice(0, experts_begin_));
-  Work experts = mesh_.group(Axis::edp).all_reduce(grads_.slice(experts_begin_, grads_.rows()));
+  const Tensor all = grads();
+  Work dense = mesh_.group(Axis::dp).all_reduce(all.slice(0, experts_begin_));
+  Work experts = mesh_.group(Axis::edp).all_reduce(all.slice(experts_begin_, all.rows()));
   co_await dense;
   co_await experts;
 }

@@ -6,6 +6,7 @@
 
 #include "phalanx/base/task.h"
 #include "phalanx/comm/placement.h"
+#include "phalanx/ops/matmul.h"
 #include "phalanx/tensor/tensor.h"
 
 namespace phalanx {
@@ -59,7 +60,19 @@ class Parameter {
   Use use() { return {*this}; }
 
   /// The local gradient; backward adds to it.
-  Tensor grad() const { return grad_; }
+  Tensor grad();
+  /// The same, written by now.
+  Tensor grad() const {
+    PHX_CHECK(grad_written_, "{}: nothing has written the gradient", name());
+    return grad_;
+  }
+  /// For a product that adds the gradient of the whole weight: the first one of a step may overwrite what is
+  /// left of the step before, and nobody has to clear it.
+  struct GradSum {
+    Tensor grad;
+    Into into;
+  };
+  GradSum grad_sum() { return {grad_, std::exchange(grad_written_, true) ? Into::add : Into::replace}; }
   /// Where the local part stands in the store's flat tensors: [flat_begin, flat_begin + numel).
   int64_t flat_begin() const { return flat_begin_; }
   /// Outside a step: the local value itself. Nobody may hold a lease.
@@ -75,6 +88,7 @@ class Parameter {
   LocalSlice slice_;
   Tensor value_;
   Tensor grad_;
+  bool grad_written_ = false;  // since the last zero_grads
   int64_t flat_begin_ = 0;
   int leases_ = 0;
 };
@@ -106,8 +120,9 @@ class ParameterStore {
   DType dtype() const { return dtype_; }
   Mesh& mesh() { return mesh_; }
   const Tensor& values() const { return values_; }
-  const Tensor& grads() const { return grads_; }
+  const Tensor& grads();
 
+  /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.
   void zero_grads();
   /// Sums every gradient over the ranks that hold a replica of its parameter.
   Task<> reduce_grads();

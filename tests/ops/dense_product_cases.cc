@@ -55,6 +55,11 @@ void expect_as_reference(Random& random, Sizes s, DType dtype) {
   const Tensor dw = copy_here(before);
   matmul_tn_into(dw, here(dy), here(x));
   expect_close(values(dw), plus(values(before), tn.c), close(tn), "tn");
+  matmul_tn_into(dw, here(dy), here(x), Into::replace);
+  expect_close(values(dw), tn.c, close(tn), "tn in place of what was there");
+  const Tensor y = copy_here(dy);
+  matmul_into(y, here(x), here(w_kn));
+  expect_close(values(y), plus(values(dy), nn.c), close(nn), "nn added");
 }
 
 TEST_P(DenseProduct, EqualsTheReference) {

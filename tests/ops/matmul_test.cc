@@ -45,8 +45,13 @@ TEST(Matmul, EqualsTheDefinitionWhereItIsCut) {
   struct Sizes {
     int64_t m, n, k;
   };
-  for (const Sizes s :
-       {Sizes{517, 33, 130}, {191, 100, 70}, {192, 17, 300}, {40, 1030, 90}, {3, 2000, 400}}) {
+  for (const Sizes s : {Sizes{517, 33, 130},
+                        {191, 100, 70},
+                        {192, 17, 300},
+                        {40, 1030, 90},
+                        {3, 2000, 400},
+                        {140, 1201, 70},
+                        {1100, 70, 130}}) {
     SCOPED_TRACE(format("{}×{}×{}", s.m, s.n, s.k));
     for (const DType dtype : kFloats) {
       const Tensor x = random.tensor({s.m, s.k}, dtype);
@@ -127,6 +132,10 @@ TEST(Matmul, GroupedProductsAreOneProductForEachExpert) {
                    sums_of(10 * n, dtype), "dx");
       expect_close(values(matrix(dw)), plus(values(matrix(before)), reference(Form::tn, ye, xe)),
                    sums_of(10 * (end - begin), dtype), "dw");
+      const Tensor fresh = random.tensor(w.shape(), dtype);
+      grouped_matmul_tn_into(fresh, y, x, offsets, Into::replace);
+      expect_close(values(matrix(fresh)), reference(Form::tn, ye, xe), sums_of(10 * (end - begin), dtype),
+                   "dw in place of what was there");
     }
   }
 }

@@ -105,6 +105,31 @@ TEST(ParameterStore, TheGradientNormCountsEveryElementOnce) {
   }
 }
 
+TEST(Parameter, TheFirstProductOfAStepOverwritesTheGradient) {
+  run_thread_ranks({.ranks = 1}, [](Group& world) {
+    Mesh mesh(world, {});
+    ParameterStore store(mesh, DType::f64);
+    Parameter& by_product = store.add({.name = "by_product", .shape = {1, 1}});
+    Parameter& untouched = store.add({.name = "untouched", .shape = {3}});
+    store.initialise(1);
+    const double two = 2;
+    const Tensor factor = Tensor::of(Shape{1, 1}, std::span(&two, 1));
+    for (int step = 0; step < 2; ++step) {
+      store.zero_grads();
+      EXPECT_THROW((void)std::as_const(by_product).grad(), BrokenPromise);
+      for (int microbatch = 0; microbatch < 3; ++microbatch) {
+        const auto [grad, into] = by_product.grad_sum();
+        EXPECT_EQ(into, microbatch == 0 ? Into::replace : Into::add);
+        matmul_tn_into(grad, factor, factor, into);
+      }
+      EXPECT_EQ(std::as_const(by_product).grad().data<double>()[0], 12);
+      const auto all = store.grads().span<double>();
+      EXPECT_EQ(std::ranges::count(all, 0.0), 3);
+      untouched.grad().data<double>()[1] = 7;  // must be gone in the next step
+    }
+  });
+}
+
 TEST(Parameter, ALeaseKeepsTheValueFromBeingReplaced) {
   run_thread_ranks({.ranks = 1}, [](Group& world) {
     Mesh mesh(world, {});

@@ -36,13 +36,14 @@ void Operation::wait() { engine_.wait_for(*this); }
 
 bool Operation::advance() {
   while (!task_.done()) {
-    if (task_.waiting()) {
-      if (!task_.waiting()->poll()) return false;
-      if (!started_) engine_.recorder().advance(serial_, FlightRecorder::State::started);
-      started_ = true;
-    }
+    const bool waited = task_.waiting();
+    if (waited && !task_.waiting()->poll()) return false;
     task_.resume();
     ++engine_.moves_;
+    if (waited && !started_ && !task_.done()) {  // what ends with its first wait has no such moment
+      engine_.recorder().advance(serial_, FlightRecorder::State::started);
+      started_ = true;
+    }
   }
   state_ = State::finished;
   unlink();

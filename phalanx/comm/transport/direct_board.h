@@ -13,7 +13,8 @@
 
 namespace phalanx::direct {
 
-inline constexpr uint64_t kTurns = 16;       // operations of one group that may be in flight
+inline constexpr uint64_t kTurns = 16;       // operations of one group that may be in flight, or a few less
+inline constexpr uint64_t kTurnsToTell = 4;  // a rank tells the others each time it has finished so many
 inline constexpr size_t kStageBytes = 4096;  // of a tensor that is copied into its cell
 inline constexpr int64_t kChunkBytes = 64 << 10;
 
@@ -46,7 +47,7 @@ class Board {
   Cell& cell(uint64_t turn, int rank) {
     return cells_[turn % kTurns * static_cast<size_t>(ranks_) + static_cast<size_t>(rank)];
   }
-  /// Turns that a rank has finished, without gaps.
+  /// Turns that a rank has finished, without gaps; kTurnsToTell − 1 more it may keep to itself.
   std::atomic<uint64_t>& finished(int rank) { return finished_[static_cast<size_t>(rank)].turns; }
 
   int closed = 0;  // members that have closed their links; under the registry's mutex

@@ -1,9 +1,9 @@
 // all_reduce between threads beside OpenMPI's over shared memory: f32, sum, in place, on 2 and 4 ranks.
 //
-// The limit: an all_reduce of S bytes on R ranks must read R·S bytes and write R·S bytes, whoever does it, and
-// so does a negation of R·S bytes in place, by cores that each keep to their own share and wait for nobody. Its
-// time, measured here on the same sizes, is the limit, and share = limit ÷ time: 100 % is an all_reduce as fast
-// as memory (or the caches that hold so much) allows. Rounds of all alternate.
+// The limit: an all_reduce of S bytes on R ranks must read R·S bytes and write R·S bytes, whoever does it,
+// and so does a negation of R·S bytes in place, by cores that each keep to their own share and wait for
+// nobody. Its time, measured here on the same sizes, is the limit, and share = limit ÷ time: 100 % is an
+// all_reduce as fast as memory (or the caches that hold so much) allows. Rounds of all alternate.
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>

@@ -3,9 +3,10 @@
 
   python3 bench/peers/compare_training.py --text data/shakespeare.txt [--torch PYTHON] [--json FILE]
 
-Each round runs, one after the other: ours (`phalanx bench train`), PyTorch eager, PyTorch compiled
-(nanogpt_torch.py). A figure is the median over the rounds of each run's median step; the peer is the faster
-of the two. PYTHON is an interpreter that has `torch` (default: this one). One thread means one core.
+Each round runs, one after the other: ours (`phalanx bench train`) on one rank that has all threads, PyTorch
+eager, ours on as many ranks as threads, PyTorch compiled (nanogpt_torch.py). A figure is the median over the
+rounds of each run's median step; `ratio` is the faster of ours over the faster of PyTorch's, `ratios` that of
+each round. PYTHON is an interpreter that has `torch` (default: this one). One thread means one core.
 """
 import argparse
 import json
@@ -38,23 +39,26 @@ def peer(args, model, threads, compiled):
 
 
 def compare(args, model, threads):
-    """One row: medians over the rounds."""
-    speeds = {"one rank": [], "a rank a core": [], "eager": [], "compiled": []}
-    shares = []
+    """One row: medians over the rounds, and the median over the rounds of each round's ratio."""
+    mine = {"one rank": [], "a rank a core": []}
+    theirs = {"eager": [], "compiled": []}
     for _ in range(args.rounds):
-        mine = ours(args, model, threads, 1)
-        speeds["one rank"].append(mine["tokens_per_s"])
-        shares.append(mine["matmul_percent"])
-        speeds["eager"].append(peer(args, model, threads, False)["tokens_per_s"])
+        mine["one rank"].append(ours(args, model, threads, 1))
+        theirs["eager"].append(peer(args, model, threads, False))
         if threads > 1:
-            speeds["a rank a core"].append(ours(args, model, threads, threads)["tokens_per_s"])
-        speeds["compiled"].append(peer(args, model, threads, True)["tokens_per_s"])
-    at = {name: statistics.median(values) if values else 0 for name, values in speeds.items()}
-    best = max(at["eager"], at["compiled"])
-    return {"model": model, "threads": threads, "ours": round(at["one rank"]),
-            "ours, a rank a core": round(at["a rank a core"]), "eager": round(at["eager"]),
-            "compiled": round(at["compiled"]), "ratio": round(at["one rank"] / best, 2),
-            "matmul_percent": round(statistics.median(shares), 1)}
+            mine["a rank a core"].append(ours(args, model, threads, threads))
+        theirs["compiled"].append(peer(args, model, threads, True))
+    speed = {name: statistics.median(run["tokens_per_s"] for run in runs) if runs else 0
+             for name, runs in (mine | theirs).items()}
+    way = max(mine, key=speed.get)
+    best = max(theirs, key=speed.get)
+    ratios = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(mine[way], theirs[best])]
+    return {"model": model, "threads": threads,
+            "ours": round(speed["one rank"]), "ours, a rank a core": round(speed["a rank a core"]),
+            "eager": round(speed["eager"]), "compiled": round(speed["compiled"]),
+            "ratio": round(speed[way] / speed[best], 2), "ratios": [round(r, 2) for r in sorted(ratios)],
+            "matmul_percent": round(statistics.median(r["matmul_percent"] for r in mine[way]), 1),
+            "matmul_percents": sorted(round(r["matmul_percent"]) for r in mine[way])}
 
 
 def main():

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <exception>
 
+#include "phalanx/base/trace.h"
+
 namespace phalanx {
 namespace {
 
@@ -93,6 +95,16 @@ bool Engine::advance_all() {
 }
 
 void Engine::wait_for(Operation& operation) {
+  struct Watch {  // of a wait that is not over at once
+    int64_t& total_ns;
+    int64_t begin_ns = 0;
+    void start() {
+      if (begin_ns == 0) begin_ns = trace_now();
+    }
+    ~Watch() {
+      if (begin_ns != 0) total_ns += trace_now() - begin_ns;
+    }
+  } watch{.total_ns = waited_ns_};
   int64_t since_ns = 0;  // of the last move; 0: not slept since
   int round = crowded_ ? kSpins : 0;
   while (operation.state_ != Operation::State::finished) {
@@ -103,6 +115,7 @@ void Engine::wait_for(Operation& operation) {
     }
     check(operation.call());
     ++round;
+    if (round > kEagerSpins) watch.start();
     if (round < kSpins) {
       if (round > kEagerSpins) pause();
       continue;

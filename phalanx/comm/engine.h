@@ -42,6 +42,8 @@ class Engine {
 
   /// Ends the world because of this rank, if it has not failed already.
   void fail(const std::string& message) noexcept;
+  /// Seconds that this rank has waited for others; waits of about a microsecond do not count.
+  double waited() const { return static_cast<double>(waited_ns_) * 1e-9; }
   /// An operation that was given up and is not accounted for yet, or "".
   const std::string& given_up() const { return given_up_; }
 
@@ -68,6 +70,7 @@ class Engine {
   Operation* first_ = nullptr;  // those in flight, oldest first
   Operation* last_ = nullptr;
   uint64_t moves_ = 0;  // steps that operations made; a wait without any for too long is an error
+  int64_t waited_ns_ = 0;
   std::string given_up_;
   std::map<uint64_t, uint32_t> opened_;  // groups by name and members: how many there were
 };

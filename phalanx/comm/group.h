@@ -33,6 +33,8 @@ class Group {
   /// What this rank's calls have moved so far: of one kind, or all.
   const Traffic& traffic(Fingerprint::Kind kind) const { return info_->traffic[static_cast<size_t>(kind)]; }
   Traffic traffic() const;
+  /// Seconds that this rank has waited for others so far, in all its groups.
+  double waited() const { return engine_->waited(); }
   /// This rank's last operations, of all groups.
   const FlightRecorder& recorder() const { return engine_->recorder(); }
 

@@ -58,6 +58,10 @@ Task<Dispatched> Buffer::dispatch(Tensor x, Tensor topk_idx, Tensor weights) {
   out.handle.tokens = x.rows();
   out.handle.send_rows.assign(ranks, 0);
 
+  for (int64_t i = 0; i < x.rows() * k; ++i) {
+    PHX_CHECK(idx[i] < local_experts_ * group_.size(), "token {} chose expert {} of {}", i / k, idx[i],
+              local_experts_ * group_.size());
+  }
   // Layout: a token goes once to every rank that owns one of its experts.
   const Tensor send_tokens = Tensor::empty({x.rows() * std::min<int64_t>(k, group_.size())}, DType::i64);
   int64_t sent = 0;

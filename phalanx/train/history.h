@@ -42,7 +42,6 @@ struct TrainingHistory {
   double wait_seconds = 0;  ///< part of those spent waiting for other ranks
   double evaluate_seconds = 0;
   double save_seconds = 0;
-  std::string sample;  ///< text generated at the end, if any
 };
 
 }  // namespace phalanx

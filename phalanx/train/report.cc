@@ -268,7 +268,6 @@ std::string report_html(const TrainingHistory& h) {
                 h.title.empty() ? std::string("Training run") : xml_text(h.title), report_style());
   out += header(h) + "<main>\n" + loss_section(h) + expert_section(h) + time_section(h) +
          optimizer_section(h) + speed_section(h);
-  if (!h.sample.empty()) out += format("<h2>Generated text</h2>\n<pre>\n{}</pre>\n", xml_text(h.sample));
   if (!h.config.empty()) {
     out += format("<details><summary>Configuration</summary>\n<pre>\n{}</pre>\n</details>\n",
                   xml_text(h.config));

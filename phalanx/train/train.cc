@@ -40,6 +40,7 @@ class Run {
   TrainingHistory go(const Resumed& from) {
     const RunConfig& c = config().train;
     last_saved_ = from.path;
+    waited_before_ = world_.waited();
     describe();
     for (step_ = from.next_step; step_ < c.steps; ++step_) {
       if (c.eval_every > 0 && step_ % c.eval_every == 0) evaluate_now();
@@ -136,6 +137,7 @@ class Run {
 
   TrainingHistory take_history() {
     count_experts();
+    history_.wait_seconds = world_.waited() - waited_before_;
     return std::move(history_);
   }
 
@@ -154,6 +156,7 @@ class Run {
   Group& world_;
   const TrainHooks& hooks_;
   TrainingHistory history_;
+  double waited_before_ = 0;  // seconds
   std::vector<Batch> batches_;
   std::vector<Batch> validation_;
   int64_t step_ = 0;

@@ -51,6 +51,22 @@ TEST(Failure, WhatIsNoExceptionAlsoEndsTheWorld) {
   EXPECT_THAT(r.of_rank[0], HasSubstr("rank 1: an exception of unknown type"));
 }
 
+TEST(Waiting, IsCountedWhereOthersAreLate) {
+  constexpr auto kLate = std::chrono::milliseconds(60);
+  run_thread_ranks({.ranks = 2}, [&](Group& world) {
+    world.barrier().wait();
+    const double before = world.waited();
+    if (world.rank() == 1) std::this_thread::sleep_for(kLate);
+    world.barrier().wait();
+    const double waited = world.waited() - before;
+    if (world.rank() == 0) {
+      EXPECT_GE(waited, 0.05);
+    } else {
+      EXPECT_LT(waited, 0.05);
+    }
+  });
+}
+
 TEST(Failure, AGroupIsPoisonedForGood) {
   const Reports r = reports_of({.ranks = 2}, [](Group& world) {
     const std::array<int, 1> alone = {world.rank()};

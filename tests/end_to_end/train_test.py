@@ -111,6 +111,7 @@ class Train(Case):
         shown = " ".join(report.text)
         self.assertIn(self.config, shown)
         self.assertRegex(shown, r"(?i)expert")
+        self.assertIn("waiting for other ranks", shown)
 
     def test_the_printed_config_is_a_config(self):
         options = ["--set", "model.width=48", "--ranks", "2"]

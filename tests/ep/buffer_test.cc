@@ -285,5 +285,19 @@ TEST(Buffer, RefusesExpertsThatTheRanksDoNotDivide) {
               ThrowsMessage<Error>(HasSubstr("ep = 3 does not divide 4 experts")));
 }
 
+TEST(Buffer, RefusesAnExpertThatThereIsNot) {
+  run_thread_ranks({.ranks = 1}, [](Group& world) {
+    Buffer buffer(world, 4);
+    const std::vector<int64_t> chosen = {0, 3, -1, 4};
+    const Tensor idx = Tensor::of(Shape{2, 2}, std::span<const int64_t>(chosen));
+    const Tensor x = Tensor::zeros({2, 3}, DType::f32);
+    EXPECT_THAT(
+        [&] {
+          run(buffer.dispatch(x, idx, Tensor::zeros({2, 2}, DType::f32)));
+        },
+        ThrowsMessage<BrokenPromise>(HasSubstr("token 1 chose expert 4 of 4")));
+  });
+}
+
 }  // namespace
 }  // namespace phalanx::ep

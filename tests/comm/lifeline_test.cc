@@ -18,6 +18,7 @@ namespace {
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::ThrowsMessage;
 using namespace std::chrono_literals;
 
 // A hub, and what lifelines need to find it.
@@ -118,6 +119,16 @@ TEST(Lifeline, ARankThatIsGoneAndARankThatFails) {
     EXPECT_FALSE(survivor.wait_for_the_others());
     world.hub.finish();
   }
+}
+
+TEST(Lifeline, WhoeverComesToAWorldThatHasFailedHearsWhy) {
+  World world(2);
+  {
+    Lifeline stranger(world.options(5));
+    EXPECT_THAT([&] { stranger.share("x"); }, ThrowsMessage<Error>(HasSubstr("came to a world of 2 ranks")));
+  }
+  Lifeline zero(world.options(0));
+  EXPECT_THAT([&] { zero.share("y"); }, ThrowsMessage<Error>(HasSubstr("rank 5 (")));
 }
 
 TEST(Lifeline, ASilentRankAndASilentHub) {

@@ -40,33 +40,38 @@ void Hub::serve() {
     for (Connection& c : connections_) take_frames(c);
     share_when_all_have();
     look_for_the_dead();
-    if (!closing_ && std::ranges::count(connections_, true, &Connection::left) == options_.ranks) {
+    if (!last_word_ && std::ranges::count(connections_, true, &Connection::left) == options_.ranks) {
       close_with({.kind = Frame::Kind::leave});
     }
     std::erase_if(connections_, [](const Connection& c) { return !c.socket.open() && c.rank < 0; });
-    if (closing_ || Clock::now() - beat_ < beat_interval(options_.liveness)) continue;
+    if (last_word_ || Clock::now() - beat_ < beat_interval(options_.liveness)) continue;
     beat_ = Clock::now();
     send_to_all({.kind = Frame::Kind::beat});
   }
   connections_.clear();
 }
 
-// The hub stays a moment until its ranks have closed: a connection that closes with bytes unread would take
-// the last word back.
+// The hub stays a moment until its ranks have come and closed: one that comes to a world that has failed is
+// to know why, and a connection that closes with bytes unread would take the last word back.
 bool Hub::over() const {
-  if (!closing_) return false;
+  if (!last_word_) return false;
   const bool all_closed =
       std::ranges::none_of(connections_, [](const Connection& c) { return c.socket.open(); });
-  return all_closed || Clock::now() - closing_since_ > kLinger;
+  return (all_closed && absent().empty()) || Clock::now() - closing_since_ > kLinger;
 }
 
 void Hub::close_with(const Frame& last_word) {
-  closing_ = true;
+  last_word_ = last_word;
   closing_since_ = Clock::now();
-  send_to_all(last_word);
   for (Connection& c : connections_) {
-    if (!c.socket.wants_to_write()) c.socket.end_sending();
+    if (c.rank >= 0) say_last_word(c);
   }
+}
+
+void Hub::say_last_word(Connection& c) const {
+  if (!c.socket.open()) return;
+  c.socket.send(*last_word_);
+  if (!c.socket.wants_to_write()) c.socket.end_sending();
 }
 
 void Hub::wait_for_events() {
@@ -135,6 +140,7 @@ void Hub::welcome(Connection& c, const std::string& bytes) {
   const std::vector<std::string> texts = unpack_texts(bytes);
   if (texts.size() != 2 || texts[0] != options_.key) throw Error("a rank of another world");
   c.process = texts[1];
+  if (last_word_) return say_last_word(c);
   const auto same = std::ranges::count(connections_, c.rank, &Connection::rank);
   if (c.rank < 0 || c.rank >= options_.ranks) {
     fail(c.rank, format("rank {} ({}) came to a world of {} ranks", c.rank, c.process, options_.ranks));

@@ -49,6 +49,7 @@ class Hub {
   void serve();
   bool over() const;
   void close_with(const Frame& last_word);
+  void say_last_word(Connection& connection) const;
   void wait_for_events();
   void accept_all();
   void take_frames(Connection& connection);
@@ -65,7 +66,7 @@ class Hub {
   Clock::time_point began_ = Clock::now();
   Clock::time_point beat_{};
   bool failed_ = false;
-  bool closing_ = false;  // the last word has been said
+  std::optional<Frame> last_word_;  // when it has been said
   Clock::time_point closing_since_{};
   std::atomic<bool> stop_{false};
   std::thread thread_;

@@ -21,7 +21,7 @@ help() { for _ in 1 2 3 4 5 6 7 8 9 10; do build/time/bin/phalanx --help; done; 
 
 configure >/dev/null
 printf '%-46s %8s s\n' "clean build of library and command, $jobs jobs" "$(seconds build)"
-for file in train/step.cc model/moe.cc ops/attention_kernel.cc base/config.cc; do
+for file in train/step.cc model/moe.cc ops/attention_backward.cc base/config.cc; do
   touch "phalanx/$file"
   printf '%-46s %8s s\n' "again after $file" "$(seconds build)"
 done

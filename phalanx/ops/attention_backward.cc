@@ -1,187 +1,19 @@
-#include "phalanx/ops/attention_kernel.h"
-
 #include <cmath>
-#include <limits>
 #include <numbers>
 
+#include "phalanx/ops/attention_kernel.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "phalanx/ops/attention_kernel.cc"
+#define HWY_TARGET_INCLUDE "phalanx/ops/attention_backward.cc"
 #include "hwy/foreach_target.h"
-#include "phalanx/ops/exp2-inl.h"
-#include "phalanx/ops/simd-inl.h"
-#include "phalanx/ops/tile_product-inl.h"
-#include "phalanx/ops/transpose-inl.h"
-
-// Lanes are queries: scores are held as Sᵀ [keys, queries], so that maxima, sums and the scaling of softmax
-// need no reduction across lanes, and neither K nor V is ever transposed: their elements are the products'
-// scalars. Only blocks of q, dy (in) and y, dq (out) are. Scores are in units of ln 2: p = 2^(s − max).
-//
-// Key blocks are aligned with query blocks. All before the queries' own are seen whole; in their own, the
-// edge, sub-block e of kEdge keys is seen by the vectors of queries from e · kEdge on, in part where they
-// overlap.
+#include "phalanx/ops/attention_tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace phalanx::HWY_NAMESPACE {
 namespace {
 
 using attention_kernel::KeyRange;
-using attention_kernel::QueryBlock;
 using attention_kernel::Shape;
-
-constexpr int64_t kWidth = attention_kernel::kBlockRows;
-
-template <class T>
-using Lanes = hn::ScalableTag<T>;
-
-template <class T>
-int64_t lanes() {
-  return static_cast<int64_t>(hn::Lanes(Lanes<T>()));
-}
-
-template <class T>
-int64_t edge_step() {
-  return std::max<int64_t>(lanes<T>(), kTileRows);
-}
-
-template <class T>
-int64_t whole_vectors(int64_t n) {
-  return (n + lanes<T>() - 1) / lanes<T>() * lanes<T>();
-}
-
-/// Keys of one block against a block of queries.
-template <class T>
-struct Tile {
-  int64_t keys;
-  int64_t vectors;  ///< of queries
-  bool edge;        ///< the queries' own block
-
-  /// Vector v of the queries sees keys 0 … seen(v) − 1, those from whole(v) on in part.
-  int64_t seen(int64_t v) const {
-    return edge ? std::min(keys, (v * lanes<T>() / edge_step<T>() + 1) * edge_step<T>()) : keys;
-  }
-  int64_t whole(int64_t v) const { return edge ? v * lanes<T>() / edge_step<T>() * edge_step<T>() : keys; }
-};
-
-/// out [keys, queries] = rows [keys, d] · columns [d, queries], where they are seen.
-template <class T>
-void scores(const Tile<T>& tile, int64_t head_dim, Matrix<const T> rows, Matrix<const T> columns,
-            Matrix<T> out) {
-  const int64_t step = tile.edge ? edge_step<T>() : tile.keys;
-  for (int64_t j = 0; j < tile.keys; j += step) {
-    const int64_t first = tile.edge ? j : 0;  // query
-    product<Side::rows>(Lanes<T>(), Product<T>{.a = rows.from(j, 0),
-                                               .b = columns.from(0, first),
-                                               .c = out.from(j, first),
-                                               .rows = std::min(step, tile.keys - j),
-                                               .vectors = tile.vectors - first / lanes<T>(),
-                                               .depth = head_dim});
-  }
-}
-
-/// Lanes of query vector v that see key j.
-template <class D>
-HWY_INLINE auto sees(D d, int64_t v, int64_t j) {
-  const auto first = v * static_cast<int64_t>(hn::Lanes(d));
-  using T = hn::TFromD<D>;
-  return hn::Ge(hn::Iota(d, static_cast<T>(first)), hn::Set(d, static_cast<T>(j)));
-}
-
-template <class T>
-struct ForwardScratch {
-  Matrix<T> q;  // [d, queries], scaled
-  Matrix<T> y;  // [d, queries], not yet divided by the sums
-  Matrix<T> p;  // [keys, queries]
-  T* max;       // [queries] of the scores so far
-  T* sum;       // [queries] of 2^(score − max)
-  T* factor;    // [queries]
-};
-
-template <class T>
-ForwardScratch<T> carve_forward(T* at, int64_t head_dim) {
-  const auto take = [&](int64_t rows) {
-    const Matrix<T> m = {at, kWidth};
-    at += rows * kWidth;
-    return m;
-  };
-  return {take(head_dim), take(head_dim), take(kWidth), take(1).data, take(1).data, take(1).data};
-}
-
-/// Scores of vector v to probabilities, in units of the new maximum, which the sums and what was summed
-/// before take on.
-template <class T>
-HWY_INLINE void online_softmax(const Tile<T>& tile, int64_t v, int64_t head_dim, bool first,
-                               const ForwardScratch<T>& s) {
-  const Lanes<T> d;
-  const int64_t column = v * lanes<T>();
-  const int64_t seen = tile.seen(v);
-  T* const p = s.p.data + column;
-  for (int64_t j = tile.whole(v); j < seen; ++j) {
-    const auto none = hn::Set(d, -std::numeric_limits<T>::infinity());
-    hn::Store(hn::IfThenElse(sees(d, v, j), hn::Load(d, p + j * kWidth), none), d, p + j * kWidth);
-  }
-  const auto before = first ? hn::Set(d, -std::numeric_limits<T>::infinity()) : hn::Load(d, s.max + column);
-  auto max0 = before;
-  auto max1 = before;
-  int64_t j = 0;
-  for (; j + 2 <= seen; j += 2) {
-    max0 = hn::Max(max0, hn::Load(d, p + j * kWidth));
-    max1 = hn::Max(max1, hn::Load(d, p + (j + 1) * kWidth));
-  }
-  if (j < seen) max0 = hn::Max(max0, hn::Load(d, p + j * kWidth));
-  const auto max = hn::Max(max0, max1);
-  hn::Store(max, d, s.max + column);
-  auto sum = hn::Zero(d);
-  for (j = 0; j < seen; ++j) {
-    const auto e = exp2_of_negative(d, hn::Sub(hn::Load(d, p + j * kWidth), max));
-    hn::Store(e, d, p + j * kWidth);
-    sum = hn::Add(sum, e);
-  }
-  if (!first) {
-    const auto shrink = exp2_of_negative(d, hn::Sub(before, max));
-    sum = hn::MulAdd(shrink, hn::Load(d, s.sum + column), sum);
-    if (!hn::AllTrue(d, hn::Eq(shrink, hn::Set(d, T{1})))) {
-      for (int64_t c = 0; c < head_dim; ++c) {
-        T* y = s.y.row(c) + column;
-        hn::Store(hn::Mul(shrink, hn::Load(d, y)), d, y);
-      }
-    }
-  }
-  hn::Store(sum, d, s.sum + column);
-}
-
-template <class T>
-void attend(const QueryBlock<T>& b, const Shape& shape, T* scratch) {
-  const Lanes<T> d;
-  const int64_t head_dim = shape.head_dim;
-  const int64_t vectors = whole_vectors<T>(b.rows) / lanes<T>();
-  const ForwardScratch<T> s = carve_forward(scratch, head_dim);
-  const Matrix<const T> q = {b.q + b.first * shape.query_stride, shape.query_stride};
-  rows_to_lanes<T>(b.rows, head_dim, static_cast<T>(shape.scale * std::numbers::log2e), q, s.q);
-  for (int64_t key = 0; key < b.first + b.rows; key += kWidth) {
-    const Tile<T> tile = {std::min(kWidth, b.first + b.rows - key), vectors, key == b.first};
-    const Matrix<const T> k = {b.k + key * shape.key_stride, shape.key_stride};
-    const Matrix<const T> v = {b.v + key * shape.key_stride, shape.key_stride};
-    scores<T>(tile, head_dim, k, s.q, s.p);
-    for (int64_t i = 0; i < vectors; ++i) online_softmax(tile, i, head_dim, key == 0, s);
-    product<Side::columns>(d, Product<T>{.a = v,
-                                         .b = s.p,
-                                         .c = s.y,
-                                         .rows = head_dim,
-                                         .vectors = vectors,
-                                         .depth = tile.keys,
-                                         .accumulate = key > 0,
-                                         .edge = tile.edge ? Edge::early_columns : Edge::none});
-  }
-  for (int64_t i = 0; i < b.rows; i += lanes<T>()) {
-    hn::Store(hn::Div(hn::Set(d, T{1}), hn::Load(d, s.sum + i)), d, s.factor + i);
-  }
-  for (int64_t i = 0; i < b.rows; ++i) {
-    b.log_sum_exp[(b.first + i) * shape.heads] = (s.max[i] + std::log2(s.sum[i])) * std::numbers::ln2_v<T>;
-  }
-  const Matrix<T> y = {b.y + b.first * shape.query_stride, shape.query_stride};
-  lanes_to_rows<T>(b.rows, head_dim, s.factor, s.y, y);
-}
 
 template <class T>
 struct BackwardScratch {
@@ -340,12 +172,6 @@ void attend_backward(const KeyRange<T>& range, const Shape& shape, T* scratch) {
   copy_out(s.dv, range.dv);
 }
 
-void forward_f32(const QueryBlock<float>& b, const Shape& shape, float* scratch) {
-  attend(b, shape, scratch);
-}
-void forward_f64(const QueryBlock<double>& b, const Shape& shape, double* scratch) {
-  attend(b, shape, scratch);
-}
 void backward_f32(const KeyRange<float>& b, const Shape& shape, float* scratch) {
   attend_backward(b, shape, scratch);
 }
@@ -360,28 +186,16 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace phalanx {
 
-HWY_EXPORT(forward_f32);
-HWY_EXPORT(forward_f64);
 HWY_EXPORT(backward_f32);
 HWY_EXPORT(backward_f64);
 
 namespace attention_kernel {
 
-// A row of whole vectors, for the widest vectors there are.
-int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
-
-int64_t forward_scratch(int64_t head_dim) { return kBlockRows * (2 * head_dim + kBlockRows + 3); }
-
 int64_t backward_scratch(int64_t head_dim, int64_t keys) {
-  return kBlockRows * (3 * head_dim + 2 * kBlockRows + 3) + 2 * (kBlockRows + keys) * padded(head_dim);
+  const int64_t padded = (head_dim + 15) / 16 * 16;  // whole vectors, for the widest there are
+  return kBlockRows * (3 * head_dim + 2 * kBlockRows + 3) + 2 * (kBlockRows + keys) * padded;
 }
 
-void forward(const QueryBlock<float>& b, const Shape& shape, float* scratch) {
-  HWY_DYNAMIC_DISPATCH(forward_f32)(b, shape, scratch);
-}
-void forward(const QueryBlock<double>& b, const Shape& shape, double* scratch) {
-  HWY_DYNAMIC_DISPATCH(forward_f64)(b, shape, scratch);
-}
 void backward(const KeyRange<float>& b, const Shape& shape, float* scratch) {
   HWY_DYNAMIC_DISPATCH(backward_f32)(b, shape, scratch);
 }

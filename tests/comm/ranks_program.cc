@@ -18,7 +18,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 void collectives(Group& world) {
-  const int64_t seed = getppid();  // equal on all ranks of a host
+  const Tensor drawn = Tensor::zeros({1}, DType::i64);
+  drawn.data<int64_t>()[0] = getpid();
+  world.broadcast(drawn, 0).wait();
+  const int64_t seed = drawn.data<int64_t>()[0];
   for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::i32, DType::i64}) {
     for (const int64_t n : {0, 1, 37, 4099, 70'001}) {
       check_collectives(world, {dtype, n, static_cast<uint64_t>(seed)});

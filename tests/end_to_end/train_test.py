@@ -53,7 +53,8 @@ class Train(Case):
             lines = self.train("--set", "train.steps=200", *options)
             self.check_lines(lines, 200)
             characters = len(set(" ".join(WORDS)))
-            self.assertAlmostEqual(lines[0]["loss"], math.log(characters), delta=0.5)
+            self.assertGreater(lines[0]["loss"], math.log(characters) - 0.1)
+            self.assertLess(lines[0]["loss"], math.log(characters) + 1)  # with tied tables a token expects itself
             self.assertLess(lines[-1]["val_loss"], least + 0.45)
             self.assertGreater(lines[-1]["val_loss"], 0.95 * least)
 

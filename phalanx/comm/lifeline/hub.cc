@@ -52,11 +52,13 @@ void Hub::serve() {
 }
 
 // The hub stays a moment until its ranks have come and closed: one that comes to a world that has failed is
-// to know why, and a connection that closes with bytes unread would take the last word back.
+// to know why, and a connection that closes with bytes unread would take the last word back. Not for the rank
+// that failed: it may be stopped.
 bool Hub::over() const {
   if (!last_word_) return false;
-  const bool all_closed =
-      std::ranges::none_of(connections_, [](const Connection& c) { return c.socket.open(); });
+  const bool all_closed = std::ranges::none_of(connections_, [this](const Connection& c) {
+    return c.socket.open() && !(failed_ && c.rank == last_word_->rank);
+  });
   return (all_closed && absent().empty()) || Clock::now() - closing_since_ > kLinger;
 }
 

@@ -61,16 +61,22 @@ const char* name_of(TraceKind kind) {
   return "other";
 }
 
+// The columns of a part of a step that takes `step` seconds.
+void add_columns(nlohmann::ordered_json& row, const StepPart& part, double step, bool has_floor) {
+  row["floor_ms"] = nullptr;
+  row["achieved_ms"] = 1e3 * part.achieved;
+  row["step_percent"] = 100 * part.achieved / step;
+  row["floor_percent"] = nullptr;
+  if (has_floor) row["floor_ms"] = 1e3 * part.floor;
+  if (has_floor && part.achieved > 0) row["floor_percent"] = 100 * part.floor / part.achieved;
+}
+
 void add_time(Report& report, const StepProfile& p) {
   constexpr std::array kKinds = {TraceKind::product,   TraceKind::attention,     TraceKind::elementwise,
                                  TraceKind::optimizer, TraceKind::communication, TraceKind::other};
   const auto add = [&](const char* name, const StepPart& part, bool has_floor) {
-    nlohmann::ordered_json row = {
-        {"time", name}, {"floor_ms", nullptr}, {"achieved_ms", 1e3 * part.achieved}};
-    row["step_percent"] = 100 * part.achieved / p.seconds;
-    row["floor_percent"] = nullptr;
-    if (has_floor) row["floor_ms"] = 1e3 * part.floor;
-    if (has_floor && part.achieved > 0) row["floor_percent"] = 100 * part.floor / part.achieved;
+    nlohmann::ordered_json row = {{"time", name}};
+    add_columns(row, part, p.seconds, has_floor);
     report.add(row);
   };
   StepPart step;
@@ -85,17 +91,8 @@ void add_time(Report& report, const StepProfile& p) {
 
 void add_op_times(Report& report, const StepProfile& p) {
   for (const OpPart& op : p.ops) {
-    nlohmann::ordered_json row = {{"op", op.name},
-                                  {"kind", name_of(op.kind)},
-                                  {"calls", op.calls},
-                                  {"floor_ms", nullptr},
-                                  {"achieved_ms", 1e3 * op.achieved},
-                                  {"step_percent", 100 * op.achieved / p.seconds},
-                                  {"floor_percent", nullptr}};
-    if (op.kind != TraceKind::communication) {
-      row["floor_ms"] = 1e3 * op.floor;
-      row["floor_percent"] = 100 * op.floor / op.achieved;
-    }
+    nlohmann::ordered_json row = {{"op", op.name}, {"kind", name_of(op.kind)}, {"calls", op.calls}};
+    add_columns(row, op, p.seconds, op.kind != TraceKind::communication);
     report.add(row);
   }
 }

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "bench/report.h"
+#include "phalanx/base/median.h"
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/ops/elementwise.h"
@@ -30,11 +31,6 @@ constexpr int kBatches = 7;  // a round's figure is their median
 
 // Operations in one timed batch: about as long for every size.
 int batch(int64_t bytes) { return static_cast<int>(std::clamp<int64_t>((8 << 20) / bytes, 1, 2000)); }
-
-double median(std::vector<double> v) {
-  std::nth_element(v.begin(), v.begin() + static_cast<ptrdiff_t>(v.size() / 2), v.end());
-  return v[v.size() / 2];
-}
 
 // The median seconds of one call of `operation`, every batch beginning together.
 template <class Operation, class Barrier>

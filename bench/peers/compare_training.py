@@ -39,7 +39,7 @@ def peer(args, model, threads, compiled):
 
 
 def compare(args, model, threads):
-    """One row: medians over the rounds, and the median over the rounds of each round's ratio."""
+    """One row: medians over the rounds and their ratio, and each round's ratio and share."""
     mine = {"one rank": [], "a rank a core": []}
     theirs = {"eager": [], "compiled": []}
     for _ in range(args.rounds):

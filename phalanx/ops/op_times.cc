@@ -6,6 +6,7 @@
 
 #include "phalanx/base/error.h"
 #include "phalanx/base/function_ref.h"
+#include "phalanx/base/median.h"
 #include "phalanx/base/philox.h"
 #include "phalanx/ops/attention.h"
 #include "phalanx/ops/cross_entropy.h"
@@ -63,13 +64,11 @@ class Stand {
       seconds.push_back(static_cast<double>(span.end_ns - span.begin_ns) * 1e-9);
       sum += seconds.back();
     } while (sum < seconds_);
-    const auto median = seconds.begin() + std::ssize(seconds) / 2;
-    std::ranges::nth_element(seconds, median);
     times_.push_back({.op = span.name,
                       .shape = std::move(shape),
                       .kind = span.kind,
                       .work = span.detail,
-                      .seconds = std::max(*median, 1e-9)});
+                      .seconds = std::max(median(std::move(seconds)), 1e-9)});
     if (on_time_) on_time_(times_.back());
   }
 

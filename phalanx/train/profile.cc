@@ -4,6 +4,7 @@
 #include <functional>
 #include <string_view>
 
+#include "phalanx/base/median.h"
 #include "phalanx/model/flops.h"
 #include "phalanx/ops/peak.h"
 
@@ -41,12 +42,6 @@ double matmul_flops(Group& world, DType dtype) {
   const double flops = measure_matmul_flops(dtype, 2048, 0.2);
   world.barrier().wait();
   return flops;
-}
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + std::ssize(values) / 2;
-  std::ranges::nth_element(values, middle);
-  return *middle;
 }
 
 double seconds_of(int64_t ns) { return static_cast<double>(ns) * 1e-9; }

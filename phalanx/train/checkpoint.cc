@@ -101,7 +101,7 @@ std::string whole_manifest(const CheckpointContents& contents, std::span<const s
 std::string remaining(const fs::path& dir) {
   const auto latest = find_latest_complete(dir);
   if (!latest) return format("no checkpoint in {} is complete", dir.string());
-  return format("{} is complete: --resume {}", latest->path.filename().string(), latest->path.string());
+  return format("{} is complete: use {}", latest->path.filename().string(), latest->path.string());
 }
 
 void read_tensors(SavedCheckpoint& saved, std::span<const NamedTensor> wanted) {

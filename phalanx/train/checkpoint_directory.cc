@@ -117,7 +117,7 @@ std::string advice_instead_of(const fs::path& damaged) {
     if (!best || !step || c.step <= *step) best = &c;
   }
   if (!best) return format("no other checkpoint in {} is complete", dir.string());
-  return format("{} is complete: --resume {}", best->path.filename().string(), best->path.string());
+  return format("{} is complete: use {}", best->path.filename().string(), best->path.string());
 }
 
 LatestCheckpoint resolve_checkpoint(fs::path path) {

@@ -236,7 +236,7 @@ TEST_P(CheckpointEveryCall, Fails) {
     } else {
       EXPECT_TRUE(found == 3 || found == step_) << found;
       EXPECT_THAT(said, AllOf(HasSubstr(format("{} was not saved: ", checkpoint_name(step_))),
-                              HasSubstr("cannot "), HasSubstr("is complete: --resume ")));
+                              HasSubstr("cannot "), HasSubstr("is complete: use ")));
     }
     save_step(dir.path(), step_);
     EXPECT_EQ(expect_sound(dir.path(), step_), step_);
@@ -303,7 +303,7 @@ std::string save_beside(const fs::path& disk, uint64_t used, int64_t step, int& 
   if (said.empty()) return loaded.step == step ? "" : format("step {} after saving {}", loaded.step, step);
   const bool clear = said.find("was not saved: rank ") != std::string::npos &&
                      said.find("No space left on device") != std::string::npos &&
-                     said.find("is complete: --resume ") != std::string::npos;
+                     said.find("is complete: use ") != std::string::npos;
   return clear ? "" : said;
 }
 
@@ -349,7 +349,7 @@ TEST(CheckpointCrash, AFileSizeLimitKeepsTheLastComplete) {
   });
   EXPECT_THAT(said,
               AllOf(HasSubstr("exception: checkpoint "), HasSubstr("was not saved: rank 0: cannot write"),
-                    HasSubstr("File too large"), HasSubstr("step-00000001 is complete: --resume ")));
+                    HasSubstr("File too large"), HasSubstr("step-00000001 is complete: use ")));
   EXPECT_EQ(expect_sound(dir.path(), 1), 1);
 }
 
@@ -367,7 +367,7 @@ TEST(CheckpointCrash, AnUnwritableDirectoryIsAnError) {
   if (::getuid() != 0) fs::permissions(dir / "run", fs::perms(0555));
   EXPECT_THAT(save_as_nobody(dir / "run"),
               AllOf(HasSubstr("was not saved: rank 0: cannot create directory "),
-                    HasSubstr("Permission denied"), HasSubstr("step-00000001 is complete: --resume ")));
+                    HasSubstr("Permission denied"), HasSubstr("step-00000001 is complete: use ")));
   write_new_file(dir / "file", "");
   EXPECT_THAT(save_as_nobody(dir / "file/run"),
               AllOf(HasSubstr("cannot create directory "), HasSubstr("Not a directory")));

@@ -54,7 +54,7 @@ class CheckpointDamage : public ::testing::Test {
   }
   fs::path last(const std::string& file) const { return dir_ / "step-00000400" / file; }
   std::string advice() const {
-    return "; step-00000380 is complete: --resume " + (dir_ / "step-00000380").string();
+    return "; step-00000380 is complete: use " + (dir_ / "step-00000380").string();
   }
   // Going on from the directory finds 380, and says why not 400.
   void expect_fallback(const std::string& says) {
@@ -202,10 +202,10 @@ TEST_F(CheckpointDamage, AdviceIsTheNearestBefore) {
   save_step(dir_.path(), 390, {.options = {.keep_last = 0}});
   save_step(dir_.path(), 410, {.options = {.keep_last = 0}});
   fs::remove(last("manifest.json"));
-  EXPECT_THAT(complaint(last("")), HasSubstr("; step-00000390 is complete: --resume "));
+  EXPECT_THAT(complaint(last("")), HasSubstr("; step-00000390 is complete: use "));
   fs::remove_all(dir_ / "step-00000380");
   fs::remove_all(dir_ / "step-00000390");
-  EXPECT_THAT(complaint(last("")), HasSubstr("; step-00000410 is complete: --resume "));
+  EXPECT_THAT(complaint(last("")), HasSubstr("; step-00000410 is complete: use "));
 }
 
 TEST_F(CheckpointDamage, InAnyBlockOfALargePiece) {

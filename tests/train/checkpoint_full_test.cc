@@ -36,8 +36,7 @@ class CheckpointExhaustively : public ::testing::TestWithParam<const char*> {
       load_step(dir_ / "step-00000400", small_);
       ADD_FAILURE() << "was loaded";
     } catch (const Error& e) {
-      EXPECT_THAT(e.what(),
-                  AllOf(HasSubstr(file_.string()), HasSubstr("; step-00000380 is complete: --resume ")));
+      EXPECT_THAT(e.what(), AllOf(HasSubstr(file_.string()), HasSubstr("; step-00000380 is complete: use ")));
     }
     try {
       const Loaded loaded = load_step(dir_.path(), small_);

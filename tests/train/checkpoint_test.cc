@@ -204,7 +204,7 @@ TEST(Checkpoint, AbsentOnesAreErrors) {
   save_step(dir.path(), 3);
   EXPECT_THAT([&] { load_step(dir / "step-00000004"); },
               ThrowsMessage<Error>(AllOf(HasSubstr("step-00000004 is not a complete checkpoint"),
-                                         HasSubstr("step-00000003 is complete: --resume "))));
+                                         HasSubstr("step-00000003 is complete: use "))));
 }
 
 TEST(Checkpoint, KeepsAsManyAsAsked) {

@@ -59,6 +59,7 @@ bool check_model(const std::vector<std::string>& options, unsigned seed) {
   overrides.insert(overrides.end(), options.begin(), options.end());
   bool compared = false;
   run_thread_ranks({.ranks = 1, .threads_per_rank = 1}, [&](Group& world) {
+    SCOPED_TRACE(::testing::PrintToString(overrides));
     RankRun rank(parse_train_config("", "options", overrides), kVocabulary, world);
     std::mt19937 random(seed);
     const std::vector<Batch> batches = {random_sequences(random), random_sequences(random)};
@@ -70,7 +71,9 @@ bool check_model(const std::vector<std::string>& options, unsigned seed) {
     for (const double g : direction) squares += g * g;
     for (double& g : direction) g /= std::sqrt(squares);
 
-    constexpr double kStep = 1e-4;
+    // Where a norm's input is near zero the loss bends sharply: the error of the difference, in the fourth
+    // power of the step, was seen to be 1e-4 of the slope at a step of 1e-4. Rounding is 1e-10 at this one.
+    constexpr double kStep = 1e-5;
     double slope = 0;
     bool same_routing = true;
     for (const auto& [steps, factor] : {std::pair{1, 8.0}, {-1, -8.0}, {2, -1.0}, {-2, 1.0}}) {
@@ -95,7 +98,6 @@ class ModelOptions : public ::testing::TestWithParam<std::vector<std::string>> {
 
 TEST_P(ModelOptions, TheGradientIsTheSlopeOfTheLoss) {
   const unsigned seed = std::random_device{}();
-  SCOPED_TRACE(seed);
   int compared = 0;
   int all = 0;
   for (int bits = 0; bits < 64; ++bits) {
@@ -109,7 +111,6 @@ TEST_P(ModelOptions, TheGradientIsTheSlopeOfTheLoss) {
     choose(3, "model.tied=false", "model.tied=true");
     choose(4, "model.kv_heads=0", "model.kv_heads=1");
     choose(5, "model.dropout=0", "model.dropout=0.2");
-    SCOPED_TRACE(::testing::PrintToString(options));
     ++all;
     compared += check_model(options, seed + static_cast<unsigned>(bits)) ? 1 : 0;
   }

@@ -39,12 +39,12 @@ class CheckpointMistakes(Case):
 
     def test_a_truncated_file(self):
         os.truncate(self.shard, os.path.getsize(self.shard) - 1)
-        self.refuse_everywhere(self.latest, self.shard, "--resume " + self.before)
+        self.refuse_everywhere(self.latest, self.shard, "is complete: use " + self.before)
         self.pass_over(self.shard)
 
     def test_a_missing_manifest(self):
         os.remove(os.path.join(self.latest, "manifest.json"))
-        self.refuse_everywhere(self.latest, "manifest.json", "--resume " + self.before)
+        self.refuse_everywhere(self.latest, "manifest.json", "is complete: use " + self.before)
         self.pass_over("manifest.json")
 
     def test_a_flipped_bit_of_a_tensor(self):
@@ -55,7 +55,7 @@ class CheckpointMistakes(Case):
             begin = 8 + int.from_bytes(f.read(8), "little")
         self.flip(self.shard, random.randrange(begin, os.path.getsize(self.shard)))
         self.refuse(["train", self.config, "--resume", self.path("out")], self.shard, 'tensor "', "damaged",
-                    "--resume " + self.before)
+                    "is complete: use " + self.before)
         result = self.run_command("inspect", self.path("out"), "--verify")
         self.assertEqual(result.returncode, 1)
         self.assertIn(self.shard, result.stderr)
@@ -63,7 +63,7 @@ class CheckpointMistakes(Case):
     def test_a_flipped_bit_of_the_manifest(self):
         manifest = os.path.join(self.latest, "manifest.json")
         self.flip(manifest, random.randrange(os.path.getsize(manifest)))
-        self.refuse_everywhere(self.latest, "manifest.json", "--resume " + self.before)
+        self.refuse_everywhere(self.latest, "manifest.json", "is complete: use " + self.before)
 
     def test_nothing_is_there(self):
         self.refuse_everywhere(self.path("missing"), "missing")

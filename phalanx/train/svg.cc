@@ -51,7 +51,8 @@ Frame frame_of(const LineChart& chart) {
 
 std::string grid(const Frame& f) {
   std::string out;
-  const Ticks across = ticks_of(f.x, static_cast<int>((f.right - f.left) / 70), 1);
+  const auto columns = static_cast<int>((f.right - f.left) / 70);
+  const Ticks across = ticks_of(f.x, columns, 1);
   const Ticks up = ticks_of(f.y, static_cast<int>((f.bottom - f.top) / 36));
   for (const double t : up.at) {
     const double y = f.at_y(t);

@@ -65,6 +65,7 @@ class File:
 class Statement:
     awaits: list = dataclasses.field(default_factory=list)   # positions of co_await
     braces: list = dataclasses.field(default_factory=list)   # positions where {…} builds a temporary
+    conditional: bool = False                                # holds a ?
 
 
 _BLOCK_WORDS = re.compile(r"\b(?:else|do|try|extern)\s*$")
@@ -125,6 +126,8 @@ def statements(code, match, start, end):
                 if kind != "requires":
                     out += statements(code, match, i + 1, match[i])
                 i = match[i]
+        elif c == "?":
+            current.conditional = True
         elif c == "}" and depth <= 0 and not _closes_value(current, match, i):
             finish(i + 1)
         elif c == "c" and _AWAIT.match(code, i):
@@ -145,6 +148,9 @@ def await_rules(file):
         for position in s.awaits[1:]:
             yield file.at(position, "one-await",
                           "one co_await a statement, so that the places where others may run can be counted")
+        if s.conditional:
+            yield file.at(first, "await-conditional",
+                          "g++ 12 destroys what a conditional with a co_await holds twice: write an if")
         if s.braces:
             yield file.at(first, "await-aggregate",
                           "g++ 12 destroys a braced temporary of a co_await statement twice: name it first")

@@ -116,7 +116,7 @@ RankPage& SharedSegment::page(int rank) {
 }
 
 ByteRing SharedSegment::ring(int from, int to) {
-  const auto index = static_cast<size_t>(from * ranks_ + to);
+  const auto index = static_cast<size_t>(from) * static_cast<size_t>(ranks_) + static_cast<size_t>(to);
   auto* positions = reinterpret_cast<RingPositions*>(memory_.data() + layout_.positions);
   return {positions[index], memory_.subspan(layout_.rings + index * layout_.ring_bytes, layout_.ring_bytes)};
 }

@@ -24,9 +24,15 @@ struct Options {
 
 const char* schedule_name(const VerifyRow& row) { return row.run.overlapped ? "overlapped" : "sequential"; }
 
+// The layout, and what beside it tells cases apart.
+std::string case_name(const VerifyRow& row) {
+  return row.run.layout.text() + (row.run.sequence ? " sequence" : "");
+}
+
 nlohmann::json json_of(const VerifyRow& r) {
   nlohmann::json j = {{"layout", r.run.layout.text()},
                       {"schedule", schedule_name(r)},
+                      {"sequence", r.run.sequence},
                       {"transport", "threads"},
                       {"max_rel_grad_err", r.max_rel_grad_err},
                       {"worst_tensor", r.worst_tensor},
@@ -39,43 +45,52 @@ nlohmann::json json_of(const VerifyRow& r) {
   return j;
 }
 
-std::vector<VerifyCase> cases_of(const Options& o, const TrainConfig& config) {
-  if (o.layouts == "all") return verify_cases(config.model, config.parallel.ranks);
+std::vector<VerifyCase> cases_of(const Options& o, const ModelConfig& model) {
+  if (o.layouts == "all") {
+    return verify_cases(model, o.config.ranks != 0 ? o.config.ranks : o.config.load().parallel.ranks);
+  }
   if (o.layouts.empty()) throw Error("--layouts is empty: all, or a list such as \"dp=2;dp=4,ep=2\"");
   std::vector<VerifyCase> cases;
   for (size_t at = 0; at < o.layouts.size();) {
     const std::string item = o.layouts.substr(at, o.layouts.find(';', at) - at);
     at += item.size() + 1;
     const Layout layout = layout_of({.layout = item});
-    for (const bool overlaps : {false, true}) cases.push_back({layout, overlaps});
+    for (const bool sequence : {false, true}) {
+      if (sequence && layout.tp == 1) continue;
+      for (const bool overlaps : {false, true}) cases.push_back({layout, overlaps, sequence});
+    }
   }
   return cases;
 }
 
 void print(const VerifyRow& r) {
   if (!r.error.empty()) {
-    std::printf("%-16s %-11s FAILED  %s\n", r.run.layout.text().c_str(), schedule_name(r), r.error.c_str());
+    std::printf("%-24s %-11s FAILED  %s\n", case_name(r).c_str(), schedule_name(r), r.error.c_str());
     return;
   }
-  std::printf("%-16s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %7.2f s\n", r.run.layout.text().c_str(),
-              schedule_name(r), r.pass ? "ok" : "FAILED", r.max_rel_grad_err, r.worst_tensor.c_str(),
-              r.loss_err, r.weights_err, r.seconds);
+  std::printf("%-24s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %7.2f s\n", case_name(r).c_str(), schedule_name(r),
+              r.pass ? "ok" : "FAILED", r.max_rel_grad_err, r.worst_tensor.c_str(), r.loss_err, r.weights_err,
+              r.seconds);
   std::fflush(stdout);
 }
 
 void run_verify(const Options& o) {
   refuse_launcher("verify");
-  const TrainConfig config = o.config.load();
+  // Of the config's own layout only the number of ranks matters here.
+  ConfigOptions of_one_rank = o.config;
+  of_one_rank.set.insert(of_one_rank.set.begin(), "parallel.layout=");
+  of_one_rank.ranks = 1;
+  const TrainConfig config = of_one_rank.load();
   VerifyOptions options;
   options.model = config.model;
   options.model.vocabulary = o.vocabulary;
   options.dtype = o.dtype == "f32" ? DType::f32 : DType::f64;
   options.seed = o.seed;
-  const std::vector<VerifyCase> cases = cases_of(o, config);
+  const std::vector<VerifyCase> cases = cases_of(o, config.model);
   const bool table = o.json != "-";
   if (table && !o.json.empty()) check_can_write(o.json);
   if (table) {
-    std::printf("%-16s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
+    std::printf("%-24s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
                 "loss", "weights");
   }
   int failed = 0;

@@ -1,6 +1,8 @@
 #include "phalanx/comm/mesh.h"
 
+#include <algorithm>
 #include <charconv>
+#include <numeric>
 
 #include "phalanx/base/error.h"
 
@@ -70,16 +72,39 @@ Mesh::Mesh(Group& world, const Layout& layout) : world_(world), layout_(layout) 
   }
   const int edp = stage_ranks / expert_ranks;
   sizes_ = {layout.pp, layout.dp, layout.cp, layout.tp, edp, layout.ep, layout.etp};
-  // Distance in ranks between neighbours along each axis.
-  const std::array<int, kAxes> strides = {
-      stage_ranks, layout.cp * layout.tp, layout.tp, 1, expert_ranks, layout.etp, 1};
+  strides_ = {stage_ranks, layout.cp * layout.tp, layout.tp, 1, expert_ranks, layout.etp, 1};
+  coordinates_ = coordinates_of(world.rank());
   for (size_t a = 0; a < kAxes; ++a) {
-    coordinates_[a] = world.rank() / strides[a] % sizes_[a];
-    const int first = world.rank() - coordinates_[a] * strides[a];
+    const int first = world.rank() - coordinates_[a] * strides_[a];
     std::vector<int> members;
-    for (int i = 0; i < sizes_[a]; ++i) members.push_back(first + i * strides[a]);
+    for (int i = 0; i < sizes_[a]; ++i) members.push_back(first + i * strides_[a]);
     groups_.push_back(world.subgroup(std::string(kNames[a]), members));
   }
+}
+
+Coordinates Mesh::coordinates_of(int world_rank) const {
+  Coordinates c{};
+  for (size_t a = 0; a < kAxes; ++a) c[a] = world_rank / strides_[a] % sizes_[a];
+  return c;
+}
+
+std::vector<int> Mesh::stage_ranks() const {
+  std::vector<int> ranks(static_cast<size_t>(world_.size() / size(Axis::pp)));
+  std::iota(ranks.begin(), ranks.end(), coordinate(Axis::pp) * static_cast<int>(ranks.size()));
+  return ranks;
+}
+
+Group& Mesh::group(const std::string& name, const std::vector<int>& members) {
+  const auto same = std::ranges::find_if(
+      others_, [&](const Group& g) { return g.name() == name && g.info().members == members; });
+  return same != others_.end() ? *same : others_.emplace_back(world_.subgroup(name, members));
+}
+
+Traffic Mesh::traffic() const {
+  Traffic sum = world_.traffic();
+  for (const Group& g : groups_) sum += g.traffic();
+  for (const Group& g : others_) sum += g.traffic();
+  return sum;
 }
 
 }  // namespace phalanx

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,6 +33,9 @@ struct Layout {
   static Layout parse(std::string_view text);
 };
 
+/// By axis.
+using Coordinates = std::array<int, kAxes>;
+
 /// One rank's coordinates and its group along each axis. Rank = ((pp · dp + d) · cp + c) · tp + t, and inside
 /// a stage also (edp · ep + e) · etp + t.
 class Mesh {
@@ -42,16 +46,28 @@ class Mesh {
   const Layout& layout() const { return layout_; }
   int size(Axis axis) const { return sizes_[static_cast<size_t>(axis)]; }
   int coordinate(Axis axis) const { return coordinates_[static_cast<size_t>(axis)]; }
+  const Coordinates& coordinates() const { return coordinates_; }
+  Coordinates coordinates_of(int world_rank) const;
+  /// The world ranks of this rank's stage, ascending.
+  std::vector<int> stage_ranks() const;
   /// The ranks that differ from this one along `axis` alone.
   Group& group(Axis axis) { return groups_[static_cast<size_t>(axis)]; }
   Group& world() { return world_; }
+  const Group& world() const { return world_; }
+  /// The group of those world ranks (ascending, this one among them), made at first use. Every member asks
+  /// for its groups in the same order; `name` is for messages.
+  Group& group(const std::string& name, const std::vector<int>& members);
+  /// What this rank has sent and received so far in all groups of the mesh.
+  Traffic traffic() const;
 
  private:
   Group& world_;
   Layout layout_;
   std::array<int, kAxes> sizes_{};
-  std::array<int, kAxes> coordinates_{};
-  std::vector<Group> groups_;
+  std::array<int, kAxes> strides_{};  // ranks between neighbours along an axis
+  Coordinates coordinates_{};
+  std::vector<Group> groups_;  // by axis
+  std::deque<Group> others_;
 };
 
 }  // namespace phalanx

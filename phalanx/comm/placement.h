@@ -9,10 +9,15 @@
 
 namespace phalanx {
 
-/// Dimension `dim` is cut over `axis` into equal parts, in coordinate order.
+/// Dimension `dim` is cut over `axis` into runs of equal length, in coordinate order.
 struct Shard {
   Axis axis;
   int dim;
+  /// So many runs, a divisor of the axis: as many neighbours along it share one (of KV heads there may be
+  /// fewer than ranks). 0: one for each coordinate.
+  int parts = 0;
+  /// Runs of ⌈n / parts⌉, the last ones shorter or empty: for a vocabulary that does not divide.
+  bool uneven = false;
 };
 
 /// The shards of a tensor; it is replicated along every other axis.
@@ -31,7 +36,7 @@ struct LocalSlice {
 LocalSlice local_slice(std::string_view name, const Shape& full, const Placement& placement,
                        const Mesh& mesh);
 
-/// True when an expert axis cuts the tensor: its gradient is then summed over edp, otherwise over dp.
-bool is_expert_placement(const Placement& placement);
+/// The world ranks of this rank's stage that hold the same part as it, ascending.
+std::vector<int> holders(const Placement& placement, const Mesh& mesh);
 
 }  // namespace phalanx

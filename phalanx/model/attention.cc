@@ -1,5 +1,6 @@
 #include "phalanx/model/attention.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "phalanx/ops/rope.h"
@@ -7,37 +8,54 @@
 namespace phalanx {
 namespace {
 
-// What backward needs of the forward, besides the linears' inputs.
+// What backward needs of the forward.
 struct Saved {
+  Tensor x;  // of the stream
   Tensor q;
   Tensor k;
   Tensor v;
   Attended out;
 };
 
-LinearConfig linear(int64_t in, int64_t out, const ModelConfig& c, double init_std) {
-  return {.in = in, .out = out, .bias = c.bias, .init_std = init_std};
+LinearConfig inner(int heads, int parts, const ModelConfig& c) {
+  return {.in = c.width,
+          .out = heads * c.head_dim,
+          .cut = Cut::outputs,
+          .parts = parts,
+          .bias = c.bias,
+          .init_std = c.init_std};
 }
+
+LinearConfig outer(const ModelConfig& c) {
+  return {.in = c.heads * c.head_dim,
+          .out = c.width,
+          .cut = Cut::inputs,
+          .bias = c.bias,
+          .init_std = c.init_std / std::sqrt(2.0 * c.layers)};
+}
+
+int kv_parts(const Builder& b) { return std::min(b.config.kv_heads, b.tensor.ranks()); }
 
 }  // namespace
 
-Attention::Attention(ParameterStore& store, const std::string& name, int layer, const ModelConfig& c)
-    : layer_(layer),
-      config_{.heads = c.heads,
-              .kv_heads = c.kv_heads,
-              .head_dim = c.head_dim,
-              .scale = 1 / std::sqrt(static_cast<double>(c.head_dim))},
-      rope_theta_(c.positions == Positions::rope ? c.rope_theta : 0),
-      q_(store, name + ".q", linear(c.width, c.heads * c.head_dim, c, c.init_std)),
-      k_(store, name + ".k", linear(c.width, c.kv_heads * c.head_dim, c, c.init_std)),
-      v_(store, name + ".v", linear(c.width, c.kv_heads * c.head_dim, c, c.init_std)),
-      o_(store, name + ".o",
-         linear(c.heads * c.head_dim, c.width, c, c.init_std / std::sqrt(2.0 * c.layers))) {}
+Attention::Attention(const Builder& b, const std::string& name, int layer)
+    : tensor_(b.tensor),
+      layer_(layer),
+      config_{.heads = b.config.heads / b.tensor.ranks(),
+              .kv_heads = b.config.kv_heads / kv_parts(b),
+              .head_dim = b.config.head_dim,
+              .scale = 1 / std::sqrt(static_cast<double>(b.config.head_dim))},
+      rope_theta_(b.config.positions == Positions::rope ? b.config.rope_theta : 0),
+      q_(b, name + ".q", inner(b.config.heads, 0, b.config)),
+      k_(b, name + ".k", inner(b.config.kv_heads, kv_parts(b), b.config)),
+      v_(b, name + ".v", inner(b.config.kv_heads, kv_parts(b), b.config)),
+      o_(b, name + ".o", outer(b.config)) {}
 
 Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
-  const Tensor q = co_await q_.forward(x_TD, tape.scope("q"));
-  const Tensor k = co_await k_.forward(x_TD, tape.scope("k"));
-  const Tensor v = co_await v_.forward(x_TD, tape.scope("v"));
+  const Tensor all_TD = co_await tensor_.gather(x_TD);
+  const Tensor q = co_await q_.forward(all_TD);
+  const Tensor k = co_await k_.forward(all_TD);
+  const Tensor v = co_await v_.forward(all_TD);
   if (rotates()) {
     rope_into(q, pass.batch->positions, config_.head_dim, rope_theta_);
     rope_into(k, pass.batch->positions, config_.head_dim, rope_theta_);
@@ -47,24 +65,27 @@ Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
     out.y_THd = attention_over_segments(q, pass.batch->positions, pass.cache->append(layer_, k, v), config_);
   } else {
     out = attention(q, k, v, pass.batch->sequence_offsets, config_);
-    Saved saved = {q, k, v, out};
+    Saved saved = {x_TD, q, k, v, out};
     tape.save(std::move(saved));
   }
-  co_return co_await o_.forward(out.y_THd, tape.scope("o"));
+  co_return co_await o_.forward(out.y_THd);
 }
 
 Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
-  const Tensor dy_THd = co_await o_.backward(dy_TD, tape.scope("o"));
-  const auto saved = tape.take<Saved>();
+  auto saved = tape.take<Saved>();
+  const Tensor dy_THd = co_await o_.backward(dy_TD, saved.out.y_THd, tape);
   const AttentionGradients d =
       attention_backward(dy_THd, saved.q, saved.k, saved.v, saved.out, pass.batch->sequence_offsets, config_);
   if (rotates()) {
     rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rope_theta_);
     rope_backward_into(d.dk_TGd, pass.batch->positions, config_.head_dim, rope_theta_);
   }
-  const Tensor dx_q = co_await q_.backward(d.dq_THd, tape.scope("q"));
-  const Tensor dx_qk = co_await k_.backward(d.dk_TGd, tape.scope("k"), dx_q);
-  co_return co_await v_.backward(d.dv_TGd, tape.scope("v"), dx_qk);
+  Tensor x_TD = std::exchange(saved.x, Tensor());
+  Tensor all_TD = co_await tensor_.gather(std::move(x_TD));
+  const Tensor dx_q = co_await q_.backward(d.dq_THd, all_TD, tape);
+  const Tensor dx_qk = co_await k_.backward(d.dk_TGd, all_TD, tape, dx_q);
+  const Tensor dx = co_await v_.backward(d.dv_TGd, std::move(all_TD), tape, dx_qk);
+  co_return co_await tensor_.reduce(dx);
 }
 
 }  // namespace phalanx

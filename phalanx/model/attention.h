@@ -5,19 +5,22 @@
 
 namespace phalanx {
 
-/// Parameters NAME.q [H·d, D], NAME.k and NAME.v [G·d, D], NAME.o [D, H·d].
+/// Parameters NAME.q [H·d, D], NAME.k and NAME.v [G·d, D], NAME.o [D, H·d]. Each rank of tp has H/tp heads
+/// and the KV heads they use: G/tp, or one that it shares with its neighbours where there are fewer than
+/// ranks.
 class Attention final : public Layer {
  public:
-  Attention(ParameterStore& store, const std::string& name, int layer, const ModelConfig& config);
+  Attention(const Builder& build, const std::string& name, int layer);
   Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
 
  private:
   bool rotates() const { return rope_theta_ > 0; }
 
+  TensorParallel& tensor_;
   int layer_;
-  AttentionConfig config_;
-  double rope_theta_;  // 0: positions are learned elsewhere
+  AttentionConfig config_;  // of this rank's heads
+  double rope_theta_;       // 0: positions are learned elsewhere
   Linear q_;
   Linear k_;
   Linear v_;

@@ -1,10 +1,61 @@
 #include "phalanx/model/config.h"
 
 #include <cmath>
+#include <vector>
 
 #include "phalanx/base/error.h"
 
 namespace phalanx {
+
+namespace {
+
+// What of the model tp does not divide; empty if nothing.
+std::string undivided_by_tp(const ModelConfig& c, int tp) {
+  const auto divides = [tp](int64_t n) { return n % tp == 0; };
+  if (!divides(c.heads)) return format("model.heads {}", c.heads);
+  if (!divides(c.kv_heads) && tp % c.kv_heads != 0) return format("model.kv_heads {}", c.kv_heads);
+  const bool moe = c.mlp == MlpKind::moe;
+  const bool dense = !moe || c.moe.dense_layers > 0;
+  if (dense && !divides(c.mlp_width)) return format("model.mlp_width {}", c.mlp_width);
+  const int64_t shared = c.moe.shared_experts * c.moe.expert_width;
+  return moe && !divides(shared) ? format("moe.shared_experts · moe.expert_width {}", shared) : "";
+}
+
+// "1, 2 or 4"
+std::string one_of(const std::vector<int>& sizes) {
+  std::string text;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    text += format("{}{}", i == 0 ? "" : i + 1 == sizes.size() ? " or " : ", ", sizes[i]);
+  }
+  return text;
+}
+
+template <class F>
+std::vector<int> sizes_where(int most, F fits) {
+  std::vector<int> sizes;
+  for (int size = 1; size <= most; ++size) {
+    if (fits(size)) sizes.push_back(size);
+  }
+  return sizes;
+}
+
+}  // namespace
+
+std::string misfit(const ModelConfig& c, const Layout& layout) {
+  const std::string undivided = undivided_by_tp(c, layout.tp);
+  if (!undivided.empty()) {
+    const auto sizes = sizes_where(c.heads, [&](int tp) { return undivided_by_tp(c, tp).empty(); });
+    return format("tp = {} does not fit {}: it may be {}", layout.tp, undivided, one_of(sizes));
+  }
+  if (layout.ep == 1) return {};
+  if (c.mlp != MlpKind::moe) return format("ep = {} needs model.mlp = \"moe\"", layout.ep);
+  if (c.moe.experts % layout.ep != 0) {
+    const auto sizes = sizes_where(c.moe.experts, [&](int ep) { return c.moe.experts % ep == 0; });
+    return format("ep = {} does not divide moe.experts {}: it may be {}", layout.ep, c.moe.experts,
+                  one_of(sizes));
+  }
+  return {};
+}
 
 ModelConfig resolved(ModelConfig c) {
   if (c.kv_heads == 0) c.kv_heads = c.heads;

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
+#include "phalanx/comm/mesh.h"
 #include "phalanx/ops/route.h"
 
 namespace phalanx {
@@ -48,6 +50,9 @@ struct ModelConfig {
   double init_std = 0;
   MoeConfig moe;
 };
+
+/// Why a layout cannot cut a (resolved) model, and which sizes of the axis can; empty if it can.
+std::string misfit(const ModelConfig& config, const Layout& layout);
 
 /// The config with every 0 that means "from the others" replaced. Error: sizes that do not divide.
 ModelConfig resolved(ModelConfig config);

@@ -1,5 +1,7 @@
 #include "phalanx/model/flops.h"
 
+#include <algorithm>
+
 namespace phalanx {
 namespace {
 
@@ -13,19 +15,19 @@ Matrices attention_matrices(const ModelConfig& c) {
   return {n, n};
 }
 
-Matrices mlp_matrices(const ModelConfig& c, int layer) {
+Matrices mlp_matrices(const ModelConfig& c, int layer, const Layout& layout) {
   if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {
     const int64_t expert = 3 * c.width * c.moe.expert_width;
     const int64_t router = c.width * c.moe.experts;
-    const int64_t shared = c.moe.shared_experts * expert;
-    return {router + shared + c.moe.experts * expert, router + shared + c.moe.top_k * expert};
+    const int64_t shared = c.moe.shared_experts * expert / layout.tp;
+    return {router + shared + c.moe.experts / layout.ep * expert, router + shared + c.moe.top_k * expert};
   }
   const bool gated = c.mlp == MlpKind::swiglu || c.mlp == MlpKind::moe;
   const int64_t n = (gated ? 3 : 2) * c.width * c.mlp_width;
   return {n, n};
 }
 
-int64_t vector_parameters(const ModelConfig& c) {
+int64_t vector_parameters(const ModelConfig& c, const Layout& layout) {
   const bool norm_bias = c.norm == NormKind::layernorm && c.bias;
   int64_t n = (2 * c.layers + 1) * c.width * (norm_bias ? 2 : 1);
   if (!c.bias) return n;
@@ -34,7 +36,7 @@ int64_t vector_parameters(const ModelConfig& c) {
   for (int layer = 0; layer < c.layers; ++layer) {
     const bool gated = c.mlp == MlpKind::swiglu || c.mlp == MlpKind::moe;
     if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {
-      if (c.moe.shared_experts > 0) n += 2 * c.moe.shared_experts * c.moe.expert_width + c.width;
+      if (c.moe.shared_experts > 0) n += 2 * c.moe.shared_experts * c.moe.expert_width / layout.tp + c.width;
     } else {
       n += (gated ? 2 : 1) * c.mlp_width + c.width;
     }
@@ -42,26 +44,41 @@ int64_t vector_parameters(const ModelConfig& c) {
   return n;
 }
 
-}  // namespace
+// `c` with the sizes that a rank of the layout has of what tp cuts.
+ModelConfig cut(ModelConfig c, const Layout& layout) {
+  c.vocabulary = (c.vocabulary + layout.tp - 1) / layout.tp;
+  c.heads /= layout.tp;
+  c.kv_heads /= std::min(c.kv_heads, layout.tp);
+  c.mlp_width /= layout.tp;
+  return c;
+}
 
-ParameterCount count_parameters(const ModelConfig& c) {
+ParameterCount count(const ModelConfig& c, const Layout& layout) {
   Matrices sum;
   for (int layer = 0; layer < c.layers; ++layer) {
-    for (const Matrices& m : {attention_matrices(c), mlp_matrices(c, layer)}) {
+    for (const Matrices& m : {attention_matrices(c), mlp_matrices(c, layer, layout)}) {
       sum.all += m.all;
       sum.active += m.active;
     }
   }
   int64_t tables = c.vocabulary * c.width * (c.tied ? 1 : 2);
   if (c.positions == Positions::learned) tables += c.context * c.width;
-  const int64_t rest = tables + vector_parameters(c);
+  const int64_t rest = tables + vector_parameters(c, layout);
   return {sum.all + rest, sum.active + rest};
+}
+
+}  // namespace
+
+ParameterCount count_parameters(const ModelConfig& c) { return count(c, {}); }
+
+int64_t count_local_parameters(const ModelConfig& c, const Layout& layout) {
+  return count(cut(c, layout), layout).total;
 }
 
 TokenFlops training_flops_per_token(const ModelConfig& c) {
   double products = static_cast<double>(c.vocabulary * c.width);  // the head
   for (int layer = 0; layer < c.layers; ++layer) {
-    products += static_cast<double>(attention_matrices(c).active + mlp_matrices(c, layer).active);
+    products += static_cast<double>(attention_matrices(c).active + mlp_matrices(c, layer, {}).active);
   }
   const double attention = 12.0 * c.layers * c.heads * static_cast<double>(c.head_dim * c.context);
   return {.products = 6 * products, .attention = attention};

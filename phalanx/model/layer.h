@@ -5,7 +5,10 @@
 #include <span>
 
 #include "phalanx/base/task.h"
+#include "phalanx/model/config.h"
 #include "phalanx/ops/attention.h"
+#include "phalanx/parallel/parameter.h"
+#include "phalanx/parallel/tensor_parallel.h"
 #include "phalanx/tensor/tape.h"
 
 namespace phalanx {
@@ -37,11 +40,19 @@ struct Pass {
   KvStore* cache = nullptr;  ///< decoding: one sequence, which attends to what the store holds
 };
 
-/// A function of token rows with a written backward. Coroutines: they wait where ranks communicate.
+/// What layers are built from; outlives them.
+struct Builder {
+  ParameterStore& store;
+  TensorParallel& tensor;
+  const ModelConfig& config;
+};
+
+/// A function of the residual stream with a written backward. Coroutines: they wait where ranks communicate.
 class Layer {
  public:
   virtual ~Layer() = default;
-  /// x [T, D] → [T, D]; saves on the tape what backward takes.
+  /// x [T, D] → [T, D], the stream's rows (parallel/tensor_parallel.h); saves on the tape what backward
+  /// takes.
   virtual Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) = 0;
   /// The gradient of x; adds to the gradients of the parameters, or defers that work on the tape.
   virtual Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) = 0;

@@ -8,14 +8,21 @@
 namespace phalanx {
 namespace {
 
-Parameter& add_vector(ParameterStore& store, const std::string& name, int64_t width, Init::Kind kind) {
-  return store.add({.name = name, .shape = {width}, .init = {.kind = kind}, .weight_decay = false});
+// A vector of the stream's width, which every rank has whole; under sequence parallelism each sums its own
+// rows into the gradient.
+Parameter& add_vector(const Builder& build, const std::string& name, int64_t width, Init::Kind kind) {
+  return build.store.add({.name = name,
+                          .shape = {width},
+                          .init = {.kind = kind},
+                          .weight_decay = false,
+                          .gradient = build.tensor.sequence() ? OverTp::parts : OverTp::alike});
 }
 
 class RmsNorm final : public Layer {
  public:
-  RmsNorm(ParameterStore& store, const std::string& name, const ModelConfig& c)
-      : w_(add_vector(store, name + ".w", c.width, Init::Kind::ones)), eps_(c.norm_eps) {}
+  RmsNorm(const Builder& build, const std::string& name)
+      : w_(add_vector(build, name + ".w", build.config.width, Init::Kind::ones)),
+        eps_(build.config.norm_eps) {}
 
   Task<Tensor> forward(Tensor x_TD, Pass, Tape& tape) override {
     const Lease w = co_await w_.use();
@@ -37,10 +44,11 @@ class RmsNorm final : public Layer {
 
 class LayerNorm final : public Layer {
  public:
-  LayerNorm(ParameterStore& store, const std::string& name, const ModelConfig& c)
-      : w_(add_vector(store, name + ".w", c.width, Init::Kind::ones)),
-        b_(c.bias ? &add_vector(store, name + ".b", c.width, Init::Kind::zeros) : nullptr),
-        eps_(c.norm_eps) {}
+  LayerNorm(const Builder& build, const std::string& name)
+      : w_(add_vector(build, name + ".w", build.config.width, Init::Kind::ones)),
+        b_(build.config.bias ? &add_vector(build, name + ".b", build.config.width, Init::Kind::zeros)
+                             : nullptr),
+        eps_(build.config.norm_eps) {}
 
   Task<Tensor> forward(Tensor x_TD, Pass, Tape& tape) override {
     const Lease w = co_await w_.use();
@@ -67,15 +75,55 @@ class LayerNorm final : public Layer {
   double eps_;
 };
 
+Shape stacked(const LinearConfig& c, Shape one) {
+  if (c.stacked == 1) return one;
+  std::vector<int64_t> extents = {c.stacked};
+  extents.insert(extents.end(), one.extents().begin(), one.extents().end());
+  return Shape(extents);
+}
+
+Placement weight_placement(const LinearConfig& c) {
+  if (c.cut == Cut::inputs) return {{.axis = Axis::tp, .dim = 1}};
+  return {{.axis = Axis::tp, .dim = c.stacked == 1 ? 0 : 1, .parts = c.parts}};
+}
+
+// A weight as one matrix [stacked · out, in].
+Tensor matrix(const Tensor& w) {
+  const int64_t in = w.dim(w.shape().rank() - 1);
+  return w.view({w.numel() / in, in});
+}
+
+// Ranks that share outputs feed them to different features, and so have parts of their gradient.
+OverTp gradient_of_outputs(const Builder& build, const LinearConfig& c) {
+  return c.parts > 0 && c.parts < build.tensor.ranks() ? OverTp::parts : OverTp::alike;
+}
+
+Parameter& add_bias(const Builder& build, const std::string& name, const LinearConfig& c) {
+  if (c.cut == Cut::inputs) return add_vector(build, name, c.out, Init::Kind::zeros);
+  return build.store.add({.name = name,
+                          .shape = stacked(c, {c.out}),
+                          .placement = weight_placement(c),
+                          .init = {.kind = Init::Kind::zeros},
+                          .weight_decay = false,
+                          .gradient = gradient_of_outputs(build, c)});
+}
+
 }  // namespace
 
-Linear::Linear(ParameterStore& store, const std::string& name, const LinearConfig& c)
-    : w_(store.add({.name = name + ".w", .shape = {c.out, c.in}, .init = {.std = c.init_std}})),
-      b_(c.bias ? &add_vector(store, name + ".b", c.out, Init::Kind::zeros) : nullptr) {}
+Linear::Linear(const Builder& build, const std::string& name, const LinearConfig& c)
+    : tensor_(build.tensor),
+      cut_(c.cut),
+      w_(build.store.add({.name = name + ".w",
+                          .shape = stacked(c, {c.out, c.in}),
+                          .placement = weight_placement(c),
+                          .init = {.std = c.init_std},
+                          .gradient = gradient_of_outputs(build, c)})),
+      b_(c.bias ? &add_bias(build, name + ".b", c) : nullptr) {}
 
-Task<Tensor> Linear::forward(Tensor x, Tape& tape) {
+Task<Tensor> Linear::forward(Tensor x) {
   const Lease w = co_await w_.use();
-  const Tensor y = matmul_nt(tape.save(x), w.value());
+  Tensor y = matmul_nt(x, matrix(w.value()));
+  if (cut_ == Cut::inputs) y = co_await tensor_.reduce(y);
   if (b_) {
     const Lease b = co_await b_->use();
     add_bias_into(y, b.value());
@@ -83,21 +131,23 @@ Task<Tensor> Linear::forward(Tensor x, Tape& tape) {
   co_return y;
 }
 
-Task<Tensor> Linear::backward(Tensor dy, Tape& tape, Tensor sum) {
-  tape.defer([this, dy, x = tape.take()] {
+Task<Tensor> Linear::backward(Tensor dy, Tensor x, Tape& tape, Tensor sum) {
+  Tensor dy_all = dy;
+  if (cut_ == Cut::inputs) dy_all = co_await tensor_.gather(dy);
+  tape.defer([this, dy, dy_all, x = std::move(x)] {
     const auto [dw, into] = w_.grad_sum();
-    matmul_tn_into(dw, dy, x, into);
+    matmul_tn_into(matrix(dw), dy_all, x, into);
     if (b_) bias_backward_into(b_->grad(), dy);
   });
   const Lease w = co_await w_.use();
-  if (!sum.defined()) co_return matmul(dy, w.value());
-  matmul_into(sum, dy, w.value());
+  if (!sum.defined()) co_return matmul(dy_all, matrix(w.value()));
+  matmul_into(sum, dy_all, matrix(w.value()));
   co_return sum;
 }
 
-std::unique_ptr<Layer> make_norm(ParameterStore& store, const std::string& name, const ModelConfig& config) {
-  if (config.norm == NormKind::layernorm) return std::make_unique<LayerNorm>(store, name, config);
-  return std::make_unique<RmsNorm>(store, name, config);
+std::unique_ptr<Layer> make_norm(const Builder& build, const std::string& name) {
+  if (build.config.norm == NormKind::layernorm) return std::make_unique<LayerNorm>(build, name);
+  return std::make_unique<RmsNorm>(build, name);
 }
 
 }  // namespace phalanx

@@ -4,33 +4,45 @@
 #include <memory>
 #include <string>
 
-#include "phalanx/model/config.h"
 #include "phalanx/model/layer.h"
-#include "phalanx/parallel/parameter.h"
 
 namespace phalanx {
 
+/// Which features of a linear are cut over tp. outputs: W by rows, and the bias; each rank computes some
+/// outputs of all inputs. inputs: W by columns; each rank has some inputs and computes a summand of all
+/// outputs. (Megatron's column- and row-parallel: its weights are the transposed.)
+enum class Cut : uint8_t { outputs, inputs };
+
 struct LinearConfig {
-  int64_t in = 0;
+  int64_t in = 0;  ///< of the whole layer
   int64_t out = 0;
+  Cut cut = Cut::outputs;
+  int parts = 0;    ///< of the outputs: fewer than tp where ranks share them; 0: tp
+  int stacked = 1;  ///< so many layers of the same input in one, each with `out` outputs; all of them are cut
   bool bias = false;
   double init_std = 0.02;
 };
 
-/// y = x Wᵀ + b. Parameters NAME.w [out, in] and, if asked for, NAME.b [out].
+/// y = x Wᵀ + b. Parameters NAME.w [out, in] and, if asked for, NAME.b [out]; stacked: [stacked, out, in] and
+/// [stacked, out].
 class Linear {
  public:
-  Linear(ParameterStore& store, const std::string& name, const LinearConfig& config);
-  Task<Tensor> forward(Tensor x, Tape& tape);
-  /// The gradient of x; where there is a `sum`, it is added to that.
-  Task<Tensor> backward(Tensor dy, Tape& tape, Tensor sum = {});
+  Linear(const Builder& build, const std::string& name, const LinearConfig& config);
+  /// x [T, in]: all rows → [T, stacked · out / tp] (outputs cut); or x [T, in / tp] → the stream [·, out]
+  /// (inputs cut: summed over tp, then the bias once).
+  Task<Tensor> forward(Tensor x);
+  /// The gradient of x, given the forward's x; where there is a `sum`, it is added to that. With outputs cut
+  /// it is this rank's summand of the gradient.
+  Task<Tensor> backward(Tensor dy, Tensor x, Tape& tape, Tensor sum = {});
 
  private:
+  TensorParallel& tensor_;
+  Cut cut_;
   Parameter& w_;
   Parameter* b_;  // or null
 };
 
 /// RMSNorm or LayerNorm over the width. Parameters NAME.w [D] and, for LayerNorm with bias, NAME.b [D].
-std::unique_ptr<Layer> make_norm(ParameterStore& store, const std::string& name, const ModelConfig& config);
+std::unique_ptr<Layer> make_norm(const Builder& build, const std::string& name);
 
 }  // namespace phalanx

@@ -7,50 +7,69 @@
 namespace phalanx {
 namespace {
 
-LinearConfig into(int64_t hidden, const ModelConfig& c) {
-  return {.in = c.width, .out = hidden, .bias = c.bias, .init_std = c.init_std};
+LinearConfig into(int64_t hidden, int stacked, const ModelConfig& c) {
+  return {.in = c.width,
+          .out = hidden,
+          .cut = Cut::outputs,
+          .stacked = stacked,
+          .bias = c.bias,
+          .init_std = c.init_std};
 }
 
 // Residual branches end in smaller weights, so that the sum over layers keeps its size (GPT-2, section 2.3).
 LinearConfig out_of(int64_t hidden, const ModelConfig& c) {
-  return {.in = hidden, .out = c.width, .bias = c.bias, .init_std = c.init_std / std::sqrt(2.0 * c.layers)};
+  return {.in = hidden,
+          .out = c.width,
+          .cut = Cut::inputs,
+          .bias = c.bias,
+          .init_std = c.init_std / std::sqrt(2.0 * c.layers)};
 }
 
 }  // namespace
 
-GeluMlp::GeluMlp(ParameterStore& store, const std::string& name, const ModelConfig& c)
-    : kind_(c.mlp == MlpKind::gelu_tanh ? Gelu::tanh : Gelu::erf),
-      up_(store, name + ".up", into(c.mlp_width, c)),
-      down_(store, name + ".down", out_of(c.mlp_width, c)) {}
+GeluMlp::GeluMlp(const Builder& b, const std::string& name)
+    : tensor_(b.tensor),
+      kind_(b.config.mlp == MlpKind::gelu_tanh ? Gelu::tanh : Gelu::erf),
+      up_(b, name + ".up", into(b.config.mlp_width, 1, b.config)),
+      down_(b, name + ".down", out_of(b.config.mlp_width, b.config)) {}
 
 Task<Tensor> GeluMlp::forward(Tensor x_TD, Pass, Tape& tape) {
-  const Tensor h_TF = co_await up_.forward(x_TD, tape.scope("up"));
+  const Tensor all_TD = co_await tensor_.gather(tape.save(x_TD));
+  const Tensor h_TF = co_await up_.forward(all_TD);
   const Tensor a_TF = gelu(tape.save(h_TF), kind_);
-  co_return co_await down_.forward(a_TF, tape.scope("down"));
+  co_return co_await down_.forward(tape.save(a_TF));
 }
 
 Task<Tensor> GeluMlp::backward(Tensor dy_TD, Pass, Tape& tape) {
-  const Tensor da_TF = co_await down_.backward(dy_TD, tape.scope("down"));
+  Tensor a_TF = tape.take();
+  const Tensor da_TF = co_await down_.backward(dy_TD, std::move(a_TF), tape);
   const Tensor dh_TF = gelu_backward(da_TF, tape.take(), kind_);
-  co_return co_await up_.backward(dh_TF, tape.scope("up"));
+  Tensor all_TD = co_await tensor_.gather(tape.take());
+  const Tensor dx_TD = co_await up_.backward(dh_TF, std::move(all_TD), tape);
+  co_return co_await tensor_.reduce(dx_TD);
 }
 
-SwigluMlp::SwigluMlp(ParameterStore& store, const std::string& name, int64_t hidden, const ModelConfig& c)
-    : gate_up_(store, name + ".gate_up", into(2 * hidden, c)),
-      down_(store, name + ".down", out_of(hidden, c)) {}
+SwigluMlp::SwigluMlp(const Builder& b, const std::string& name, int64_t hidden)
+    : tensor_(b.tensor),
+      gate_up_(b, name + ".gate_up", into(hidden, 2, b.config)),
+      down_(b, name + ".down", out_of(hidden, b.config)) {}
 
 Task<Tensor> SwigluMlp::forward(Tensor x_TD, Pass, Tape& tape) {
-  const Tensor h = co_await gate_up_.forward(x_TD, tape.scope("gate_up"));
+  const Tensor all_TD = co_await tensor_.gather(tape.save(x_TD));
+  const Tensor h = co_await gate_up_.forward(all_TD);
   const Rows rows = tape.save(all_rows(h));
   const Rows a = swiglu(rows);
-  co_return co_await down_.forward(a.data, tape.scope("down"));
+  co_return co_await down_.forward(tape.save(a.data));
 }
 
 Task<Tensor> SwigluMlp::backward(Tensor dy_TD, Pass, Tape& tape) {
-  const Tensor da = co_await down_.backward(dy_TD, tape.scope("down"));
+  Tensor a = tape.take();
+  const Tensor da = co_await down_.backward(dy_TD, std::move(a), tape);
   const Rows h = tape.take<Rows>();
   const Rows dh = swiglu_backward({da, h.live}, h);
-  co_return co_await gate_up_.backward(dh.data, tape.scope("gate_up"));
+  Tensor all_TD = co_await tensor_.gather(tape.take());
+  const Tensor dx_TD = co_await gate_up_.backward(dh.data, std::move(all_TD), tape);
+  co_return co_await tensor_.reduce(dx_TD);
 }
 
 }  // namespace phalanx

@@ -1,4 +1,4 @@
-// Dense feed-forward layers.
+// Dense feed-forward layers. The hidden features are cut over tp.
 #pragma once
 
 #include "phalanx/model/linear.h"
@@ -9,24 +9,26 @@ namespace phalanx {
 /// down(gelu(up(x))). Parameters NAME.up [F, D], NAME.down [D, F].
 class GeluMlp final : public Layer {
  public:
-  GeluMlp(ParameterStore& store, const std::string& name, const ModelConfig& config);
+  GeluMlp(const Builder& build, const std::string& name);
   Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
 
  private:
+  TensorParallel& tensor_;
   Gelu kind_;
   Linear up_;
   Linear down_;
 };
 
-/// down(silu(gate(x)) · up(x)). Parameters NAME.gate_up [2F, D] (gate first), NAME.down [D, F]; F = hidden.
+/// down(silu(gate(x)) · up(x)). Parameters NAME.gate_up [2, F, D] (gate first), NAME.down [D, F]; F = hidden.
 class SwigluMlp final : public Layer {
  public:
-  SwigluMlp(ParameterStore& store, const std::string& name, int64_t hidden, const ModelConfig& config);
+  SwigluMlp(const Builder& build, const std::string& name, int64_t hidden);
   Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
 
  private:
+  TensorParallel& tensor_;
   Linear gate_up_;
   Linear down_;
 };

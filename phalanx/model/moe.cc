@@ -10,33 +10,55 @@ namespace phalanx {
 
 // T tokens, D model width, E experts, K top-k, R received rows, F expert width
 
-Router::Router(ParameterStore& store, const std::string& name, const ModelConfig& c)
-    : config_{.scores = c.moe.scores,
-              .top_k = c.moe.top_k,
-              .normalise = c.moe.normalise,
-              .scaling = c.moe.scaling},
-      balance_loss_(c.moe.balance_loss),
-      w_(store.add({.name = name + ".w", .shape = {c.moe.experts, c.width}, .init = {.std = c.init_std}})) {
-  statistics_.expert_tokens.resize(static_cast<size_t>(c.moe.experts));
+namespace {
+
+// Gate and up of each expert as one matrix, [E, 2F, D].
+Tensor stacked(const Tensor& gate_up) {
+  return gate_up.view({gate_up.dim(0), gate_up.dim(1) * gate_up.dim(2), gate_up.dim(3)});
+}
+
+}  // namespace
+
+Router::Router(const Builder& b, const std::string& name)
+    : tensor_(b.tensor),
+      config_{.scores = b.config.moe.scores,
+              .top_k = b.config.moe.top_k,
+              .normalise = b.config.moe.normalise,
+              .scaling = b.config.moe.scaling},
+      balance_loss_(b.config.moe.balance_loss),
+      w_(b.store.add({.name = name + ".w",
+                      .shape = {b.config.moe.experts, b.config.width},
+                      .init = {.std = b.config.init_std},
+                      .gradient = OverTp::parts})) {
+  statistics_.expert_tokens.resize(static_cast<size_t>(b.config.moe.experts));
 }
 
 Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
   const Lease w = co_await w_.use();
   const Tensor logits_TE = matmul_nt(tape.save(x_TD), w.value());
   const Routing routing = tape.save(route(logits_TE, config_));
+  if (!pass.training && balance_loss_ == 0) co_return routing;
+  const Tensor offsets = tensor_.own_offsets(pass.batch->sequence_offsets);
+  Tensor counts_BE = tape.save(balance_counts(routing, offsets));
+  if (tensor_.ranks() > 1) {
+    Work work = tensor_.group().all_reduce(counts_BE);
+    co_await work;
+  }
   if (pass.training) {
     for (const int64_t e : routing.topk_idx_TK.span<int64_t>())
       ++statistics_.expert_tokens[static_cast<size_t>(e)];
-    statistics_.balance_loss_sum += balance_loss(routing, pass.batch->sequence_offsets);
+    statistics_.balance_loss_sum += balance_loss(routing, offsets, counts_BE);
   }
   co_return routing;
 }
 
 Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
+  const Tensor counts_BE = pass.training || balance_loss_ != 0 ? tape.take() : Tensor();
   const auto routing = tape.take<Routing>();
   Tensor dscores_TE;
   if (balance_loss_ != 0) {
-    dscores_TE = balance_loss_backward(routing, pass.batch->sequence_offsets, balance_loss_ * pass.scale);
+    const Tensor offsets = tensor_.own_offsets(pass.batch->sequence_offsets);
+    dscores_TE = balance_loss_backward(routing, offsets, counts_BE, balance_loss_ * pass.scale);
   }
   const Tensor dlogits_TE = route_backward(dweights_TK, dscores_TE, routing, config_);
   tape.defer([this, dlogits_TE, x_TD = tape.take()] {
@@ -47,20 +69,22 @@ Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
   co_return matmul(dlogits_TE, w.value());
 }
 
-Experts::Experts(ParameterStore& store, const std::string& name, const ModelConfig& c)
-    : gate_up_(store.add({.name = name + ".gate_up",
-                          .shape = {c.moe.experts, 2 * c.moe.expert_width, c.width},
-                          .placement = {{Axis::ep, 0}},
-                          .init = {.std = c.init_std}})),
-      down_(store.add({.name = name + ".down",
-                       .shape = {c.moe.experts, c.width, c.moe.expert_width},
-                       .placement = {{Axis::ep, 0}},
-                       .init = {.std = c.init_std / std::sqrt(2.0 * c.layers)}})) {}
+Experts::Experts(const Builder& b, const std::string& name)
+    : gate_up_(b.store.add({.name = name + ".gate_up",
+                            .shape = {b.config.moe.experts, 2, b.config.moe.expert_width, b.config.width},
+                            .placement = {{.axis = Axis::ep, .dim = 0}},
+                            .init = {.std = b.config.init_std},
+                            .gradient = OverTp::parts})),
+      down_(b.store.add({.name = name + ".down",
+                         .shape = {b.config.moe.experts, b.config.width, b.config.moe.expert_width},
+                         .placement = {{.axis = Axis::ep, .dim = 0}},
+                         .init = {.std = b.config.init_std / std::sqrt(2.0 * b.config.layers)},
+                         .gradient = OverTp::parts})) {}
 
 Task<Rows> Experts::forward(Rows x, Tensor offsets, Tape& tape) {
   const Lease gate_up = co_await gate_up_.use();
   const Lease down = co_await down_.use();
-  const Rows h = tape.save(grouped_matmul_nt(tape.save(x), gate_up.value(), offsets));
+  const Rows h = tape.save(grouped_matmul_nt(tape.save(x), stacked(gate_up.value()), offsets));
   co_return grouped_matmul_nt(tape.save(swiglu(h)), down.value(), offsets);
 }
 
@@ -74,19 +98,20 @@ Task<Rows> Experts::backward(Rows dy, Tensor offsets, Tape& tape) {
   const Rows dh = swiglu_backward(grouped_matmul(dy, down.value(), offsets), tape.take<Rows>());
   tape.defer([this, dh, x = tape.take<Rows>(), offsets] {
     const auto [dw, into] = gate_up_.grad_sum();
-    grouped_matmul_tn_into(dw, dh, x, offsets, into);
+    grouped_matmul_tn_into(stacked(dw), dh, x, offsets, into);
   });
-  co_return grouped_matmul(dh, gate_up.value(), offsets);
+  co_return grouped_matmul(dh, stacked(gate_up.value()), offsets);
 }
 
-Moe::Moe(ParameterStore& store, const std::string& name, const ModelConfig& c)
-    : router_(store, name + ".router", c),
-      experts_(store, name + ".experts", c),
-      buffer_(store.mesh().group(Axis::ep), c.moe.experts),
-      shared_(c.moe.shared_experts == 0
+Moe::Moe(const Builder& b, const std::string& name)
+    : tensor_(b.tensor),
+      router_(b, name + ".router"),
+      experts_(b, name + ".experts"),
+      buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts),
+      shared_(b.config.moe.shared_experts == 0
                   ? nullptr
-                  : std::make_unique<SwigluMlp>(store, name + ".shared",
-                                                c.moe.shared_experts * c.moe.expert_width, c)) {}
+                  : std::make_unique<SwigluMlp>(b, name + ".shared",
+                                                b.config.moe.shared_experts * b.config.moe.expert_width)) {}
 
 // The shared experts compute while the routed rows travel.
 Task<Tensor> Moe::forward(Tensor x_TD, Pass pass, Tape& tape) {
@@ -105,7 +130,8 @@ Task<Tensor> Moe::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   co_return add(routed_TD, shared_TD);
 }
 
-Task<Tensor> Moe::routed_forward(Tensor x_TD, Pass pass, Tape& tape) {
+Task<Tensor> Moe::routed_forward(Tensor stream_TD, Pass pass, Tape& tape) {
+  const Tensor x_TD = tensor_.split(stream_TD);
   const Routing route = co_await router_.forward(x_TD, pass, tape.scope("router"));
   const ep::Dispatched in = co_await buffer_.dispatch(x_TD, route.topk_idx_TK, route.weights_TK);
   const ExpertOrder order = order_by_expert(in.topk_idx_RK, buffer_.local_experts());
@@ -117,11 +143,12 @@ Task<Tensor> Moe::routed_forward(Tensor x_TD, Pass pass, Tape& tape) {
   tape.save(in.weights_RK);
   tape.save(order);
   tape.save(y);
-  co_return out.x_TD;
+  co_return co_await tensor_.join(out.x_TD);
 }
 
 // The backward of combine is a dispatch of the same rows, and the backward of dispatch a combine.
-Task<Tensor> Moe::routed_backward(Tensor dy_TD, Pass pass, Tape& tape) {
+Task<Tensor> Moe::routed_backward(Tensor dstream_TD, Pass pass, Tape& tape) {
+  const Tensor dy_TD = tensor_.split(dstream_TD);
   const Rows y = tape.take<Rows>();
   const auto order = tape.take<ExpertOrder>();
   const Tensor weights_RK = tape.take();
@@ -132,7 +159,8 @@ Task<Tensor> Moe::routed_backward(Tensor dy_TD, Pass pass, Tape& tape) {
   const Rows dx_RD = unpermute(dx, order, Tensor(), dy_RD);
   const ep::Combined back = co_await buffer_.combine(dx_RD, handle, d.weights_RK);
   const Tensor dx_router = co_await router_.backward(back.weights_TK, pass, tape.scope("router"));
-  co_return add(back.x_TD, dx_router);
+  const Tensor dx_TD = add(back.x_TD, dx_router);
+  co_return co_await tensor_.join(dx_TD);
 }
 
 }  // namespace phalanx

@@ -17,25 +17,26 @@ struct MoeStatistics {
   double balance_loss_sum = 0;         // without its coefficient
 };
 
-/// Scores, top-k, weights; adds the balance loss's gradient. Parameter NAME.w [E, D].
+/// Scores, top-k, weights of this rank's own rows; adds the balance loss's gradient. Parameter NAME.w [E, D].
 class Router {
  public:
-  Router(ParameterStore& store, const std::string& name, const ModelConfig& config);
+  Router(const Builder& build, const std::string& name);
   Task<Routing> forward(Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> backward(Tensor dweights_TK, Pass pass, Tape& tape);
   MoeStatistics& statistics() { return statistics_; }
 
  private:
+  TensorParallel& tensor_;
   RoutingConfig config_;
   double balance_loss_;
   Parameter& w_;
   MoeStatistics statistics_;
 };
 
-/// SwiGLU experts, cut over ep. Parameters NAME.gate_up [E, 2F, D], NAME.down [E, D, F].
+/// SwiGLU experts, cut over ep. Parameters NAME.gate_up [E, 2, F, D] (gate first), NAME.down [E, D, F].
 class Experts {
  public:
-  Experts(ParameterStore& store, const std::string& name, const ModelConfig& config);
+  Experts(const Builder& build, const std::string& name);
   /// x: rows in expert order, cut by offsets i64 [E_local+1].
   Task<Rows> forward(Rows x, Tensor offsets, Tape& tape);
   Task<Rows> backward(Rows dy, Tensor offsets, Tape& tape);
@@ -45,9 +46,10 @@ class Experts {
   Parameter& down_;
 };
 
+/// Ranks of tp share out the rows of the stream, each routes its own.
 class Moe final : public Layer {
  public:
-  Moe(ParameterStore& store, const std::string& name, const ModelConfig& config);
+  Moe(const Builder& build, const std::string& name);
   Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
   MoeStatistics& statistics() { return router_.statistics(); }
@@ -56,6 +58,7 @@ class Moe final : public Layer {
   Task<Tensor> routed_forward(Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> routed_backward(Tensor dy_TD, Pass pass, Tape& tape);
 
+  TensorParallel& tensor_;
   Router router_;
   Experts experts_;
   ep::Buffer buffer_;

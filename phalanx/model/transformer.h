@@ -7,13 +7,14 @@
 #include "phalanx/base/philox.h"
 #include "phalanx/model/attention.h"
 #include "phalanx/model/moe.h"
+#include "phalanx/model/token_table.h"
 
 namespace phalanx {
 
 /// x += attention(norm(x)); x += mlp(norm(x)); dropout on each branch.
 class Block final : public Layer {
  public:
-  Block(ParameterStore& store, int layer, const ModelConfig& config, uint64_t seed);
+  Block(const Builder& build, int layer, uint64_t seed);
   Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
   /// Null when this block's MLP is dense.
@@ -28,6 +29,7 @@ class Block final : public Layer {
   Task<Tensor> forward(Branch* branch, Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> backward(Branch* branch, Tensor dy_TD, Pass pass, Tape& tape);
 
+  TensorParallel& tensor_;
   double dropout_;
   Moe* moe_ = nullptr;
   std::vector<Branch> branches_;  // attention, mlp
@@ -37,8 +39,9 @@ class Block final : public Layer {
 /// unless tied.
 class Transformer {
  public:
-  /// `config` is resolved. `seed` names the dropout.
-  Transformer(ParameterStore& store, const ModelConfig& config, uint64_t seed);
+  /// `config` is resolved. `seed` names the dropout. `sequence`: sequence parallelism over tp. Error: the
+  /// mesh's axes do not divide the model.
+  Transformer(ParameterStore& store, const ModelConfig& config, uint64_t seed, bool sequence = false);
 
   /// Σ loss over the batch's targets that count. The tape keeps what backward needs.
   Task<double> forward(Pass pass, Tape& tape);
@@ -53,15 +56,16 @@ class Transformer {
 
  private:
   Task<Tensor> hidden(Pass pass, Tape& tape);
-  Parameter& head() { return head_ ? *head_ : embedding_; }
+  TokenTable& head() { return head_ ? *head_ : embedding_; }
 
   ModelConfig config_;
-  Parameter& embedding_;
+  TensorParallel tensor_;
+  TokenTable embedding_;
   Parameter* positions_;  // or null: rope
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Moe*> moe_layers_;
   std::unique_ptr<Layer> norm_;
-  Parameter* head_;  // or null: tied
+  std::unique_ptr<TokenTable> head_;  // or null: tied
   RandomStream dropout_;
 };
 

@@ -24,13 +24,13 @@ namespace {
 // the sum computes, the next ones come from memory.
 constexpr int64_t kChunk = 2048;
 
-struct LogSum {
+struct RowSum {
   double max;
-  double log_sum;  // log Σ e^(x − max)
+  double sum;  // Σ e^(x − max)
 };
 
 template <class T>
-LogSum log_sum_exp(const T* x, int64_t n) {
+RowSum row_sum(const T* x, int64_t n) {
   const hn::ScalableTag<T> d;
   T max = -std::numeric_limits<T>::infinity();
   double sum = 0;
@@ -48,32 +48,29 @@ LogSum log_sum_exp(const T* x, int64_t n) {
       return hn::Add(acc, exp(d, hn::Sub(at.load(d, x + begin + i), shift)));
     });
   }
-  return {static_cast<double>(max), std::log(sum)};
+  return {static_cast<double>(max), sum};
 }
 
 template <class T>
-double forward(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exps) {
+void forward(const Tensor& logits, const Tensor& targets, int64_t first, const Tensor& sums) {
   const int64_t v = logits.dim(1);
-  const int64_t grain = block_rows(v);
   const T* const x = logits.data<T>();
   const int32_t* const target = targets.data<int32_t>();
-  T* const kept = log_sum_exps.data<T>();
-  PooledVector<double> losses(static_cast<size_t>((logits.rows() + grain - 1) / grain));
-  parallel_for(logits.rows(), grain, [&](int64_t begin, int64_t end) HWY_ATTR {
-    double loss = 0;
+  double* const out = sums.data<double>();
+  parallel_for(logits.rows(), block_rows(v), [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int64_t r = begin; r < end; ++r) {
-      const LogSum row = log_sum_exp(x + r * v, v);
-      kept[2 * r] = static_cast<T>(row.max);
-      kept[2 * r + 1] = static_cast<T>(row.log_sum);
-      if (target[r] != kIgnore) loss += row.max - static_cast<double>(x[r * v + target[r]]) + row.log_sum;
+      const RowSum row = row_sum(x + r * v, v);
+      const int64_t local = target[r] - first;
+      out[3 * r] = row.max;
+      out[3 * r + 1] = row.sum;
+      out[3 * r + 2] = local >= 0 && local < v ? static_cast<double>(x[r * v + local]) : 0;
     }
-    losses[static_cast<size_t>(begin / grain)] = loss;
   });
-  return std::accumulate(losses.begin(), losses.end(), 0.0);
 }
 
 template <class T>
-void backward(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exps, T scale) {
+void backward(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exps, T scale,
+              int64_t first) {
   const int64_t v = logits.dim(1);
   T* const x = logits.data<T>();
   const int32_t* const target = targets.data<int32_t>();
@@ -91,20 +88,21 @@ void backward(const Tensor& logits, const Tensor& targets, const Tensor& log_sum
       const auto log_p = hn::Sub(hn::Sub(at.load(d, row + i), max), log_sum);
       at.store(hn::Mul(exp(d, log_p), by), d, row + i);
     });
-    row[target[r]] -= scale;
+    const int64_t local = target[r] - first;
+    if (local >= 0 && local < v) row[local] -= scale;
   });
 }
 
-double cross_entropy_kernel(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exps) {
-  return visit_float(logits.dtype(),
-                     [&](auto t) { return forward<decltype(t)>(logits, targets, log_sum_exps); });
+void cross_entropy_part_kernel(const Tensor& logits, const Tensor& targets, int64_t first,
+                               const Tensor& sums) {
+  visit_float(logits.dtype(), [&](auto t) { forward<decltype(t)>(logits, targets, first, sums); });
 }
 
 void cross_entropy_backward_kernel(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exps,
-                                   double scale) {
+                                   double scale, int64_t first) {
   visit_float(logits.dtype(), [&](auto t) {
     using T = decltype(t);
-    backward<T>(logits, targets, log_sum_exps, static_cast<T>(scale));
+    backward<T>(logits, targets, log_sum_exps, static_cast<T>(scale), first);
   });
 }
 
@@ -115,40 +113,88 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace phalanx {
 namespace {
-HWY_EXPORT(cross_entropy_kernel);
+HWY_EXPORT(cross_entropy_part_kernel);
 HWY_EXPORT(cross_entropy_backward_kernel);
 
-void check_targets(const Tensor& logits, const Tensor& targets) {
+void check_targets(const Tensor& logits, const Tensor& targets, VocabularyPart part) {
   PHX_CHECK(targets.numel() == logits.rows(), "{} targets of {} rows", targets.numel(), logits.rows());
   if (targets.on_cuda()) return;  // the kernel looks
+  const int64_t vocabulary = part.vocabulary(logits.dim(1));
   for (const int32_t target : targets.span<const int32_t>()) {
-    PHX_CHECK(target == kIgnore || (target >= 0 && target < logits.dim(1)), "target {} of a vocabulary of {}",
-              target, logits.dim(1));
+    PHX_CHECK(target == kIgnore || (target >= 0 && target < vocabulary), "target {} of a vocabulary of {}",
+              target, vocabulary);
   }
+}
+
+constexpr int64_t kMergedRows = 256;  // by one task
+
+template <class T>
+double merge(const Tensor& parts_RT3, std::span<const int32_t> targets, T* log_sum_exps) {
+  const auto rows = static_cast<int64_t>(targets.size());
+  const auto parts = parts_RT3.span<const double>();
+  PooledVector<double> losses(static_cast<size_t>((rows + kMergedRows - 1) / kMergedRows));
+  parallel_for(rows, kMergedRows, [&](int64_t begin, int64_t end) {
+    double loss = 0;
+    for (int64_t t = begin; t < end; ++t) {
+      const auto part = [&](int64_t r) { return &parts[static_cast<size_t>(3 * (r * rows + t))]; };
+      double max = part(0)[0];
+      for (int64_t r = 1; r < parts_RT3.dim(0); ++r) max = std::max(max, part(r)[0]);
+      double sum = 0;
+      double target = 0;
+      for (int64_t r = 0; r < parts_RT3.dim(0); ++r) {
+        const double* const p = part(r);
+        sum += p[0] == max ? p[1] : p[1] * std::exp(p[0] - max);
+        target += p[2];
+      }
+      log_sum_exps[2 * t] = static_cast<T>(max);
+      log_sum_exps[2 * t + 1] = static_cast<T>(std::log(sum));
+      if (targets[static_cast<size_t>(t)] != kIgnore) loss += max - target + std::log(sum);
+    }
+    losses[static_cast<size_t>(begin / kMergedRows)] = loss;
+  });
+  return std::accumulate(losses.begin(), losses.end(), 0.0);
 }
 }  // namespace
 
 CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
-  check_targets(logits, targets);
   if constexpr (kHaveCuda) {
+    check_targets(logits, targets, {});
     if (logits.on_cuda()) return cuda::cross_entropy(logits, targets);
   }
-  CrossEntropy out = {0, Tensor::empty({logits.rows(), 2}, logits.dtype())};
+  const Tensor part_T3 = cross_entropy_part(logits, targets, {});
+  return merge_cross_entropy(part_T3.view({1, logits.rows(), 3}), targets, logits.dtype());
+}
+
+Tensor cross_entropy_part(const Tensor& logits, const Tensor& targets, VocabularyPart part) {
+  check_targets(logits, targets, part);
+  const Tensor sums = Tensor::empty({logits.rows(), 3}, DType::f64);
   const TraceSpan span(TraceKind::elementwise, "cross_entropy", logits.bytes());
-  out.loss_sum = HWY_DYNAMIC_DISPATCH(cross_entropy_kernel)(logits, targets, out.log_sum_exp_T2);
+  HWY_DYNAMIC_DISPATCH(cross_entropy_part_kernel)(logits, targets, part.first, sums);
+  return sums;
+}
+
+CrossEntropy merge_cross_entropy(const Tensor& parts_RT3, const Tensor& targets, DType dtype) {
+  PHX_CHECK(parts_RT3.shape().rank() == 3 && parts_RT3.dim(0) > 0 && parts_RT3.dim(1) == targets.numel() &&
+                parts_RT3.dim(2) == 3,
+            "parts {} of {} rows", parts_RT3.shape(), targets.numel());
+  CrossEntropy out = {0, Tensor::empty({targets.numel(), 2}, dtype)};
+  out.loss_sum = visit_float(dtype, [&](auto t) {
+    return merge(parts_RT3, targets.span<const int32_t>(), out.log_sum_exp_T2.data<decltype(t)>());
+  });
   return out;
 }
 
 void cross_entropy_backward_into(Tensor logits, const Tensor& targets, const Tensor& log_sum_exp,
-                                 double scale) {
-  check_targets(logits, targets);
+                                 double scale, VocabularyPart part) {
+  check_targets(logits, targets, part);
   PHX_CHECK(log_sum_exp.numel() == 2 * logits.rows(), "log-sum-exp {} of logits {}", log_sum_exp.shape(),
             logits.shape());
   if constexpr (kHaveCuda) {
+    PHX_CHECK(!logits.on_cuda() || part.is_whole(), "a part of the vocabulary on a GPU");
     if (logits.on_cuda()) return cuda::cross_entropy_backward_into(logits, targets, log_sum_exp, scale);
   }
   const TraceSpan span(TraceKind::elementwise, "cross_entropy_backward_into", 2 * logits.bytes());
-  HWY_DYNAMIC_DISPATCH(cross_entropy_backward_kernel)(logits, targets, log_sum_exp, scale);
+  HWY_DYNAMIC_DISPATCH(cross_entropy_backward_kernel)(logits, targets, log_sum_exp, scale, part.first);
 }
 
 }  // namespace phalanx

@@ -1,6 +1,7 @@
 // Softmax cross-entropy over a vocabulary.
 #pragma once
 
+#include "phalanx/ops/vocabulary_part.h"
 #include "phalanx/tensor/tensor.h"
 
 namespace phalanx {
@@ -16,8 +17,17 @@ struct CrossEntropy {
   Tensor log_sum_exp_T2;
 };
 CrossEntropy cross_entropy(const Tensor& logits_TV, const Tensor& targets);
-/// The gradient of scale · loss_sum, written over the logits. Rows that do not count get zeros.
+
+/// The same where ranks hold parts of the columns (vocabulary-parallel, Megatron-LM, section 3): no rank ever
+/// has all logits. Of one part, for each row: its maximum m, Σ e^(logit − m), and the target's logit, 0 if it
+/// is in another part; f64 [T, 3].
+Tensor cross_entropy_part(const Tensor& logits_TV, const Tensor& targets, VocabularyPart part);
+/// From those of all parts, [R, T, 3], for logits of that dtype.
+CrossEntropy merge_cross_entropy(const Tensor& parts_RT3, const Tensor& targets, DType dtype);
+
+/// The gradient of scale · loss_sum, written over the logits (of one part, or all). Rows that do not count
+/// get zeros.
 void cross_entropy_backward_into(Tensor logits_TV, const Tensor& targets, const Tensor& log_sum_exp_T2,
-                                 double scale);
+                                 double scale, VocabularyPart part = {});
 
 }  // namespace phalanx

@@ -33,9 +33,15 @@ Tensor route_backward(const Tensor& dweights_TK, const Tensor& dscores_TE, const
 
 /// The sequence-wise balance loss of DeepSeek-V3 (section 2.1.2): for each sequence of n tokens (offsets i64
 /// [B+1]) n · Σ_e f_e · P_e, with f_e = E/(K·n) · times e was chosen and P_e the mean of scores normalised
-/// over experts; so that divided by all tokens it is a mean over tokens. Gives the sum over sequences.
-double balance_loss(const Routing& routing, const Tensor& sequence_offsets);
+/// over experts; so that divided by all tokens it is a mean over tokens.
+///
+/// How often each expert was chosen by the rows of each sequence, f64 [B, E]. Where ranks share a sequence's
+/// rows, they sum it.
+Tensor balance_counts(const Routing& routing, const Tensor& sequence_offsets);
+/// What these rows add to the loss, summed over sequences; `counts` of all their rows.
+double balance_loss(const Routing& routing, const Tensor& sequence_offsets, const Tensor& counts_BE);
 /// The gradient of scale · balance_loss by the scores, [T, E].
-Tensor balance_loss_backward(const Routing& routing, const Tensor& sequence_offsets, double scale);
+Tensor balance_loss_backward(const Routing& routing, const Tensor& sequence_offsets, const Tensor& counts_BE,
+                             double scale);
 
 }  // namespace phalanx

@@ -18,12 +18,17 @@ struct Init {
   double std = 0.02;
 };
 
+/// What ranks that differ along tp alone compute of the gradient of a parameter that they all hold: all of
+/// it, alike, from the same rows; or a part of it each, from their own rows or heads.
+enum class OverTp : uint8_t { alike, parts };
+
 struct ParameterSpec {
   std::string name;  // "layers.3.moe.w_up"; equal on every rank and in every layout
   Shape shape;       // of the full tensor
   Placement placement;
   Init init;
   bool weight_decay = true;
+  OverTp gradient = OverTp::alike;
 };
 
 class Parameter;
@@ -73,6 +78,8 @@ class Parameter {
     Into into;
   };
   GradSum grad_sum() { return {grad_, std::exchange(grad_written_, true) ? Into::add : Into::replace}; }
+  /// True on one of the ranks of the stage that hold this part.
+  bool is_owner() const { return owner_; }
   /// Where the local part stands in the store's flat tensors: [flat_begin, flat_begin + numel).
   int64_t flat_begin() const { return flat_begin_; }
   /// Outside a step: the local value itself. Nobody may hold a lease.
@@ -90,6 +97,7 @@ class Parameter {
   Tensor grad_;
   bool grad_written_ = false;  // since the last zero_grads
   int64_t flat_begin_ = 0;
+  bool owner_ = true;
   int leases_ = 0;
 };
 
@@ -99,8 +107,8 @@ inline Lease::~Lease() {
 }
 inline const Tensor& Lease::value() const { return parameter_->value_; }
 
-/// All parameters of one rank. Values and gradients each lie in one flat tensor, ordered by the group over
-/// which the gradient is summed: first those replicated over dp, then the experts', replicated over edp.
+/// All parameters of one rank. Values and gradients each lie in one flat tensor, ordered by the ranks over
+/// which the gradient is summed.
 class ParameterStore {
  public:
   ParameterStore(Mesh& mesh, DType dtype) : mesh_(mesh), dtype_(dtype) {}
@@ -124,18 +132,26 @@ class ParameterStore {
 
   /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.
   void zero_grads();
-  /// Sums every gradient over the ranks that hold a replica of its parameter.
+  /// Sums every gradient over the ranks that hold a replica of its parameter and have another part of it.
   Task<> reduce_grads();
-  /// √Σ g² over the whole model; a parameter's every element counts once.
+  /// √Σ g² over the whole model; a parameter's every element counts once. The same bits on all ranks.
   Task<double> grad_norm();
 
  private:
+  // Parameters whose gradients the same ranks sum: a run of the flat tensors.
+  struct GradSum {
+    Group* group;
+    int64_t begin = 0;
+    int64_t end = 0;
+  };
+  GradSum& sum_of(const Parameter& parameter);
+
   Mesh& mesh_;
   DType dtype_;
   std::deque<Parameter> parameters_;
   Tensor values_;
   Tensor grads_;
-  int64_t experts_begin_ = 0;  // in the flat tensors
+  std::vector<GradSum> sums_;
 };
 
 }  // namespace phalanx

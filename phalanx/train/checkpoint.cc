@@ -1,7 +1,6 @@
 #include "phalanx/train/checkpoint.h"
 
 #include <algorithm>
-#include <array>
 #include <set>
 
 #include "phalanx/model/safetensors.h"
@@ -115,15 +114,6 @@ void read_tensors(SavedCheckpoint& saved, std::span<const NamedTensor> wanted) {
 }  // namespace
 
 LocalSlice whole_slice(const Shape& full) { return {.full = full, .local = full, .begin = {}}; }
-
-bool writes_replica(const Placement& placement, const Mesh& mesh) {
-  using Axes = std::array<Axis, 3>;
-  const Axes axes = is_expert_placement(placement) ? Axes{Axis::edp, Axis::ep, Axis::etp}
-                                                   : Axes{Axis::dp, Axis::cp, Axis::tp};
-  return std::ranges::all_of(axes, [&](Axis axis) {
-    return mesh.coordinate(axis) == 0 || std::ranges::find(placement, axis, &Shard::axis) != placement.end();
-  });
-}
 
 SavedReport save_checkpoint(const fs::path& dir, const CheckpointContents& contents, Group& world,
                             const SaveOptions& options) {

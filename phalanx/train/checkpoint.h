@@ -27,11 +27,6 @@ struct NamedTensor {
 /// The part of a tensor that no axis cuts.
 LocalSlice whole_slice(const Shape& full);
 
-/// True on one of the ranks of a stage that hold the same part of a tensor with that placement: the one with
-/// coordinate 0 on every axis along which it is replicated. (A tensor that several stages hold, such as a
-/// tied embedding, is the caller's to give to one of them.)
-bool writes_replica(const Placement& placement, const Mesh& mesh);
-
 struct CheckpointContents {
   int64_t step = 0;
   std::string layout;                // text of the Layout

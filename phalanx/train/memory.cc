@@ -10,7 +10,8 @@ namespace phalanx {
 namespace {
 
 // T tokens of a microbatch, D model width, F MLP width, E experts, K top-k, R rows that a rank receives, C
-// rows in expert order (R·K slots).
+// rows in expert order (R·K slots). Under tp a rank has T/tp rows of the stream or all, all rows inside a
+// layer, and 1/tp of its features.
 
 // What one branch of a block (norm and layer) holds.
 struct BranchMemory {
@@ -24,8 +25,14 @@ struct BranchMemory {
 // One rank's layers.
 class Layers {
  public:
-  Layers(const ModelConfig& model, DType dtype, int64_t tokens, int ep)
-      : c_(model), item_(static_cast<int64_t>(dtype_size(dtype))), t_(tokens), ep_(ep) {}
+  Layers(const ModelConfig& model, DType dtype, int64_t tokens, const Layout& layout, bool sequence)
+      : c_(model),
+        item_(static_cast<int64_t>(dtype_size(dtype))),
+        t_(tokens),
+        own_(tokens / layout.tp),
+        tp_(layout.tp),
+        ep_(layout.ep),
+        sequence_(sequence && layout.tp > 1) {}
 
   /// Bytes of a block for so many elements, of the compute dtype or of `item` bytes.
   int64_t block(int64_t elements) const { return block(elements, item_); }
@@ -33,21 +40,27 @@ class Layers {
     return static_cast<int64_t>(size_class(static_cast<size_t>(elements * item)).bytes);
   }
 
-  // [T, D]
-  int64_t x() const { return block(t_ * c_.width); }
+  // The stream's rows, [T, D] or [T/tp, D].
+  int64_t x() const { return block(stream_rows() * c_.width); }
+  // All rows, where a layer gathers them.
+  int64_t gathered() const { return sequence_ ? block(t_ * c_.width) : 0; }
+  // A layer's input as its weight gradients need it.
+  int64_t normed() const { return sequence_ ? gathered() : x(); }
   // A norm saves its input and statistics; what it gives is saved by the layer behind it.
-  int64_t norm() const { return x() + (c_.norm == NormKind::layernorm ? 2 : 1) * block(t_); }
+  int64_t norm() const { return x() + (c_.norm == NormKind::layernorm ? 2 : 1) * block(stream_rows()); }
 
   BranchMemory attention() const {
-    const int64_t q = block(t_ * c_.heads * c_.head_dim);
-    const int64_t kv = 2 * block(t_ * c_.kv_heads * c_.head_dim);
+    const int64_t heads = c_.heads / tp_;
+    const int64_t q = block(t_ * heads * c_.head_dim);
+    const int64_t kv = 2 * block(t_ * c_.kv_heads / std::min(c_.kv_heads, tp_) * c_.head_dim);
     BranchMemory m;
-    m.saved = norm() + x() + 2 * q + kv + block(t_ * c_.heads);  // normed; q and y; k and v; log-sum-exp
+    m.saved = norm() + x() + 2 * q + kv + block(t_ * heads);  // normed; q and y; k and v; log-sum-exp
     // dy; of y, q, k and v; then parts of dq (ops/attention.h), or dx by q, k and v and two sums of those,
     // less the normed input.
     const int64_t parts = c_.context >= 512 ? 2 * q : 0;
-    m.working = x() + 2 * q + kv + std::max(parts, 4 * x()) + dropped();
-    m.deferred = x() + 2 * q + kv + x();  // normed, y, dq, dk, dv, dy
+    const int64_t inputs = sequence_ ? 2 * gathered() : 4 * x();
+    m.working = x() + 2 * q + kv + std::max(parts, inputs) + dropped();
+    m.deferred = normed() + 2 * q + kv + x() + gathered();  // normed, y, dq, dk, dv, dy and that gathered
     m.undropped = x();
     return m;
   }
@@ -55,19 +68,21 @@ class Layers {
   BranchMemory mlp(int layer) const {
     if (c_.mlp == MlpKind::moe && layer >= c_.moe.dense_layers) return moe();
     const bool gated = c_.mlp == MlpKind::swiglu || c_.mlp == MlpKind::moe;
-    BranchMemory m = dense(c_.mlp_width, gated);
+    BranchMemory m = dense(c_.mlp_width / tp_, gated);
     m.saved += norm() + x();
-    m.working += x() + dropped();
-    m.deferred += 2 * x();
+    m.working += x() + dropped() + 2 * gathered();
+    m.deferred += normed() + x() + gathered();
     return m;
   }
 
   // Final norm, output head and loss: norm's, normed, logits and their log-sum-exp. Logits become their own
   // gradient, which lives through the whole backward.
-  int64_t logits() const { return block(t_ * c_.vocabulary) + block(2 * t_); }
+  int64_t logits() const { return block(t_ * ((c_.vocabulary + tp_ - 1) / tp_)) + block(2 * t_); }
   int64_t head() const { return norm() + x() + logits(); }
 
  private:
+  int64_t stream_rows() const { return sequence_ ? own_ : t_; }
+
   // With dropout, a branch's dy is not the residual's.
   int64_t dropped() const { return c_.dropout > 0 ? x() : 0; }
 
@@ -91,17 +106,18 @@ class Layers {
   BranchMemory moe() const {
     const int64_t k = c_.moe.top_k;
     const int64_t width = c_.moe.expert_width;
-    const auto rows = static_cast<int64_t>(static_cast<double>(t_) * ranks_of_token());
+    const auto rows = static_cast<int64_t>(static_cast<double>(own_) * ranks_of_token());
     const int64_t received = block(rows * c_.width);       // [R, D]
     const int64_t x_expert = block(rows * k * c_.width);   // [C, D]
     const int64_t a_expert = block(rows * k * width);      // [C, F]
     const int64_t h_expert = block(2 * rows * k * width);  // [C, 2F]
-    const int64_t scores = block(t_ * c_.moe.experts);
-    const int64_t index = 2 * block(rows * k, 8) + block(rows * k) + block(t_ * std::min<int64_t>(k, ep_), 8);
+    const int64_t scores = block(own_ * c_.moe.experts);
+    const int64_t index =
+        2 * block(rows * k, 8) + block(rows * k) + block(own_ * std::min<int64_t>(k, ep_), 8);
     const int64_t experts = 2 * x_expert + a_expert + h_expert + index;  // x, y, a, h; order, weights, handle
-    const int64_t router = block(t_ * k, 8) + block(t_ * k) + scores;
+    const int64_t router = block(own_ * k, 8) + block(own_ * k) + scores;
     const bool shares = c_.moe.shared_experts > 0;
-    const BranchMemory shared = shares ? dense(c_.moe.shared_experts * width, true) : BranchMemory();
+    const BranchMemory shared = shares ? dense(c_.moe.shared_experts * width / tp_, true) : BranchMemory();
     const int64_t shared_dx = shares ? x() : 0;
 
     BranchMemory m;
@@ -119,8 +135,11 @@ class Layers {
 
   const ModelConfig& c_;
   int64_t item_;
-  int64_t t_;
+  int64_t t_;    // rows inside a layer
+  int64_t own_;  // of them this rank's
+  int tp_;
   int64_t ep_;
+  bool sequence_;
 };
 
 struct Live {
@@ -135,7 +154,7 @@ Live backward_peak(const Layers& layers, int count, bool deferring) {
   int64_t before = 0;  // saved by the layers that backward has not reached
   for (int i = 0; i < count; ++i) before += layers.attention().saved + layers.mlp(i).saved;
   // The head's product with logits, its weights transposed or its input's gradient beside them.
-  Live peak = {before + layers.head(), layers.x()};
+  Live peak = {before + layers.head(), layers.x() + 2 * layers.gathered()};
   int64_t kept = layers.logits() + (deferring ? layers.x() : 0);
   for (int i = count; i-- > 0;) {
     const BranchMemory attention = layers.attention();
@@ -170,14 +189,9 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary) {
   const Layout layout = layout_of(config.parallel);
   const RowShare share = row_share(config.train.batch, config.train.microbatch, layout.dp, 0);
   const int64_t tokens = share.microbatch * model.context;
-  const Layers layers(model, config.train.dtype, tokens, layout.ep);
+  const Layers layers(model, config.train.dtype, tokens, layout, config.parallel.sequence);
 
-  int64_t parameters = count_parameters(model).total;
-  if (model.mlp == MlpKind::moe) {
-    const int64_t experts = (model.layers - model.moe.dense_layers) * model.moe.experts * 3 * model.width *
-                            model.moe.expert_width;
-    parameters -= experts - experts / layout.ep;
-  }
+  const int64_t parameters = count_local_parameters(model, layout);
   const bool overlaps = config.train.schedule == ScheduleKind::overlapped;
   Live peak = backward_peak(layers, model.layers, overlaps);
   if (overlaps && share.microbatches() > 1) {

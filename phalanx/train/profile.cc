@@ -11,14 +11,10 @@
 namespace phalanx {
 namespace {
 
-// What ranks have sent and received so far, along all axes.
-int64_t traffic(Mesh& mesh) {
-  int64_t bytes = 0;
-  for (int a = 0; a < kAxes; ++a) {
-    const Traffic t = mesh.group(static_cast<Axis>(a)).traffic();
-    bytes += t.sent + t.received;
-  }
-  return bytes;
+// Bytes that this rank has sent and received so far.
+int64_t traffic(const Mesh& mesh) {
+  const Traffic t = mesh.traffic();
+  return t.sent + t.received;
 }
 
 double sum_over(Group& group, double value) {

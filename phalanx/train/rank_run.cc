@@ -49,8 +49,8 @@ ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& confi
 }  // namespace
 
 void check_trainable(const Layout& layout) {
-  if (layout.pp * layout.cp * layout.tp * layout.etp == 1) return;
-  throw Error("layout {}: this version trains with dp and ep; pp, cp, tp and etp must be 1", layout.text());
+  if (layout.pp * layout.cp * layout.etp == 1) return;
+  throw Error("layout {}: this version trains with dp, tp and ep; pp, cp and etp must be 1", layout.text());
 }
 
 RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
@@ -59,7 +59,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       share_(row_share(config.train.batch, config.train.microbatch, mesh_.size(Axis::dp),
                        mesh_.coordinate(Axis::dp))),
       parameters_(mesh_, config.train.dtype),
-      model_(parameters_, config_.model, config.train.seed),
+      model_(parameters_, config_.model, config.train.seed, config.parallel.sequence),
       optimizer_(initialised(parameters_, config), config.optimizer),
       trainer_{mesh_,
                parameters_,

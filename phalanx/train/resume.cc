@@ -10,10 +10,8 @@ namespace {
 std::vector<NamedTensor> weights_of(ParameterStore& parameters) {
   std::vector<NamedTensor> tensors;
   for (const Parameter& p : parameters.all()) {
-    tensors.push_back({.name = p.name(),
-                       .local = p.value(),
-                       .slice = p.slice(),
-                       .written_here = writes_replica(p.spec().placement, parameters.mesh())});
+    tensors.push_back(
+        {.name = p.name(), .local = p.value(), .slice = p.slice(), .written_here = p.is_owner()});
   }
   return tensors;
 }
@@ -27,7 +25,7 @@ std::vector<NamedTensor> tensors_of(RankRun& rank) {
       tensors.push_back({.name = format("optimizer.{}.{}", name, p.name()),
                          .local = ParameterStore::part_of(flat, p),
                          .slice = p.slice(),
-                         .written_here = writes_replica(p.spec().placement, rank.mesh())});
+                         .written_here = p.is_owner()});
     }
   };
   add_moments("m", rank.optimizer().first_moments());

@@ -31,7 +31,9 @@ Task<std::array<double, N>> sum_over(Group& group, std::array<double, N> values)
   co_return values;
 }
 
-double count_targets(std::span<const Batch> microbatches) {
+// Of the targets that this rank answers for: ranks of tp have the same ones.
+double count_targets(const Mesh& mesh, std::span<const Batch> microbatches) {
+  if (mesh.coordinate(Axis::tp) != 0) return 0;
   int64_t n = 0;
   for (const Batch& b : microbatches) {
     n += std::ranges::count_if(b.targets.span<int32_t>(), [](int32_t target) { return target != kIgnore; });
@@ -114,10 +116,9 @@ void check_finite(Trainer& t, const StepResult& result, uint64_t step) {
 StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, uint64_t step) {
   StepResult result;
   Stopwatch watch;
-  Group& data_ranks = t.mesh.group(Axis::dp);
   t.parameters.zero_grads();
   while (t.tapes.size() < microbatches.size()) t.tapes.emplace_back();
-  result.targets = run(sum_over(data_ranks, std::array{count_targets(microbatches)}))[0];
+  result.targets = run(sum_over(t.mesh.world(), std::array{count_targets(t.mesh, microbatches)}))[0];
   const double scale = result.targets > 0 ? 1 / result.targets : 0;
   watch.lap(result.seconds.reduce);
 
@@ -128,7 +129,8 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
 
   watch = Stopwatch();
   run(t.parameters.reduce_grads());
-  const std::array losses = run(sum_over(data_ranks, std::array{loss, take_balance_loss(t.model)}));
+  if (t.mesh.coordinate(Axis::tp) != 0) loss = 0;  // its ranks have the same
+  const std::array losses = run(sum_over(t.mesh.world(), std::array{loss, take_balance_loss(t.model)}));
   result.loss = losses[0] * scale;
   result.balance_loss = losses[1] * scale;
   result.grad_norm = run(t.parameters.grad_norm());
@@ -149,9 +151,10 @@ StepResult train_step(Trainer& t, std::span<const Batch> microbatches, double lr
 double evaluate(Trainer& t, std::span<const Batch> batches) {
   Tape tape;
   tape.set_keeping(false);
-  std::array<double, 2> sums = {0, count_targets(batches)};
-  for (const Batch& batch : batches) sums[0] += run(t.model.forward({.batch = &batch}, tape));
-  sums = run(sum_over(t.mesh.group(Axis::dp), sums));
+  double loss = 0;
+  for (const Batch& batch : batches) loss += run(t.model.forward({.batch = &batch}, tape));
+  if (t.mesh.coordinate(Axis::tp) != 0) loss = 0;
+  const std::array sums = run(sum_over(t.mesh.world(), std::array{loss, count_targets(t.mesh, batches)}));
   return sums[1] > 0 ? sums[0] / sums[1] : 0;
 }
 

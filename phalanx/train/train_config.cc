@@ -125,6 +125,7 @@ void add_parallel(ConfigTable& table, ParallelConfig& p) {
   ConfigSection& s = table.section("parallel", "The ranks.");
   s.add("ranks", &p.ranks, "number of ranks; 0: those of the layout").at_least(0).at_most(1 << 16);
   s.add("layout", &p.layout, "sizes of the axes, as in dp=4,ep=2; dp may be left out");
+  s.add("sequence", &p.sequence, "sequence parallelism: between layers each rank of tp has its own rows");
   s.choice(
       "transport", &p.transport,
       {{"threads", TransportKind::threads}, {"process", TransportKind::process}, {"mpi", TransportKind::mpi}},
@@ -177,6 +178,17 @@ std::string to_toml(const TrainConfig& config) {
 
 namespace {
 
+// Error: ranks of tp cannot share the rows of a microbatch.
+void check_rows(const TrainConfig& c, int tp) {
+  const int64_t rows = c.train.microbatch * c.model.context;
+  const bool shared = c.parallel.sequence || c.model.mlp == MlpKind::moe;
+  if (tp == 1 || !shared || rows % tp == 0) return;
+  throw Error(
+      "train.microbatch {} · model.context {} = {} rows are not divisible by tp = {} of parallel.layout{}",
+      c.train.microbatch, c.model.context, rows, tp,
+      c.model.mlp == MlpKind::moe ? "" : "; without parallel.sequence they need not be");
+}
+
 Layout parsed(const std::string& layout) {
   try {
     return Layout::parse(layout);
@@ -222,11 +234,10 @@ TrainConfig checked(TrainConfig c) {
   const Layout layout = layout_of(c.parallel);
   c.parallel.layout = layout.text();
   c.parallel.ranks = layout.ranks();
-  if (c.model.mlp == MlpKind::moe && c.model.moe.experts % layout.ep != 0) {
-    throw Error("moe.experts {} are not divisible by ep {} of parallel.layout \"{}\"", c.model.moe.experts,
-                layout.ep, c.parallel.layout);
-  }
+  const std::string why = misfit(c.model, layout);
+  if (!why.empty()) throw Error("parallel.layout \"{}\": {}", c.parallel.layout, why);
   c.train.microbatch = row_share(c.train.batch, c.train.microbatch, layout.dp, 0).microbatch;
+  check_rows(c, layout.tp);
   if (c.lr.decay != Decay::constant && c.lr.min_lr > c.lr.lr) {
     throw Error("optimizer.min_lr {} is above optimizer.lr {}", c.lr.min_lr, c.lr.lr);
   }

@@ -77,7 +77,7 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
     Mesh mesh(world, c.layout);
     ParameterStore store(mesh, o.dtype);
-    Transformer model(store, o.model, o.seed);
+    Transformer model(store, o.model, o.seed, c.sequence);
     store.initialise(o.seed);
     Optimizer optimizer(
         store, {.kind = o.dtype == DType::f64 ? OptimizerConfig::Kind::adamw : OptimizerConfig::Kind::sgd});
@@ -131,11 +131,15 @@ double relative(double a, double b) { return std::abs(a - b) / std::max(std::abs
 
 std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks) {
   std::vector<VerifyCase> cases;
-  for (int ep = 1; ep <= ranks; ++ep) {
-    const bool fits =
-        ranks % ep == 0 && (ep == 1 || (model.mlp == MlpKind::moe && model.moe.experts % ep == 0));
-    if (!fits) continue;
-    for (const bool overlaps : {false, true}) cases.push_back({{.dp = ranks, .ep = ep}, overlaps});
+  for (int tp = 1; tp <= ranks; ++tp) {
+    for (int ep = 1; ep <= ranks && ranks % tp == 0; ++ep) {
+      const Layout layout{.dp = ranks / tp, .tp = tp, .ep = ep};
+      if (ranks % ep != 0) continue;
+      for (const bool sequence : {false, true}) {
+        if ((sequence && tp == 1) || !misfit(model, layout).empty()) continue;
+        for (const bool overlaps : {false, true}) cases.push_back({layout, overlaps, sequence});
+      }
+    }
   }
   return cases;
 }
@@ -144,7 +148,8 @@ std::vector<VerifyRow> verify(const VerifyOptions& given, const std::vector<Veri
                               const std::function<void(const VerifyRow&)>& on_row) {
   VerifyOptions o = given;
   for (const VerifyCase& c : cases) {
-    if (given.sequences == 0) o.sequences = std::lcm(std::max<int64_t>(o.sequences, 1), c.layout.dp);
+    if (given.sequences == 0)
+      o.sequences = std::lcm(std::max<int64_t>(o.sequences, 1), c.layout.dp * c.layout.tp);
   }
   const double limit = o.tolerance > 0 ? o.tolerance : o.dtype == DType::f64 ? 1e-12 : 1e-5;
   const Outcome reference = run_case(o, {});

@@ -15,6 +15,7 @@ namespace phalanx {
 struct VerifyCase {
   Layout layout;
   bool overlapped = false;  ///< the schedule: overlapped, else sequential
+  bool sequence = false;    ///< sequence parallelism over tp
 };
 
 struct VerifyOptions {
@@ -40,8 +41,8 @@ struct VerifyRow {
   std::string error;  ///< what the run threw; empty if nothing
 };
 
-/// All layouts of `ranks` ranks that fit the model: dp = ranks, every ep that divides dp and the experts,
-/// each with both schedules.
+/// All layouts of `ranks` ranks that fit the model: every tp, dp = ranks / tp, every ep, each with both
+/// schedules, and with tp without and with sequence parallelism.
 std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks);
 
 /// Runs every case on thread ranks, with random tokens and weights of `seed`; `on_row` sees each row as it

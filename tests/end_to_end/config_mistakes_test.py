@@ -33,7 +33,7 @@ class ConfigMistakes(Case):
         self.refuse_settings(["train.microbatch=3"], "train.microbatch 3", "8 sequences")
         self.refuse(["train", self.config, "--ranks", "3"], "train.batch 8", "3 data-parallel ranks")
         self.refuse(["train", self.config, *MOE, "--set", "train.batch=9", "--layout", "dp=3,ep=3"],
-                    "moe.experts 4", "ep 3")
+                    "moe.experts 4", "ep = 3")
         self.refuse(["train", self.config, *MOE, "--set", "moe.top_k=5"], "moe.top_k 5", "moe.experts 4")
 
     def test_ranks_and_layout_must_agree(self):
@@ -41,7 +41,8 @@ class ConfigMistakes(Case):
         self.refuse(["train", self.config, "--layout", "dp=2,ep=4"], "dp=2,ep=4", "ep")
         self.refuse(["train", self.config, "--layout", "dp=two"], "dp=two")
         self.refuse(["train", self.config, "--layout", "zp=2"], "zp=2", "dp")
-        self.refuse(["train", self.config, "--layout", "tp=2"], "tp=2")
+        self.refuse(["train", self.config, "--layout", "pp=2"], "pp=2")
+        self.refuse(["train", self.config, "--layout", "tp=3"], "tp = 3", "model.heads 4", "1, 2 or 4")
         self.refuse(["train", self.config, "--ranks", "-1"], "-1")
 
     def test_a_config_that_is_none(self):

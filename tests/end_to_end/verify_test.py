@@ -5,7 +5,8 @@ import unittest
 
 from command import MOE, Case
 
-ROW = {"layout", "schedule", "transport", "max_rel_grad_err", "worst_tensor", "loss_err", "pass", "seconds"}
+ROW = {"layout", "schedule", "sequence", "transport", "max_rel_grad_err", "worst_tensor", "loss_err", "pass",
+       "seconds"}
 
 
 class Verify(Case):
@@ -13,8 +14,11 @@ class Verify(Case):
         told = json.loads(self.succeed("verify", self.config, *MOE, "--ranks", "4", "--json", "-"))
         self.assertEqual(told["failed"], 0)
         self.assertIn("dp=1", told["reference"])
-        runs = {(row["layout"], row["schedule"]) for row in told["layouts"]}
-        self.assertEqual(runs, {(layout, schedule) for layout in ("dp=4", "dp=4,ep=2", "dp=4,ep=4")
+        runs = {(row["layout"], row["sequence"], row["schedule"]) for row in told["layouts"]}
+        dense = {"dp=4", "dp=2,tp=2", "tp=4"}
+        layouts = dense | {f"{axes},ep={ep}" for axes in dense for ep in (2, 4)}
+        self.assertEqual(runs, {(layout, sequence, schedule) for layout in layouts
+                                for sequence in ({False, True} if "tp" in layout else {False})
                                 for schedule in ("sequential", "overlapped")})
         for row in told["layouts"]:
             self.assertLessEqual(ROW, set(row))
@@ -34,9 +38,9 @@ class Verify(Case):
         self.assertGreater(max(row["max_rel_grad_err"] for row in told["layouts"]), 1e-9)
 
     def test_a_layout_that_cannot_run_fails(self):
-        result = self.run_command("verify", self.config, "--layouts", "tp=2")
+        result = self.run_command("verify", self.config, "--layouts", "pp=2")
         self.assertEqual(result.returncode, 1)
-        self.assertIn("tp=2", result.stdout)
+        self.assertIn("pp=2", result.stdout)
         self.assertRegex(result.stderr, r"\Aphalanx: 2 of 2 layouts [^\n]*\n\Z")
 
     def test_mistakes(self):

@@ -27,6 +27,7 @@ struct Case {
   const char* name;
   MoeConfig moe;
   Layout layout;
+  bool sequence = false;  // sequence parallelism
 };
 
 using Vector = std::vector<double>;
@@ -195,7 +196,9 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
     Mesh mesh(world, c.layout);
     ParameterStore store(mesh, DType::f64);
-    Moe moe(store, "m", resolved(config));
+    TensorParallel tensor(mesh, c.sequence);
+    const ModelConfig model = resolved(config);
+    Moe moe({store, tensor, model}, "m");
     store.initialise(1);
     for (const Parameter& p : store.all()) {
       const auto local = p.value().span<double>();
@@ -215,14 +218,15 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
     for (int64_t s = 0; s <= sequences; ++s) batch.sequence_offsets.data<int64_t>()[s] = s * kLength;
     const Pass pass = {.batch = &batch, .scale = kScale, .training = true};
     Tape tape;
-    const Tensor y = run(moe.forward(mine(v.at("x")), pass, tape));
-    const Tensor dx = run(moe.backward(mine(dy), pass, tape));
+    const Tensor y = run(moe.forward(tensor.stream_rows(mine(v.at("x"))), pass, tape));
+    const Tensor dx = run(moe.backward(tensor.stream_rows(mine(dy)), pass, tape));
     EXPECT_TRUE(tape.empty());
     run(store.reduce_grads());
 
     const std::lock_guard lock(mutex);
-    std::ranges::copy(y.span<double>(), out.result.y.begin() + first * kWidth);
-    std::ranges::copy(dx.span<double>(), out.gradients["x"].begin() + first * kWidth);
+    const int64_t at = (first + (tensor.sequence() ? tensor.rank() * y.rows() : 0)) * kWidth;
+    std::ranges::copy(y.span<double>(), out.result.y.begin() + at);
+    std::ranges::copy(dx.span<double>(), out.gradients["x"].begin() + at);
     out.result.balance_loss += moe.statistics().balance_loss_sum;
     for (size_t e = 0; e < out.result.expert_tokens.size(); ++e) {
       out.result.expert_tokens[e] += moe.statistics().expert_tokens[e];
@@ -301,6 +305,19 @@ INSTANTIATE_TEST_SUITE_P(
                     c.normalise = false;
                   }),
              {.dp = 2, .ep = 2}},
+        Case{"softmax_tp2_ep2", kSoftmax, {.tp = 2, .ep = 2}},
+        Case{"a_sequence_on_two_ranks_tp3", kSoftmax, {.tp = 3}},
+        Case{"a_sequence_on_two_ranks_tp3_shared_sequence",
+             with(kSoftmax, [](MoeConfig& c) { c.shared_experts = 2; }),
+             {.tp = 3},
+             true},
+        Case{"shared_dp2_tp2_ep4",
+             with(kSoftmax, [](MoeConfig& c) { c.shared_experts = 2; }),
+             {.dp = 2, .tp = 2, .ep = 4}},
+        Case{"shared_dp2_tp2_ep4_sequence",
+             with(kSoftmax, [](MoeConfig& c) { c.shared_experts = 2; }),
+             {.dp = 2, .tp = 2, .ep = 4},
+             true},
         Case{"without_balance_loss", with(kSoftmax, [](MoeConfig& c) { c.balance_loss = 0; }), {}}),
     [](const auto& info) { return info.param.name; });
 

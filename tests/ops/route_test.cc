@@ -27,6 +27,10 @@ Tensor distinct_logits(Random& random, const Shape& shape, DType dtype) {
   return tensor(shape, dtype, logits);
 }
 
+double balance_loss_of(const Routing& routing, const Tensor& offsets) {
+  return balance_loss(routing, offsets, balance_counts(routing, offsets));
+}
+
 struct Reference {
   std::vector<int64_t> idx;
   Values weights, scores;
@@ -190,8 +194,8 @@ TEST(Route, BitsDoNotDependOnThreads) {
             r.weights_TK,
             r.scores_TE,
             route_backward(dweights, Tensor(), r, c),
-            tensor({1}, DType::f64, {balance_loss(r, offsets)}),
-            balance_loss_backward(r, offsets, 0.1)};
+            tensor({1}, DType::f64, {balance_loss_of(r, offsets)}),
+            balance_loss_backward(r, offsets, balance_counts(r, offsets), 0.1)};
   });
 }
 
@@ -227,8 +231,39 @@ TEST(BalanceLoss, EqualsTheReference) {
     for (const RoutingConfig& c : configs(3)) {
       const Routing routing = route(random.tensor({30, 7}, dtype), c);
       const double want = balance_reference(routing, offsets);
-      EXPECT_NEAR(balance_loss(routing, indices64({5}, offsets)), want, 1e-12 * want);
+      EXPECT_NEAR(balance_loss_of(routing, indices64({5}, offsets)), want, 1e-12 * want);
     }
+  }
+}
+
+// Ranks that share the rows sum the counts; what each computes of its rows then sums to the loss.
+TEST(BalanceLoss, IsTheSumOverPartsOfTheRows) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  const std::vector<int64_t> offsets = {0, 5, 5, 11, 12};
+  const RoutingConfig config = {.top_k = 2};
+  const Tensor logits = random.tensor({12, 7}, DType::f64);
+  const Routing whole = route(logits, config);
+  const Tensor counts = balance_counts(whole, indices64({5}, offsets));
+  const double loss = balance_loss(whole, indices64({5}, offsets), counts);
+  const Values gradient = values(balance_loss_backward(whole, indices64({5}, offsets), counts, 0.3));
+  for (const int64_t cut : {0, 3, 5, 8, 12}) {
+    Values count_sum(4 * 7, 0);
+    double loss_sum = 0;
+    Values gradient_of_parts;
+    for (const auto& [begin, end] : {std::pair{int64_t{0}, cut}, {cut, int64_t{12}}}) {
+      const Routing part = route(logits.slice(begin, end), config);
+      std::vector<int64_t> local;
+      for (const int64_t o : offsets) local.push_back(std::clamp(o, begin, end) - begin);
+      const Values counted = values(balance_counts(part, indices64({5}, local)));
+      for (size_t i = 0; i < counted.size(); ++i) count_sum[i] += counted[i];
+      loss_sum += balance_loss(part, indices64({5}, local), counts);
+      const Values g = values(balance_loss_backward(part, indices64({5}, local), counts, 0.3));
+      gradient_of_parts.insert(gradient_of_parts.end(), g.begin(), g.end());
+    }
+    EXPECT_EQ(count_sum, values(counts));
+    EXPECT_NEAR(loss_sum, loss, 1e-12 * loss);
+    EXPECT_EQ(gradient_of_parts, gradient);
   }
 }
 
@@ -239,8 +274,8 @@ TEST(BalanceLoss, KnowsItsExtremes) {
   Values one(8 * 4, 0);
   for (size_t r = 0; r < 8; ++r) even[r * 4 + r % 4] = 1e-9;
   for (size_t r = 0; r < 8; ++r) one[r * 4] = 100;
-  EXPECT_NEAR(balance_loss(route(tensor({8, 4}, DType::f64, even), {.top_k = 1}), offsets), 8, 1e-6);
-  EXPECT_NEAR(balance_loss(route(tensor({8, 4}, DType::f64, one), {.top_k = 1}), offsets), 8 * 4, 1e-6);
+  EXPECT_NEAR(balance_loss_of(route(tensor({8, 4}, DType::f64, even), {.top_k = 1}), offsets), 8, 1e-6);
+  EXPECT_NEAR(balance_loss_of(route(tensor({8, 4}, DType::f64, one), {.top_k = 1}), offsets), 8 * 4, 1e-6);
 }
 
 // How often an expert was chosen is a constant; the scores carry the gradient.
@@ -251,8 +286,9 @@ TEST(BalanceLoss, BackwardIsTheDerivative) {
   for (const Scores scores : kScores) {
     const Routing routing = route(random.tensor({9, 5}, DType::f64), {.scores = scores, .top_k = 2});
     const Values numeric =
-        numeric_gradient(routing.scores_TE, [&] { return 0.3 * balance_loss(routing, offsets); });
-    expect_gradient(values(balance_loss_backward(routing, offsets, 0.3)), numeric, "scores");
+        numeric_gradient(routing.scores_TE, [&] { return 0.3 * balance_loss_of(routing, offsets); });
+    expect_gradient(values(balance_loss_backward(routing, offsets, balance_counts(routing, offsets), 0.3)),
+                    numeric, "scores");
   }
 }
 

@@ -57,11 +57,38 @@ TEST(Placement, InitialisingAnyShardGivesSlicesOfTheFullTensorBitwise) {
                                              {{Axis::ep, 0}},
                                              {{Axis::ep, 0}, {Axis::etp, 2}},
                                              {{Axis::ep, 1}, {Axis::etp, 1}},
-                                             {{Axis::dp, 2}, {Axis::cp, 0}, {Axis::tp, 2}}};
+                                             {{Axis::dp, 2}, {Axis::cp, 0}, {Axis::tp, 2}},
+                                             {{.axis = Axis::tp, .dim = 0, .parts = 1}},
+                                             {{.axis = Axis::edp, .dim = 1, .uneven = true}}};
   for (const Placement& placement : placements) {
     for (const DType dtype : {DType::f32, DType::f64}) {
       expect_slices_of_the_full_tensor(eight, placement, {4, 12, 8}, dtype, seed);
     }
+  }
+}
+
+TEST(Placement, UnevenRunsMayBeEmptyAndPartsMayBeShared) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  const Layout four = {.dp = 2, .tp = 4};
+  for (const int64_t n : {1, 5, 8, 9, 11}) {
+    expect_slices_of_the_full_tensor(four, {{.axis = Axis::tp, .dim = 0, .uneven = true}}, {n, 3}, DType::f64,
+                                     seed);
+    expect_slices_of_the_full_tensor(four, {{.axis = Axis::tp, .dim = 1, .uneven = true}}, {3, n}, DType::f64,
+                                     seed);
+  }
+  for (const int parts : {1, 2, 4}) {
+    const Placement placement = {{.axis = Axis::tp, .dim = 0, .parts = parts}};
+    expect_slices_of_the_full_tensor(four, placement, {8, 3}, DType::f64, seed);
+    run_thread_ranks({.ranks = 8}, [&](Group& world) {
+      const Mesh mesh(world, four);
+      const std::vector<int> same = holders(placement, mesh);
+      EXPECT_EQ(std::ssize(same), 8 / parts);
+      for (const int rank : same) {
+        EXPECT_EQ(rank % 4 * parts / 4, world.rank() % 4 * parts / 4)
+            << "ranks " << rank << ", " << world.rank();
+      }
+    });
   }
 }
 
@@ -81,12 +108,14 @@ TEST(Placement, AnAxisThatDoesNotDivideIsNamed) {
 // Four expert gradients 2, 4, 6, 8 over two ranks must give √120.
 TEST(ParameterStore, TheGradientNormCountsEveryElementOnce) {
   for (const Layout& layout :
-       {Layout{}, Layout{.dp = 2}, Layout{.dp = 2, .ep = 2}, Layout{.dp = 4, .ep = 2}}) {
+       {Layout{}, Layout{.dp = 2}, Layout{.dp = 2, .ep = 2}, Layout{.dp = 4, .ep = 2}, Layout{.tp = 2},
+        Layout{.tp = 2, .ep = 2}, Layout{.dp = 2, .tp = 2, .ep = 2}}) {
     run_thread_ranks({.ranks = layout.ranks()}, [&](Group& world) {
       Mesh mesh(world, layout);
       ParameterStore store(mesh, DType::f64);
       Parameter& dense = store.add({.name = "dense", .shape = {2}});
-      Parameter& experts = store.add({.name = "experts", .shape = {4, 1}, .placement = {{Axis::ep, 0}}});
+      Parameter& experts = store.add(
+          {.name = "experts", .shape = {4, 1}, .placement = {{Axis::ep, 0}}, .gradient = OverTp::parts});
       store.initialise(1);
       // Each rank holds its share of the gradient's sum.
       const double dp = layout.dp;
@@ -103,6 +132,36 @@ TEST(ParameterStore, TheGradientNormCountsEveryElementOnce) {
       EXPECT_NEAR(run(store.grad_norm()), 5, 1e-12);
     });
   }
+}
+
+// What tp ranks compute of a gradient: the same, which counts once; parts, which are summed; and parts that
+// only some of them share (KV heads), or their own.
+TEST(ParameterStore, GradientsAreSummedOverThoseThatHaveParts) {
+  const Layout layout = {.dp = 2, .tp = 4};
+  run_thread_ranks({.ranks = layout.ranks()}, [&](Group& world) {
+    Mesh mesh(world, layout);
+    ParameterStore store(mesh, DType::f64);
+    Parameter& alike = store.add({.name = "alike", .shape = {1}});
+    Parameter& parts = store.add({.name = "parts", .shape = {1}, .gradient = OverTp::parts});
+    Parameter& shared = store.add({.name = "shared",
+                                   .shape = {2},
+                                   .placement = {{.axis = Axis::tp, .dim = 0, .parts = 2}},
+                                   .gradient = OverTp::parts});
+    Parameter& own = store.add({.name = "own", .shape = {4}, .placement = {{.axis = Axis::tp, .dim = 0}}});
+    store.initialise(1);
+    const int t = mesh.coordinate(Axis::tp);
+    const double d = mesh.coordinate(Axis::dp) + 1;  // 1 or 2
+    alike.grad().data<double>()[0] = d;
+    for (Parameter* p : {&parts, &shared, &own}) p->grad().data<double>()[0] = d * std::pow(10, t);
+    run(store.reduce_grads());
+    EXPECT_EQ(alike.grad().data<double>()[0], 3);
+    EXPECT_EQ(parts.grad().data<double>()[0], 3 * 1111);
+    EXPECT_EQ(shared.grad().data<double>()[0], 3 * (t < 2 ? 11 : 1100));
+    EXPECT_EQ(own.grad().data<double>()[0], 3 * std::pow(10, t));
+    double squares = 1 + 1111.0 * 1111 + 11 * 11 + 1100.0 * 1100;
+    for (int i = 0; i < 4; ++i) squares += std::pow(100, i);
+    EXPECT_NEAR(run(store.grad_norm()), 3 * std::sqrt(squares), 1e-9);
+  });
 }
 
 TEST(Parameter, TheFirstProductOfAStepOverwritesTheGradient) {

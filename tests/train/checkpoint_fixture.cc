@@ -38,7 +38,7 @@ NamedTensor part_of(const TensorSpec& spec, const Mesh& mesh) {
   return {.name = spec.name,
           .local = Tensor::empty(slice.local, spec.dtype),
           .slice = slice,
-          .written_here = writes_replica(spec.placement, mesh)};
+          .written_here = holders(spec.placement, mesh).front() == mesh.world().rank()};
 }
 
 }  // namespace

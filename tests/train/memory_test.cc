@@ -19,6 +19,13 @@ struct Case {
   Layout layout;
   ScheduleKind schedule;
   std::function<void(TrainConfig&)> change = [](TrainConfig&) {};
+
+  // Tokens choose experts as they like, and with tp an overlapped forward is not at its end when the backward
+  // beside it holds most; all else is exact.
+  double tolerance() const {
+    if (config == small_moe) return 0.15;
+    return layout.tp > 1 && schedule == ScheduleKind::overlapped ? 0.1 : 0.05;
+  }
 };
 
 class MemoryTest : public testing::TestWithParam<Case> {};
@@ -41,8 +48,7 @@ TEST_P(MemoryTest, TheAccountIsNearThePeak) {
       train_step(rank.trainer(), batches, 1e-3, static_cast<uint64_t>(step));
       const auto peak = static_cast<double>(cpu_allocator().stats().peak);
       const auto sum = static_cast<double>(account.total());
-      // Tokens choose experts as they like; all else is exact.
-      EXPECT_NEAR(peak / sum, 1, config.model.mlp == MlpKind::moe ? 0.15 : 0.05)
+      EXPECT_NEAR(peak / sum, 1, GetParam().tolerance())
           << "rank " << world.rank() << ": weights " << account.weights << ", optimizer " << account.optimizer
           << ", activations " << account.activations << ", working " << account.working << ", peak " << peak;
     }
@@ -56,6 +62,10 @@ constexpr auto kOverlapped = ScheduleKind::overlapped;
 void many_tokens(TrainConfig& c) {
   c.train.batch = 32 * c.parallel.ranks;
   c.train.microbatch = 16;
+}
+void alike(TrainConfig& c) {
+  many_tokens(c);
+  c.parallel.sequence = false;
 }
 void one_microbatch(TrainConfig& c) { c.train.microbatch = 8 / c.parallel.ranks; }
 void dropout(TrainConfig& c) {
@@ -80,6 +90,15 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"moe", small_moe, {}, kSequential}, Case{"moe_many", small_moe, {}, kSequential, many_tokens},
         Case{"moe_many_overlapped", small_moe, {}, kOverlapped, many_tokens},
         Case{"moe_one_overlapped", small_moe, {}, kOverlapped, one_microbatch},
+        Case{"gpt_tp2", small_gpt, {.tp = 2}, kSequential},
+        Case{"gpt_tp4", small_gpt, {.tp = 4}, kSequential},
+        Case{"gpt_many_tp2", small_gpt, {.tp = 2}, kSequential, many_tokens},
+        Case{"gpt_many_tp4", small_gpt, {.tp = 4}, kSequential, many_tokens},
+        Case{"gpt_many_tp2_alike", small_gpt, {.tp = 2}, kSequential, alike},
+        Case{"gpt_many_tp4_overlapped", small_gpt, {.tp = 4}, kOverlapped, many_tokens},
+        Case{"llama_many_tp4", small_llama, {.tp = 4}, kSequential, many_tokens},
+        Case{"moe_tp2_ep4", small_moe, {.dp = 2, .tp = 2, .ep = 4}, kSequential, many_tokens},
+        Case{"moe_tp2_ep2_alike", small_moe, {.tp = 2, .ep = 2}, kSequential, alike},
         Case{"moe_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential, many_tokens},
         Case{"moe_ep4", small_moe, {.dp = 4, .ep = 4}, kSequential, many_tokens},
         Case{"moe_ep2_overlapped", small_moe, {.dp = 4, .ep = 2}, kOverlapped, many_tokens}),

@@ -64,8 +64,28 @@ ModelConfig sigmoid_moe_with_dropout() {
   return c;
 }
 
+// With heads and widths that tp = 2 and 4 divide.
+ModelConfig divisible(ModelConfig c) {
+  c.heads = 4;
+  c.head_dim = 4;
+  c.mlp_width = 12;
+  if (c.kv_heads > 0) c.kv_heads = 2;  // fewer than four ranks
+  c.moe.expert_width = 8;
+  return c;
+}
+
+ModelConfig with_vocabulary(ModelConfig c, int64_t vocabulary) {
+  c.vocabulary = vocabulary;
+  return c;
+}
+
+ModelConfig with_dropout(ModelConfig c) {
+  c.dropout = 0.2;
+  return c;
+}
+
 // The rows of a microbatch that this rank holds: dp ranks take consecutive runs of the same sequences.
-std::vector<Batch> batches(const Mesh& mesh, unsigned seed) {
+std::vector<Batch> batches(const Mesh& mesh, int64_t vocabulary, unsigned seed) {
   std::mt19937 random(seed);
   std::vector<Batch> out;
   const int64_t local = kSequences / mesh.size(Axis::dp);
@@ -76,8 +96,9 @@ std::vector<Batch> batches(const Mesh& mesh, unsigned seed) {
                Tensor::empty({kTokens}, DType::i32), Tensor::empty({local + 1}, DType::i64),
                Tensor::empty({kTokens}, DType::i64)};
     for (int64_t i = 0; i < kTokens; ++i) {
-      b.tokens.data<int32_t>()[i] = static_cast<int32_t>(random() % kVocabulary);
-      b.targets.data<int32_t>()[i] = random() % 5 == 0 ? -1 : static_cast<int32_t>(random() % kVocabulary);
+      const auto token = [&] { return static_cast<int32_t>(random() % static_cast<uint64_t>(vocabulary)); };
+      b.tokens.data<int32_t>()[i] = token();
+      b.targets.data<int32_t>()[i] = random() % 5 == 0 ? -1 : token();
       b.positions.data<int32_t>()[i] = static_cast<int32_t>(i % kContext);
       b.rows.data<int64_t>()[i] = m * kTokens + i;
     }
@@ -92,10 +113,10 @@ std::vector<Batch> batches(const Mesh& mesh, unsigned seed) {
 // Everything one rank needs for a step.
 struct Rank {
   Rank(Group& world, const Layout& layout, const ModelConfig& config, DType dtype, bool overlap,
-       uint64_t seed)
+       uint64_t seed, bool sequence = false)
       : mesh(world, layout),
         store(mesh, dtype),
-        model(store, resolved(config), seed),
+        model(store, resolved(config), seed, sequence),
         optimizer((store.initialise(seed), store), {}),
         trainer{
             mesh, store, model, optimizer, overlap ? overlapped(kMicrobatches) : sequential(kMicrobatches),
@@ -113,6 +134,7 @@ struct Case {
   DType dtype;
   Layout layout;
   bool overlap;
+  bool sequence = false;
 };
 
 struct Outcome {
@@ -137,8 +159,8 @@ Outcome train(const Case& c, unsigned seed) {
   Outcome out;
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
-    Rank rank(world, c.layout, c.config, c.dtype, c.overlap, seed);
-    const std::vector<Batch> micro = batches(rank.mesh, seed);
+    Rank rank(world, c.layout, c.config, c.dtype, c.overlap, seed, c.sequence);
+    const std::vector<Batch> micro = batches(rank.mesh, c.config.vocabulary, seed);
     const StepResult first = compute_gradients(rank.trainer, micro, 5);
     for (const Tape& tape : rank.trainer.tapes) EXPECT_TRUE(tape.empty());
     {
@@ -208,16 +230,54 @@ TEST_P(StepTest, EqualsOneRank) {
 
 INSTANTIATE_TEST_SUITE_P(
     Layouts, StepTest,
-    testing::Values(Case{"gpt_overlapped", gpt(), DType::f64, {}, true},
-                    Case{"gpt_dp2", gpt(), DType::f64, {.dp = 2}, false},
-                    Case{"llama_dp4", llama(), DType::f64, {.dp = 4}, true},
-                    Case{"moe_dp2", moe(), DType::f64, {.dp = 2}, false},
-                    Case{"moe_dp2_ep2", moe(), DType::f64, {.dp = 2, .ep = 2}, true},
-                    Case{"moe_dp4_ep2", moe(), DType::f64, {.dp = 4, .ep = 2}, true},
-                    Case{"moe_dp4_ep4", moe(), DType::f64, {.dp = 4, .ep = 4}, false},
-                    Case{"sigmoid_dp4_ep2", sigmoid_moe_with_dropout(), DType::f64, {.dp = 4, .ep = 2}, true},
-                    Case{"gpt_f32_dp2", gpt(), DType::f32, {.dp = 2}, true},
-                    Case{"llama_f32_dp4", llama(), DType::f32, {.dp = 4}, false}),
+    testing::Values(
+        Case{"gpt_overlapped", gpt(), DType::f64, {}, true},
+        Case{"gpt_dp2", gpt(), DType::f64, {.dp = 2}, false},
+        Case{"llama_dp4", llama(), DType::f64, {.dp = 4}, true},
+        Case{"moe_dp2", moe(), DType::f64, {.dp = 2}, false},
+        Case{"moe_dp2_ep2", moe(), DType::f64, {.dp = 2, .ep = 2}, true},
+        Case{"moe_dp4_ep2", moe(), DType::f64, {.dp = 4, .ep = 2}, true},
+        Case{"moe_dp4_ep4", moe(), DType::f64, {.dp = 4, .ep = 4}, false},
+        Case{"sigmoid_dp4_ep2", sigmoid_moe_with_dropout(), DType::f64, {.dp = 4, .ep = 2}, true},
+        Case{"gpt_tp2", divisible(gpt()), DType::f64, {.tp = 2}, false},
+        Case{"gpt_tp4_sequence", divisible(gpt()), DType::f64, {.tp = 4}, true, true},
+        Case{"gpt_dropout_dp2_tp2_sequence",
+             divisible(with_dropout(gpt())),
+             DType::f64,
+             {.dp = 2, .tp = 2},
+             false,
+             true},
+        Case{"gpt_dropout_tp2", divisible(with_dropout(gpt())), DType::f64, {.tp = 2}, false},
+        Case{"llama_shared_kv_heads_tp4", divisible(llama()), DType::f64, {.tp = 4}, true},
+        Case{"llama_shared_kv_heads_dp2_tp4", divisible(llama()), DType::f64, {.dp = 2, .tp = 4}, false},
+        Case{"llama_shared_kv_heads_tp4_sequence", divisible(llama()), DType::f64, {.tp = 4}, false, true},
+        Case{"llama_a_rank_without_tokens_tp4",
+             divisible(with_vocabulary(llama(), 5)),
+             DType::f64,
+             {.tp = 4},
+             false,
+             true},
+        Case{"gpt_tied_a_rank_without_tokens_tp4",
+             divisible(with_vocabulary(gpt(), 5)),
+             DType::f64,
+             {.tp = 4},
+             false},
+        Case{"moe_tp2_ep2", divisible(moe()), DType::f64, {.tp = 2, .ep = 2}, true},
+        Case{"moe_tp4", divisible(moe()), DType::f64, {.tp = 4}, false},
+        Case{"moe_dp2_tp2_ep4_sequence",
+             divisible(moe()),
+             DType::f64,
+             {.dp = 2, .tp = 2, .ep = 4},
+             true,
+             true},
+        Case{"sigmoid_dp2_tp2_ep2",
+             divisible(sigmoid_moe_with_dropout()),
+             DType::f64,
+             {.dp = 2, .tp = 2, .ep = 2},
+             false},
+        Case{"gpt_f32_dp2", gpt(), DType::f32, {.dp = 2}, true},
+        Case{"llama_f32_tp4_sequence", divisible(llama()), DType::f32, {.tp = 4}, false, true},
+        Case{"llama_f32_dp4", llama(), DType::f32, {.dp = 4}, false}),
     [](const auto& info) { return info.param.name; });
 
 // How often each expert of each layer was chosen since the last call.
@@ -240,7 +300,7 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
   const Case& c = GetParam();
   run_thread_ranks({.ranks = 1, .threads_per_rank = 1}, [&](Group& world) {
     Rank rank(world, {}, c.config, DType::f64, true, seed);
-    const std::vector<Batch> micro = batches(rank.mesh, seed);
+    const std::vector<Batch> micro = batches(rank.mesh, c.config.vocabulary, seed);
     compute_gradients(rank.trainer, micro, 5);
     const Tensor analytic =
         Tensor::of(rank.store.grads().shape(), std::span<const double>(rank.store.grads().span<double>()));
@@ -285,7 +345,7 @@ TEST(Step, ANonFiniteGradientStopsEveryRankAndNamesTheTensor) {
   try {
     run_thread_ranks({.ranks = 2}, [&](Group& world) {
       Rank rank(world, {.dp = 2}, gpt(), DType::f32, false, 1);
-      const std::vector<Batch> micro = batches(rank.mesh, 1);
+      const std::vector<Batch> micro = batches(rank.mesh, kVocabulary, 1);
       for (Parameter& p : rank.store.all()) {
         if (p.name() == "layers.1.mlp.up.w") p.value().span<float>()[3] = std::nanf("");
       }

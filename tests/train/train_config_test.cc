@@ -157,7 +157,8 @@ TEST(TrainConfig, SizesThatDoNotFitAreNamedWithTheirPlace) {
               HasSubstr("a.toml:2: model.heads 4 is not a multiple"));
   EXPECT_THAT(refusal("[model]\nmlp = \"moe\"\n[moe]\nexperts = 6\ntop_k = 7\n"), HasSubstr("moe.top_k 7"));
   EXPECT_EQ(refusal("[model]\nmlp = \"moe\"\n[moe]\nexperts = 6\n[parallel]\nlayout = \"dp=4,ep=4\"\n"),
-            "a.toml:4: moe.experts 6 are not divisible by ep 4 of parallel.layout \"dp=4,ep=4\"");
+            "a.toml:6: parallel.layout \"dp=4,ep=4\": ep = 4 does not divide moe.experts 6: it may be 1, 2, "
+            "3 or 6");
   EXPECT_EQ(refusal("[train]\nbatch = 6\n[parallel]\nranks = 4\n"),
             "a.toml:2: train.batch 6 is not a multiple of the 4 data-parallel ranks");
   EXPECT_EQ(refusal("[train]\nbatch = 12\nmicrobatch = 4\n[parallel]\nranks = 2\n"),
@@ -183,14 +184,33 @@ TEST(TrainConfig, UnknownKeysNameTheNearest) {
 TEST(TrainConfig, LayoutAndRanksComplementEachOther) {
   EXPECT_EQ(parse("", {"parallel.ranks=4"}).parallel.layout, "dp=4");
   EXPECT_EQ(parse("", {"parallel.layout=dp=2"}).parallel.ranks, 2);
-  EXPECT_EQ(parse("", {"parallel.ranks=4", "parallel.layout=ep=2"}).parallel.layout, "dp=4,ep=2");
-  EXPECT_EQ(parse("", {"parallel.ranks=4", "parallel.layout=dp=4,ep=4"}).parallel.layout, "dp=4,ep=4");
+  const auto layout_of_moe = [](const char* layout) {
+    return parse("", {"model.mlp=moe", "parallel.ranks=4", layout}).parallel.layout;
+  };
+  EXPECT_EQ(layout_of_moe("parallel.layout=ep=2"), "dp=4,ep=2");
+  EXPECT_EQ(layout_of_moe("parallel.layout=dp=4,ep=4"), "dp=4,ep=4");
+  EXPECT_EQ(layout_of_moe("parallel.layout=tp=2,ep=4"), "dp=2,tp=2,ep=4");
   EXPECT_EQ(refusal("", {"parallel.ranks=4", "parallel.layout=dp=2"}),
             "--set parallel.layout=dp=2: parallel.layout \"dp=2\" does not fit parallel.ranks 4: its axes "
             "pp, dp, cp "
             "and tp make 2 ranks");
   EXPECT_THAT(refusal("", {"parallel.layout=ep=2"}), HasSubstr("does not divide the dp·cp·tp = 1 ranks"));
   EXPECT_THAT(refusal("", {"parallel.layout=xp=2"}), HasSubstr("xp=2"));
+  EXPECT_EQ(
+      refusal("", {"parallel.layout=dp=2,ep=2"}),
+      "--set parallel.layout=dp=2,ep=2: parallel.layout \"dp=2,ep=2\": ep = 2 needs model.mlp = \"moe\"");
+  EXPECT_EQ(
+      refusal("", {"parallel.layout=tp=3", "model.heads=8", "model.width=128"}),
+      "--set parallel.layout=tp=3: parallel.layout \"tp=3\": tp = 3 does not fit model.heads 8: it may be "
+      "1, 2, 4 or 8");
+  EXPECT_THAT(refusal("", {"parallel.layout=tp=4", "model.heads=12", "model.width=144", "model.kv_heads=6"}),
+              HasSubstr("tp = 4 does not fit model.kv_heads 6: it may be 1, 2, 3, 6 or 12"));
+  EXPECT_THAT(refusal("", {"parallel.layout=tp=2", "train.batch=1", "model.context=63"}),
+              HasSubstr("train.microbatch 1 · model.context 63 = 63 rows are not divisible by tp = 2"));
+  EXPECT_EQ(
+      parse("", {"parallel.layout=tp=2", "train.batch=1", "model.context=63", "parallel.sequence=false"})
+          .parallel.ranks,
+      2);
 }
 
 TEST(TrainConfig, ListsEveryKeyForHelp) {

@@ -1,0 +1,37 @@
+// The vocabulary's two ends: tokens to rows of the stream, and rows to the loss.
+#pragma once
+
+#include <string>
+
+#include "phalanx/model/layer.h"
+#include "phalanx/ops/cross_entropy.h"
+
+namespace phalanx {
+
+/// A table NAME [V, D], cut over tp by tokens (⌈V / tp⌉ each; the last ranks have fewer, none perhaps). It
+/// embeds, it is the output head, or both (tied).
+class TokenTable {
+ public:
+  TokenTable(const Builder& build, const std::string& name);
+
+  /// tokens i32 [T] → the stream.
+  Task<Tensor> embed(Tensor tokens);
+  Task<> embed_backward(Tensor dx_TD, Tensor tokens, Tape& tape);
+
+  /// Σ loss of the batch's targets that count, the same on all ranks of tp; no rank has all logits of a row.
+  Task<double> loss(Tensor x_TD, Pass pass, Tape& tape);
+  /// The gradient of the stream, of pass.scale · loss.
+  Task<Tensor> loss_backward(Pass pass, Tape& tape);
+
+  /// [T, V], for decoding on one rank of tp.
+  Task<Tensor> logits(Tensor x_TD);
+
+ private:
+  Task<CrossEntropy> cross_entropy_of(Tensor logits_TV, Tensor targets);
+
+  TensorParallel& tensor_;
+  Parameter& w_;
+  VocabularyPart part_;
+};
+
+}  // namespace phalanx

@@ -1,0 +1,41 @@
+#include "phalanx/parallel/tensor_parallel.h"
+
+#include <algorithm>
+
+namespace phalanx {
+
+Task<Tensor> TensorParallel::gather(Tensor x) {
+  if (!sequence_) co_return x;
+  Work work = group_.all_gather(x);
+  co_return co_await work;
+}
+
+Task<Tensor> TensorParallel::reduce(Tensor y) {
+  if (ranks() == 1) co_return y;
+  Work work = sequence_ ? group_.reduce_scatter(y) : group_.all_reduce(y);
+  co_return co_await work;
+}
+
+Task<Tensor> TensorParallel::join(Tensor own) {
+  if (sequence_ || ranks() == 1) co_return own;
+  Work work = group_.all_gather(own);
+  co_return co_await work;
+}
+
+Tensor TensorParallel::own_offsets(const Tensor& offsets) const {
+  if (ranks() == 1) return offsets;
+  const auto all = offsets.span<const int64_t>();
+  const int64_t rows = all.back() / ranks();
+  const Tensor own = Tensor::empty(offsets.shape(), DType::i64);
+  std::ranges::transform(all, own.data<int64_t>(),
+                         [&](int64_t at) { return std::clamp<int64_t>(at - rank() * rows, 0, rows); });
+  return own;
+}
+
+Tensor TensorParallel::own_rows(const Tensor& all) const {
+  PHX_CHECK(all.rows() % ranks() == 0, "{} rows over tp = {}", all.rows(), ranks());
+  const int64_t rows = all.rows() / ranks();
+  return all.slice(rank() * rows, (rank() + 1) * rows);
+}
+
+}  // namespace phalanx

@@ -26,13 +26,15 @@ const char* schedule_name(const VerifyRow& row) { return row.run.overlapped ? "o
 
 // The layout, and what beside it tells cases apart.
 std::string case_name(const VerifyRow& row) {
-  return row.run.layout.text() + (row.run.sequence ? " sequence" : "");
+  return row.run.layout.text() + (row.run.sequence ? " sequence" : "") +
+         (row.run.zero == Zero::none ? "" : " zero1");
 }
 
 nlohmann::json json_of(const VerifyRow& r) {
   nlohmann::json j = {{"layout", r.run.layout.text()},
                       {"schedule", schedule_name(r)},
                       {"sequence", r.run.sequence},
+                      {"zero", static_cast<int>(r.run.zero)},
                       {"transport", "threads"},
                       {"max_rel_grad_err", r.max_rel_grad_err},
                       {"worst_tensor", r.worst_tensor},
@@ -55,20 +57,17 @@ std::vector<VerifyCase> cases_of(const Options& o, const ModelConfig& model) {
     const std::string item = o.layouts.substr(at, o.layouts.find(';', at) - at);
     at += item.size() + 1;
     const Layout layout = layout_of({.layout = item});
-    for (const bool sequence : {false, true}) {
-      if (sequence && layout.tp == 1) continue;
-      for (const bool overlaps : {false, true}) cases.push_back({layout, overlaps, sequence});
-    }
+    add_cases(layout, cases);
   }
   return cases;
 }
 
 void print(const VerifyRow& r) {
   if (!r.error.empty()) {
-    std::printf("%-24s %-11s FAILED  %s\n", case_name(r).c_str(), schedule_name(r), r.error.c_str());
+    std::printf("%-30s %-11s FAILED  %s\n", case_name(r).c_str(), schedule_name(r), r.error.c_str());
     return;
   }
-  std::printf("%-24s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %7.2f s\n", case_name(r).c_str(), schedule_name(r),
+  std::printf("%-30s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %7.2f s\n", case_name(r).c_str(), schedule_name(r),
               r.pass ? "ok" : "FAILED", r.max_rel_grad_err, r.worst_tensor.c_str(), r.loss_err, r.weights_err,
               r.seconds);
   std::fflush(stdout);
@@ -90,7 +89,7 @@ void run_verify(const Options& o) {
   const bool table = o.json != "-";
   if (table && !o.json.empty()) check_can_write(o.json);
   if (table) {
-    std::printf("%-24s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
+    std::printf("%-30s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
                 "loss", "weights");
   }
   int failed = 0;

@@ -20,6 +20,34 @@ int64_t LocalSlice::global_index(int64_t i) const {
 
 namespace {
 
+// Appends the boxes of elements [begin, end) of `box` cut to index `box.begin` in all dimensions before
+// `dim`.
+void append_boxes(const LocalSlice& box, int dim, int64_t begin, int64_t end, std::vector<LocalSlice>& out) {
+  if (begin == end) return;
+  int64_t inner = 1;
+  for (int d = dim + 1; d < box.local.rank(); ++d) inner *= box.local[d];
+  const auto indices = [&](int64_t from, int64_t to) {
+    LocalSlice part = box;
+    std::array<int64_t, Shape::kMaxRank> extents{};
+    std::ranges::copy(box.local.extents(), extents.begin());
+    extents[static_cast<size_t>(dim)] = to - from;
+    part.local = Shape(std::span(extents).first(static_cast<size_t>(box.local.rank())));
+    part.begin[static_cast<size_t>(dim)] += from;
+    return part;
+  };
+  const int64_t first_whole = (begin + inner - 1) / inner;
+  const int64_t end_whole = end / inner;
+  if (first_whole > end_whole) {  // within one index
+    append_boxes(indices(end_whole, first_whole), dim + 1, begin % inner, end % inner, out);
+    return;
+  }
+  if (begin % inner != 0) {
+    append_boxes(indices(first_whole - 1, first_whole), dim + 1, begin % inner, inner, out);
+  }
+  if (first_whole < end_whole) out.push_back(indices(first_whole, end_whole));
+  if (end % inner != 0) append_boxes(indices(end_whole, end_whole + 1), dim + 1, 0, end % inner, out);
+}
+
 int parts_of(const Shard& shard, const Mesh& mesh) {
   const int size = mesh.size(shard.axis);
   const int parts = shard.parts > 0 ? shard.parts : size;
@@ -34,6 +62,16 @@ int64_t part_at(const Shard& shard, const Mesh& mesh, const Coordinates& coordin
 }
 
 }  // namespace
+
+std::vector<LocalSlice> boxes_of_range(const LocalSlice& slice, int64_t begin, int64_t end) {
+  std::vector<LocalSlice> boxes;
+  if (slice.local.rank() == 0) {
+    if (begin < end) boxes.push_back(slice);
+  } else {
+    append_boxes(slice, 0, begin, end, boxes);
+  }
+  return boxes;
+}
 
 LocalSlice local_slice(std::string_view name, const Shape& full, const Placement& placement,
                        const Mesh& mesh) {

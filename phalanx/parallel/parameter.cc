@@ -1,5 +1,6 @@
 #include "phalanx/parallel/parameter.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -71,34 +72,69 @@ ParameterStore::GradSum& ParameterStore::sum_of(const Parameter& parameter) {
   const bool experts = is_of_experts(spec.placement);
   const std::string axes = axes_of(mesh_, members, experts ? std::span(kExperts) : std::span(kDense));
   Group& group = mesh_.group("gradients over " + axes, members);
-  const auto same = std::ranges::find(sums_, &group, &GradSum::group);
-  return same != sums_.end() ? *same : sums_.emplace_back(GradSum{.group = &group});
+  const bool counts = group.info().members.front() == holders(spec.placement, mesh_).front();
+  const auto same = std::ranges::find_if(
+      sums_, [&](const GradSum& sum) { return sum.group == &group && sum.counts == counts; });
+  return same != sums_.end() ? *same : sums_.emplace_back(GradSum{.group = &group, .counts = counts});
+}
+
+// Gives a sum its run, which ends at `end` or, filled up to equal shares, behind it.
+void ParameterStore::lay_out(GradSum& sum, int64_t begin, int64_t end) {
+  const bool shared = zero_ != Zero::none;
+  const int64_t ranks = shared ? sum.group->size() : 1;
+  const int64_t share = (end - begin + ranks - 1) / ranks;
+  const int64_t first = begin + (shared ? sum.group->rank() * share : 0);
+  sum.run = {begin, begin + ranks * share};
+  sum.share = {first, first + share};
+  shares_.push_back(sum.share);
 }
 
 void ParameterStore::initialise(uint64_t seed) {
-  int64_t n = 0;
   std::vector<size_t> sum_index;
   for (Parameter& p : parameters_) {
-    n += p.slice().local.numel();
     p.owner_ = holders(p.spec().placement, mesh_).front() == mesh_.world().rank();
     sum_index.push_back(static_cast<size_t>(&sum_of(p) - sums_.data()));
   }
-  values_ = Tensor::empty({n}, dtype_);
-  grads_ = Tensor::empty({n}, dtype_);
-  int64_t at = 0;
+  int64_t end = 0;
   for (size_t s = 0; s < sums_.size(); ++s) {
-    sums_[s].begin = at;
+    const int64_t begin = end;
     for (size_t i = 0; i < parameters_.size(); ++i) {
-      Parameter& p = parameters_[i];
       if (sum_index[i] != s) continue;
-      p.flat_begin_ = at;
-      p.value_ = part_of(values_, p);
-      p.grad_ = part_of(grads_, p);
-      fill(p.value_, p, seed);
-      at += p.slice().local.numel();
+      parameters_[i].flat_begin_ = end;
+      end += parameters_[i].slice().local.numel();
     }
-    sums_[s].end = at;
+    lay_out(sums_[s], begin, end);
+    end = sums_[s].run.end;
   }
+  values_ = zero_ == Zero::none ? Tensor::empty({end}, dtype_) : Tensor::zeros({end}, dtype_);
+  grads_ = zero_ == Zero::none ? Tensor::empty({end}, dtype_) : Tensor::zeros({end}, dtype_);
+  for (Parameter& p : parameters_) {
+    p.value_ = part_of(values_, p);
+    p.grad_ = part_of(grads_, p);
+    fill(p.value_, p, seed);
+  }
+}
+
+const ParameterStore::GradSum* ParameterStore::run_of(const Parameter& p) const {
+  const auto holds = [&](const GradSum& s) {
+    return p.flat_begin() >= s.run.begin && p.flat_begin() < s.run.end;
+  };
+  const auto at = std::ranges::find_if(sums_, holds);
+  return at != sums_.end() ? &*at : nullptr;
+}
+
+FlatRange ParameterStore::share_of(const Parameter& p) const {
+  const GradSum* sum = run_of(p);
+  if (!sum) return {};
+  const int64_t numel = p.slice().local.numel();
+  return {std::clamp<int64_t>(sum->share.begin - p.flat_begin(), 0, numel),
+          std::clamp<int64_t>(sum->share.end - p.flat_begin(), 0, numel)};
+}
+
+bool ParameterStore::writes_share_of(const Parameter& p) const {
+  if (zero_ == Zero::none) return p.is_owner();
+  const GradSum* sum = run_of(p);
+  return sum && sum->counts;
 }
 
 Tensor Parameter::grad() {
@@ -122,20 +158,39 @@ Task<> ParameterStore::reduce_grads() {
   const Tensor all = grads();
   PooledVector<Work> works;
   for (const GradSum& sum : sums_) {
-    if (sum.group->size() > 1) works.push_back(sum.group->all_reduce(all.slice(sum.begin, sum.end)));
+    const Tensor run = all.slice(sum.run.begin, sum.run.end);
+    works.push_back(zero_ == Zero::none ? sum.group->all_reduce(run) : sum.group->reduce_scatter(run));
   }
-  for (Work& work : works) co_await work;
+  for (size_t s = 0; s < sums_.size(); ++s) {
+    Work& work = works[s];
+    const Tensor result = co_await work;
+    if (zero_ != Zero::none) copy_into(all.slice(sums_[s].share.begin, sums_[s].share.end), result);
+  }
+}
+
+Task<> ParameterStore::gather_values() {
+  if (zero_ == Zero::none) co_return;
+  PooledVector<Work> works;
+  for (const GradSum& sum : sums_) {
+    works.push_back(sum.group->all_gather(values_.slice(sum.share.begin, sum.share.end)));
+  }
+  for (size_t s = 0; s < sums_.size(); ++s) {
+    Work& work = works[s];
+    const Tensor result = co_await work;
+    copy_into(values_.slice(sums_[s].run.begin, sums_[s].run.end), result);
+  }
 }
 
 Task<double> ParameterStore::grad_norm() {
   double squares = 0;
-  for (const Parameter& p : parameters_) {
-    if (p.is_owner()) squares += sum_of_squares(p.grad());
+  for (const GradSum& sum : sums_) {
+    const bool mine = sum.counts && (zero_ != Zero::none || sum.group->rank() == 0);
+    if (mine) squares += sum_of_squares(grads_.slice(sum.share.begin, sum.share.end));
   }
-  const Tensor sum = Tensor::of(Shape{1}, std::span<const double>(&squares, 1));
-  Work over_world = mesh_.world().all_reduce(sum);
+  const Tensor all = Tensor::of(Shape{1}, std::span<const double>(&squares, 1));
+  Work over_world = mesh_.world().all_reduce(all);
   co_await over_world;
-  co_return std::sqrt(sum.data<double>()[0]);
+  co_return std::sqrt(all.data<double>()[0]);
 }
 
 }  // namespace phalanx

@@ -107,11 +107,24 @@ inline Lease::~Lease() {
 }
 inline const Tensor& Lease::value() const { return parameter_->value_; }
 
+/// A run [begin, end) of flat tensors.
+struct FlatRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+/// How much of the training state the ranks that hold the same weights share out (ZeRO, Rajbhandari et al.
+/// 2020, section 5): nothing, or the optimizer's state. A rank then receives the sum of its share of the
+/// gradient alone (a reduce-scatter), updates its share of the weights, and gathers the others' (an
+/// all-gather: the bytes of the all_reduce that they replace).
+enum class Zero : uint8_t { none = 0, optimizer = 1 };
+
 /// All parameters of one rank. Values and gradients each lie in one flat tensor, ordered by the ranks over
-/// which the gradient is summed.
+/// which the gradient is summed; with ZeRO each such run is cut into equal shares, filled up with zeros.
 class ParameterStore {
  public:
-  ParameterStore(Mesh& mesh, DType dtype) : mesh_(mesh), dtype_(dtype) {}
+  ParameterStore(Mesh& mesh, DType dtype, Zero zero = Zero::none) : mesh_(mesh), dtype_(dtype), zero_(zero) {}
 
   /// Registers a parameter; its address is stable.
   Parameter& add(ParameterSpec spec);
@@ -130,10 +143,22 @@ class ParameterStore {
   const Tensor& values() const { return values_; }
   const Tensor& grads();
 
+  Zero zero() const { return zero_; }
+  /// What this rank updates of the flat tensors, ascending: all, or its shares.
+  const std::vector<FlatRange>& shares() const { return shares_; }
+  /// The elements of the parameter (as it lies in memory) that this rank updates, and whose gradient is
+  /// summed here; with ZeRO perhaps none.
+  FlatRange share_of(const Parameter& parameter) const;
+  /// True on one of the ranks of the stage that update that share.
+  bool writes_share_of(const Parameter& parameter) const;
+
   /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.
   void zero_grads();
-  /// Sums every gradient over the ranks that hold a replica of its parameter and have another part of it.
+  /// Sums every gradient over the ranks that hold a replica of its parameter and have another part of it;
+  /// with ZeRO this rank's share alone.
   Task<> reduce_grads();
+  /// With ZeRO: gathers the shares of the values that other ranks have updated.
+  Task<> gather_values();
   /// √Σ g² over the whole model; a parameter's every element counts once. The same bits on all ranks.
   Task<double> grad_norm();
 
@@ -141,17 +166,23 @@ class ParameterStore {
   // Parameters whose gradients the same ranks sum: a run of the flat tensors.
   struct GradSum {
     Group* group;
-    int64_t begin = 0;
-    int64_t end = 0;
+    bool counts = true;  // in the gradient norm: other ranks of tp may have the same
+    FlatRange run = {};
+    FlatRange share = {};  // that this rank updates
   };
   GradSum& sum_of(const Parameter& parameter);
+  // That the parameter lies in; null where it has no elements behind the last run.
+  const GradSum* run_of(const Parameter& parameter) const;
+  void lay_out(GradSum& sum, int64_t begin, int64_t end);
 
   Mesh& mesh_;
   DType dtype_;
+  Zero zero_;
   std::deque<Parameter> parameters_;
   Tensor values_;
   Tensor grads_;
   std::vector<GradSum> sums_;
+  std::vector<FlatRange> shares_;
 };
 
 }  // namespace phalanx

@@ -181,6 +181,16 @@ int64_t beside_backward(const Layers& layers, const ModelConfig& c) {
   return saved + layers.head();
 }
 
+// Of a rank's parameters, those whose optimizer state it has with ZeRO: its share among the ranks that hold
+// the same ones.
+int64_t updated_parameters(const ModelConfig& c, int64_t parameters, const Layout& layout) {
+  const int64_t expert = 3 * c.width * c.moe.expert_width;
+  const int64_t experts =
+      c.mlp == MlpKind::moe ? (c.layers - c.moe.dense_layers) * (c.moe.experts / layout.ep) * expert : 0;
+  const int64_t edp = layout.dp * layout.cp * layout.tp / (layout.ep * layout.etp);
+  return (parameters - experts) / (layout.dp * layout.cp) + experts / edp;
+}
+
 }  // namespace
 
 MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary) {
@@ -202,7 +212,9 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary) {
   MemoryAccount account;
   account.weights = layers.block(parameters);
   account.gradients = account.weights;
-  account.optimizer = config.optimizer.kind == OptimizerConfig::Kind::adamw ? 2 * account.weights : 0;
+  const bool shares = config.parallel.zero > 0;
+  const int64_t state = layers.block(shares ? updated_parameters(model, parameters, layout) : parameters);
+  account.optimizer = config.optimizer.kind == OptimizerConfig::Kind::adamw ? 2 * state : 0;
   account.batch = share.microbatches() * (3 * Layers::block(tokens, 4) + Layers::block(tokens, 8));
   account.activations = peak.saved;
   account.working = peak.working;

@@ -16,19 +16,22 @@ struct OptimizerConfig {
 
 class Optimizer {
  public:
-  /// State takes the store's dtype and flat layout; after store.initialise.
+  /// State takes the store's dtype and the layout of its shares, one behind the other; after
+  /// store.initialise.
   Optimizer(ParameterStore& store, const OptimizerConfig& config);
-  /// Updates every parameter from its gradient times `gradient_scale`.
+  /// Updates this rank's shares of the parameters from their gradients times `gradient_scale`.
   void step(double lr, double gradient_scale);
 
   /// Updates made so far; a resumed run sets it.
   int64_t steps() const { return steps_; }
   void set_steps(int64_t steps) { steps_ = steps; }
-  /// AdamW's moments in the store's flat layout (ParameterStore::part_of); undefined for SGD.
-  const Tensor& first_moments() const { return m_; }
-  const Tensor& second_moments() const { return v_; }
+  /// AdamW's moments of this rank's share of a parameter, [share_of(parameter).size()]; undefined for SGD.
+  Tensor first_moments(const Parameter& parameter) const { return state_of(m_, parameter); }
+  Tensor second_moments(const Parameter& parameter) const { return state_of(v_, parameter); }
 
  private:
+  Tensor state_of(const Tensor& state, const Parameter& parameter) const;
+
   ParameterStore& store_;
   OptimizerConfig config_;
   int64_t steps_ = 0;

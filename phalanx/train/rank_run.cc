@@ -58,7 +58,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       mesh_(world, trainable(layout_of(config.parallel))),
       share_(row_share(config.train.batch, config.train.microbatch, mesh_.size(Axis::dp),
                        mesh_.coordinate(Axis::dp))),
-      parameters_(mesh_, config.train.dtype),
+      parameters_(mesh_, config.train.dtype, static_cast<Zero>(config.parallel.zero)),
       model_(parameters_, config_.model, config.train.seed, config.parallel.sequence),
       optimizer_(initialised(parameters_, config), config.optimizer),
       trainer_{mesh_,

@@ -19,17 +19,21 @@ std::vector<NamedTensor> weights_of(ParameterStore& parameters) {
 // Weights and the optimizer's moments.
 std::vector<NamedTensor> tensors_of(RankRun& rank) {
   std::vector<NamedTensor> tensors = weights_of(rank.parameters());
-  const auto add_moments = [&](const char* name, const Tensor& flat) {
-    if (!flat.defined()) return;
-    for (const Parameter& p : rank.parameters().all()) {
+  const Optimizer& optimizer = rank.optimizer();
+  const auto add_moments = [&](const char* name, const Parameter& p, const Tensor& moments) {
+    if (!moments.defined()) return;
+    const FlatRange own = rank.parameters().share_of(p);
+    int64_t at = 0;
+    for (const LocalSlice& box : boxes_of_range(p.slice(), own.begin, own.end)) {
       tensors.push_back({.name = format("optimizer.{}.{}", name, p.name()),
-                         .local = ParameterStore::part_of(flat, p),
-                         .slice = p.slice(),
-                         .written_here = p.is_owner()});
+                         .local = moments.slice(at, at + box.local.numel()),
+                         .slice = box,
+                         .written_here = rank.parameters().writes_share_of(p)});
+      at += box.local.numel();
     }
   };
-  add_moments("m", rank.optimizer().first_moments());
-  add_moments("v", rank.optimizer().second_moments());
+  for (const Parameter& p : rank.parameters().all()) add_moments("m", p, optimizer.first_moments(p));
+  for (const Parameter& p : rank.parameters().all()) add_moments("v", p, optimizer.second_moments(p));
   return tensors;
 }
 

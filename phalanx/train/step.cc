@@ -145,6 +145,8 @@ StepResult train_step(Trainer& t, std::span<const Batch> microbatches, double lr
   const bool clips = t.clip > 0 && result.grad_norm > t.clip;
   t.optimizer.step(lr, clips ? t.clip / (result.grad_norm + 1e-6) : 1);
   watch.lap(result.seconds.update);
+  run(t.parameters.gather_values());
+  watch.lap(result.seconds.reduce);
   return result;
 }
 

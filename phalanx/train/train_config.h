@@ -39,6 +39,7 @@ struct ParallelConfig {
   int ranks = 0;            ///< 0: those of the layout
   std::string layout = "";  ///< "dp=4,ep=2"; without dp, dp takes the ranks that the others leave
   bool sequence = true;     ///< between layers each rank of tp has its own rows (sequence parallelism)
+  int zero = 0;             ///< ZeRO's stage (parallel/parameter.h)
   TransportKind transport = TransportKind::threads;
   double progress_timeout = 600;  ///< seconds in which a waiting rank must get a step further
   double liveness_timeout = 10;   ///< seconds of silence after which a process is taken for dead

@@ -55,14 +55,15 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh) {
   return batches;
 }
 
-// Writes this rank's part of each parameter into the full tensors.
+// Writes this rank's part of each parameter into the full tensors: of gradients its share.
 void collect(FullTensors& full, ParameterStore& store, bool grads) {
   for (const Parameter& p : store.all()) {
     std::vector<double>& out = full[p.name()];
     out.resize(static_cast<size_t>(p.slice().full.numel()));
     const Tensor local = grads ? p.grad() : p.value();
+    const FlatRange range = grads ? store.share_of(p) : FlatRange{0, local.numel()};
     visit_float(local.dtype(), [&](auto t) {
-      for (int64_t i = 0; i < local.numel(); ++i) {
+      for (int64_t i = range.begin; i < range.end; ++i) {
         out[static_cast<size_t>(p.slice().global_index(i))] =
             static_cast<double>(local.data<decltype(t)>()[i]);
       }
@@ -76,7 +77,7 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
     Mesh mesh(world, c.layout);
-    ParameterStore store(mesh, o.dtype);
+    ParameterStore store(mesh, o.dtype, c.zero);
     Transformer model(store, o.model, o.seed, c.sequence);
     store.initialise(o.seed);
     Optimizer optimizer(
@@ -129,16 +130,24 @@ double relative(double a, double b) { return std::abs(a - b) / std::max(std::abs
 
 }  // namespace
 
+void add_cases(const Layout& layout, std::vector<VerifyCase>& cases) {
+  for (const bool sequence : {false, true}) {
+    if (sequence && layout.tp == 1) continue;
+    for (const bool overlaps : {false, true}) {
+      for (const Zero zero : {Zero::none, Zero::optimizer}) {
+        cases.push_back({layout, overlaps, sequence, zero});
+      }
+    }
+  }
+}
+
 std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks) {
   std::vector<VerifyCase> cases;
   for (int tp = 1; tp <= ranks; ++tp) {
-    for (int ep = 1; ep <= ranks && ranks % tp == 0; ++ep) {
+    for (int ep = 1; ep <= ranks; ++ep) {
+      if (ranks % tp != 0 || ranks % ep != 0) continue;
       const Layout layout{.dp = ranks / tp, .tp = tp, .ep = ep};
-      if (ranks % ep != 0) continue;
-      for (const bool sequence : {false, true}) {
-        if ((sequence && tp == 1) || !misfit(model, layout).empty()) continue;
-        for (const bool overlaps : {false, true}) cases.push_back({layout, overlaps, sequence});
-      }
+      if (misfit(model, layout).empty()) add_cases(layout, cases);
     }
   }
   return cases;

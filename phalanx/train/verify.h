@@ -8,6 +8,7 @@
 
 #include "phalanx/comm/mesh.h"
 #include "phalanx/model/config.h"
+#include "phalanx/parallel/parameter.h"
 #include "phalanx/tensor/dtype.h"
 
 namespace phalanx {
@@ -16,6 +17,7 @@ struct VerifyCase {
   Layout layout;
   bool overlapped = false;  ///< the schedule: overlapped, else sequential
   bool sequence = false;    ///< sequence parallelism over tp
+  Zero zero = Zero::none;
 };
 
 struct VerifyOptions {
@@ -41,8 +43,11 @@ struct VerifyRow {
   std::string error;  ///< what the run threw; empty if nothing
 };
 
-/// All layouts of `ranks` ranks that fit the model: every tp, dp = ranks / tp, every ep, each with both
-/// schedules, and with tp without and with sequence parallelism.
+/// Appends the cases of one layout: both schedules, with tp without and with sequence parallelism, and each
+/// without and with ZeRO-1.
+void add_cases(const Layout& layout, std::vector<VerifyCase>& cases);
+
+/// The cases of all layouts of `ranks` ranks that fit the model: every tp, dp = ranks / tp, every ep.
 std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks);
 
 /// Runs every case on thread ranks, with random tokens and weights of `seed`; `on_row` sees each row as it

@@ -5,8 +5,8 @@ import unittest
 
 from command import MOE, Case
 
-ROW = {"layout", "schedule", "sequence", "transport", "max_rel_grad_err", "worst_tensor", "loss_err", "pass",
-       "seconds"}
+ROW = {"layout", "schedule", "sequence", "zero", "transport", "max_rel_grad_err", "worst_tensor", "loss_err",
+       "pass", "seconds"}
 
 
 class Verify(Case):
@@ -14,10 +14,10 @@ class Verify(Case):
         told = json.loads(self.succeed("verify", self.config, *MOE, "--ranks", "4", "--json", "-"))
         self.assertEqual(told["failed"], 0)
         self.assertIn("dp=1", told["reference"])
-        runs = {(row["layout"], row["sequence"], row["schedule"]) for row in told["layouts"]}
+        runs = {(row["layout"], row["sequence"], row["zero"], row["schedule"]) for row in told["layouts"]}
         dense = {"dp=4", "dp=2,tp=2", "tp=4"}
         layouts = dense | {f"{axes},ep={ep}" for axes in dense for ep in (2, 4)}
-        self.assertEqual(runs, {(layout, sequence, schedule) for layout in layouts
+        self.assertEqual(runs, {(layout, sequence, zero, schedule) for layout in layouts for zero in (0, 1)
                                 for sequence in ({False, True} if "tp" in layout else {False})
                                 for schedule in ("sequential", "overlapped")})
         for row in told["layouts"]:
@@ -30,10 +30,10 @@ class Verify(Case):
     def test_a_list_of_layouts_a_table_and_a_file(self):
         table = self.succeed("verify", self.config, "--layouts", "dp=2;dp=3;dp=4", "--dtype", "f32", "--json",
                              self.path("verify.json"))
-        self.assertEqual(table.count(" ok "), 6)
+        self.assertEqual(table.count(" ok "), 12)
         with open(self.path("verify.json"), encoding="utf-8") as f:
             told = json.load(f)
-        self.assertEqual([row["layout"] for row in told["layouts"][::2]], ["dp=2", "dp=3", "dp=4"])
+        self.assertEqual([row["layout"] for row in told["layouts"][::4]], ["dp=2", "dp=3", "dp=4"])
         # f32 rounds: no errors at all would mean that nothing was compared.
         self.assertGreater(max(row["max_rel_grad_err"] for row in told["layouts"]), 1e-9)
 
@@ -41,7 +41,7 @@ class Verify(Case):
         result = self.run_command("verify", self.config, "--layouts", "pp=2")
         self.assertEqual(result.returncode, 1)
         self.assertIn("pp=2", result.stdout)
-        self.assertRegex(result.stderr, r"\Aphalanx: 2 of 2 layouts [^\n]*\n\Z")
+        self.assertRegex(result.stderr, r"\Aphalanx: 4 of 4 layouts [^\n]*\n\Z")
 
     def test_mistakes(self):
         for arguments, says in ((["--layouts", "dp=x"], ["dp=x"]),

@@ -92,6 +92,35 @@ TEST(Placement, UnevenRunsMayBeEmptyAndPartsMayBeShared) {
   }
 }
 
+// What ZeRO saves of a tensor: any range of its elements, in boxes that hold them in their order.
+TEST(Placement, BoxesOfARangeHoldItsElementsInOrder) {
+  std::mt19937 random(std::random_device{}());
+  for (int trial = 0; trial < 300; ++trial) {
+    std::vector<int64_t> extents;
+    for (int d = 0; d < static_cast<int>(random() % 5); ++d) extents.push_back(1 + random() % 4);
+    LocalSlice slice = {.full = Shape(extents), .local = Shape(extents)};
+    for (size_t d = 0; d < extents.size(); ++d) {  // a part of something larger
+      slice.begin[d] = static_cast<int64_t>(random() % 3);
+      extents[d] += slice.begin[d] + static_cast<int64_t>(random() % 3);
+    }
+    slice.full = Shape(extents);
+    const auto n = static_cast<uint64_t>(slice.local.numel());
+    int64_t begin = static_cast<int64_t>(random() % (n + 1));
+    int64_t end = static_cast<int64_t>(random() % (n + 1));
+    if (begin > end) std::swap(begin, end);
+    std::vector<int64_t> expected;
+    for (int64_t i = begin; i < end; ++i) expected.push_back(slice.global_index(i));
+    std::vector<int64_t> got;
+    const std::vector<LocalSlice> boxes = boxes_of_range(slice, begin, end);
+    for (const LocalSlice& box : boxes) {
+      EXPECT_EQ(box.full, slice.full);
+      for (int64_t i = 0; i < box.local.numel(); ++i) got.push_back(box.global_index(i));
+    }
+    EXPECT_EQ(got, expected);
+    EXPECT_LE(boxes.size(), 2 * extents.size() + 1);
+  }
+}
+
 TEST(Placement, AnAxisThatDoesNotDivideIsNamed) {
   try {
     run_thread_ranks({.ranks = 2}, [](Group& world) {

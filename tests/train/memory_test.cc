@@ -67,6 +67,7 @@ void alike(TrainConfig& c) {
   many_tokens(c);
   c.parallel.sequence = false;
 }
+void zero1(TrainConfig& c) { c.parallel.zero = 1; }
 void one_microbatch(TrainConfig& c) { c.train.microbatch = 8 / c.parallel.ranks; }
 void dropout(TrainConfig& c) {
   many_tokens(c);
@@ -99,6 +100,9 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"llama_many_tp4", small_llama, {.tp = 4}, kSequential, many_tokens},
         Case{"moe_tp2_ep4", small_moe, {.dp = 2, .tp = 2, .ep = 4}, kSequential, many_tokens},
         Case{"moe_tp2_ep2_alike", small_moe, {.tp = 2, .ep = 2}, kSequential, alike},
+        Case{"gpt_dp4_zero1", small_gpt, {.dp = 4}, kSequential, zero1},
+        Case{"llama_dp2_tp2_zero1", small_llama, {.dp = 2, .tp = 2}, kSequential, zero1},
+        Case{"moe_dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, kSequential, zero1},
         Case{"moe_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential, many_tokens},
         Case{"moe_ep4", small_moe, {.dp = 4, .ep = 4}, kSequential, many_tokens},
         Case{"moe_ep2_overlapped", small_moe, {.dp = 4, .ep = 2}, kOverlapped, many_tokens}),

@@ -47,6 +47,7 @@ struct Case {
   TrainConfig (*config)(const Layout&, ScheduleKind);
   Layout layout;
   ScheduleKind schedule;
+  int zero = 0;
 };
 
 // So many tokens and experts that what ops keep for each piece of work is long.
@@ -71,7 +72,8 @@ class SteadyState : public testing::TestWithParam<Case> {};
 TEST_P(SteadyState, AllocatesNothing) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(seed);
-  const TrainConfig config = GetParam().config(GetParam().layout, GetParam().schedule);
+  TrainConfig config = GetParam().config(GetParam().layout, GetParam().schedule);
+  config.parallel.zero = GetParam().zero;
   const Dataset data = random_text(config, seed);
   constexpr int kSteps = 3;
   run_thread_ranks({.ranks = config.parallel.ranks, .threads_per_rank = 2}, [&](Group& world) {
@@ -86,7 +88,7 @@ TEST_P(SteadyState, AllocatesNothing) {
       for (int s = 0; s < kSteps; ++s) train_step(rank.trainer(), steps[s], 0, static_cast<uint64_t>(s));
       world.barrier().wait();
     };
-    go();
+    for (int round = 0; round < 2; ++round) go();  // also from the last step to the first
     const int64_t before = allocations.load();
     const MemoryStats memory = cpu_allocator().stats();
     world.barrier().wait();
@@ -111,6 +113,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"moe", small_moe, {}, kSequential},
                     Case{"moe_overlapped", small_moe, {}, kOverlapped},
                     Case{"moe_dp2", small_moe, {.dp = 2}, kSequential},
+                    Case{"gpt_dp2_zero1", small_gpt, {.dp = 2}, kSequential, 1},
                     Case{"gpt_tp2", small_gpt, {.tp = 2}, kSequential},
                     Case{"moe_dp2_tp2_ep4_overlapped", small_moe, {.dp = 2, .tp = 2, .ep = 4}, kOverlapped},
                     Case{"moe_dp2_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential},

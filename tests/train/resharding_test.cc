@@ -1,0 +1,149 @@
+// A run saved under one layout goes on under any other: weights and optimizer state have the same bits, and
+// with ZeRO the same updates.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <mutex>
+#include <random>
+
+#include "phalanx/comm/transport/threads.h"
+#include "phalanx/train/resume.h"
+#include "tests/temporary_directory.h"
+#include "tests/train/small_runs.h"
+
+namespace phalanx {
+namespace {
+
+using FullTensors = std::map<std::string, std::vector<float>>;
+
+struct Run {
+  const char* name;
+  TrainConfig (*config)(const Layout&, ScheduleKind);
+  Layout layout;
+  int zero = 0;
+};
+
+TrainConfig config_of(const Run& run, const std::string& out) {
+  TrainConfig c = run.config(run.layout, ScheduleKind::sequential);
+  c.parallel.zero = run.zero;
+  c.train.out = out;
+  return c;
+}
+
+void place(FullTensors& full, const std::string& name, const Parameter& p, FlatRange range,
+           const Tensor& values) {
+  std::vector<float>& out = full[name];
+  out.resize(static_cast<size_t>(p.slice().full.numel()));
+  const auto from = values.span<float>();
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    out[static_cast<size_t>(p.slice().global_index(i))] = from[static_cast<size_t>(i - range.begin)];
+  }
+}
+
+// Weights and moments of all ranks, whole.
+void collect(FullTensors& full, RankRun& rank) {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  for (const Parameter& p : rank.parameters().all()) {
+    const FlatRange own = rank.parameters().share_of(p);
+    place(full, p.name(), p, {0, p.value().numel()}, p.value());
+    place(full, "m." + p.name(), p, own, rank.optimizer().first_moments(p));
+    place(full, "v." + p.name(), p, own, rank.optimizer().second_moments(p));
+  }
+}
+
+void step(RankRun& rank, const Dataset& data, int64_t number) {
+  std::vector<Batch> batches;
+  for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
+    batches.push_back(data.train_batch(number, m, rank.share()));
+  }
+  train_step(rank.trainer(), batches, 1e-2, static_cast<uint64_t>(number));
+}
+
+class Resharding : public ::testing::TestWithParam<std::pair<Run, Run>> {};
+
+TEST_P(Resharding, KeepsEveryBit) {
+  const auto& [saving, loading] = GetParam();
+  const testing::TemporaryDirectory dir;
+  const TrainConfig config = config_of(saving, dir.path().string());
+  const Dataset data = random_text(config, std::random_device{}());
+  const int64_t vocabulary = data.tokenizer().vocabulary();
+  FullTensors saved;
+  FullTensors loaded;
+  run_thread_ranks({.ranks = saving.layout.ranks()}, [&](Group& world) {
+    RankRun rank(config, vocabulary, world);
+    for (int64_t s = 0; s < 2; ++s) step(rank, data, s);
+    save_run(rank, data.tokenizer(), 2, world);
+    collect(saved, rank);
+  });
+  run_thread_ranks({.ranks = loading.layout.ranks()}, [&](Group& world) {
+    RankRun rank(config_of(loading, dir.path().string()), vocabulary, world);
+    const Resumed resumed = resume_run(rank, data.tokenizer(), dir.path().string(), world);
+    EXPECT_EQ(resumed.next_step, 2);
+    collect(loaded, rank);
+    step(rank, data, 2);  // and it goes on
+  });
+  ASSERT_EQ(saved.size(), loaded.size());
+  for (const auto& [name, values] : saved) EXPECT_EQ(loaded.at(name), values) << name;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Layouts, Resharding,
+    ::testing::Values(
+        std::pair{Run{"one", small_gpt, {}}, Run{"tp4", small_gpt, {.tp = 4}}},
+        std::pair{Run{"dp2_tp2_zero1", small_gpt, {.dp = 2, .tp = 2}, 1}, Run{"one", small_gpt, {}}},
+        std::pair{Run{"dp4_zero1", small_llama, {.dp = 4}, 1}, Run{"dp2_zero1", small_llama, {.dp = 2}, 1}},
+        std::pair{Run{"tp4", small_llama, {.tp = 4}},
+                  Run{"dp2_tp2_zero1", small_llama, {.dp = 2, .tp = 2}, 1}},
+        std::pair{Run{"moe_dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1},
+                  Run{"dp2_tp2_ep4", small_moe, {.dp = 2, .tp = 2, .ep = 4}}},
+        std::pair{Run{"moe_tp2_ep2", small_moe, {.tp = 2, .ep = 2}},
+                  Run{"dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1}}),
+    [](const auto& info) { return std::string(info.param.first.name) + "_to_" + info.param.second.name; });
+
+// Sums run in rank order in both kinds of collective, and the update is element by element.
+TEST(ZeroOne, UpdatesToTheSameBits) {
+  const unsigned seed = std::random_device{}();
+  for (const auto& [config, layout] : {std::pair{&small_llama, Layout{.dp = 3}},
+                                       {&small_gpt, Layout{.dp = 2, .tp = 2}},
+                                       {&small_moe, Layout{.dp = 4, .ep = 2}}}) {
+    FullTensors results[2];
+    for (const int zero : {0, 1}) {
+      TrainConfig c = config({}, ScheduleKind::sequential);
+      c.train.batch = 12;
+      c.train.microbatch = 1;
+      c.parallel = {.ranks = layout.ranks(), .layout = layout.text(), .zero = zero};
+      const Dataset data = random_text(c, seed);
+      run_thread_ranks({.ranks = layout.ranks()}, [&](Group& world) {
+        RankRun rank(c, data.tokenizer().vocabulary(), world);
+        for (int64_t s = 0; s < 3; ++s) step(rank, data, s);
+        collect(results[zero], rank);
+      });
+    }
+    for (const auto& [name, values] : results[0]) EXPECT_EQ(results[1].at(name), values) << name;
+  }
+}
+
+// A step without tensor or expert parallelism sends the gradients' shares and the weights' shares, as an
+// all_reduce would, and a few numbers.
+TEST(ZeroOne, MovesTheBytesOfAnAllReduce) {
+  const Layout layout = {.dp = 4};
+  const TrainConfig base = small_llama(layout, ScheduleKind::sequential);
+  const Dataset data = random_text(base, 1);
+  for (const int zero : {0, 1}) {
+    TrainConfig c = base;
+    c.parallel.zero = zero;
+    run_thread_ranks({.ranks = 4}, [&](Group& world) {
+      RankRun rank(c, data.tokenizer().vocabulary(), world);
+      step(rank, data, 0);
+      const int64_t before = rank.mesh().traffic().sent - world.traffic().sent;
+      step(rank, data, 1);
+      const int64_t sent = rank.mesh().traffic().sent - world.traffic().sent - before;
+      const int64_t share = (rank.parameters().values().numel() + 3) / 4;
+      EXPECT_NEAR(static_cast<double>(sent), 2.0 * 3 * static_cast<double>(share) * 4, 64) << zero;
+    });
+  }
+}
+
+}  // namespace
+}  // namespace phalanx

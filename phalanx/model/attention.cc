@@ -15,6 +15,7 @@ struct Saved {
   Tensor k;
   Tensor v;
   Attended out;
+  Tensor y;  // out's, of this rank's rows
 };
 
 LinearConfig inner(int heads, int parts, const ModelConfig& c) {
@@ -40,9 +41,12 @@ int kv_parts(const Builder& b) { return std::min(b.config.kv_heads, b.tensor.ran
 
 Attention::Attention(const Builder& b, const std::string& name, int layer)
     : tensor_(b.tensor),
+      context_(b.context),
       layer_(layer),
-      config_{.heads = b.config.heads / b.tensor.ranks(),
-              .kv_heads = b.config.kv_heads / kv_parts(b),
+      heads_(b.config.heads / b.tensor.ranks()),
+      kv_heads_(b.config.kv_heads / kv_parts(b)),
+      config_{.heads = b.context.heads(heads_),
+              .kv_heads = b.context.heads(kv_heads_),
               .head_dim = b.config.head_dim,
               .scale = 1 / std::sqrt(static_cast<double>(b.config.head_dim))},
       rope_theta_(b.config.positions == Positions::rope ? b.config.rope_theta : 0),
@@ -53,29 +57,37 @@ Attention::Attention(const Builder& b, const std::string& name, int layer)
 
 Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
   const Tensor all_TD = co_await tensor_.gather(x_TD);
-  const Tensor q = co_await q_.forward(all_TD);
-  const Tensor k = co_await k_.forward(all_TD);
-  const Tensor v = co_await v_.forward(all_TD);
+  Tensor q = co_await q_.forward(all_TD);
+  Tensor k = co_await k_.forward(all_TD);
+  Tensor v = co_await v_.forward(all_TD);
   if (rotates()) {
     rope_into(q, pass.batch->positions, config_.head_dim, rope_theta_);
     rope_into(k, pass.batch->positions, config_.head_dim, rope_theta_);
   }
-  Attended out;
   if (pass.cache) {
-    out.y_THd = attention_over_segments(q, pass.batch->positions, pass.cache->append(layer_, k, v), config_);
-  } else {
-    out = attention(q, k, v, pass.batch->sequence_offsets, config_);
-    Saved saved = {x_TD, q, k, v, out};
-    tape.save(std::move(saved));
+    const std::span<const KvSegment> segments = pass.cache->append(layer_, k, v);
+    const Tensor y = attention_over_segments(q, pass.batch->positions, segments, config_);
+    co_return co_await o_.forward(y);
   }
-  co_return co_await o_.forward(out.y_THd);
+  q = co_await context_.to_heads(q, heads_);
+  k = co_await context_.to_heads(k, kv_heads_);
+  v = co_await context_.to_heads(v, kv_heads_);
+  const Attended out = attention(q, k, v, pass.batch->sequence_offsets, config_);
+  const Tensor y = co_await context_.to_rows(out.y_THd, heads_);
+  Saved saved = {x_TD, q, k, v, out, y};
+  tape.save(std::move(saved));
+  co_return co_await o_.forward(y);
 }
 
 Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   auto saved = tape.take<Saved>();
-  const Tensor dy_THd = co_await o_.backward(dy_TD, saved.out.y_THd, tape);
-  const AttentionGradients d =
+  Tensor dy_THd = co_await o_.backward(dy_TD, saved.y, tape);
+  dy_THd = co_await context_.to_heads(dy_THd, heads_);
+  AttentionGradients d =
       attention_backward(dy_THd, saved.q, saved.k, saved.v, saved.out, pass.batch->sequence_offsets, config_);
+  d.dq_THd = co_await context_.to_rows(d.dq_THd, heads_);
+  d.dk_TGd = co_await context_.to_rows(d.dk_TGd, kv_heads_);
+  d.dv_TGd = co_await context_.to_rows(d.dv_TGd, kv_heads_);
   if (rotates()) {
     rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rope_theta_);
     rope_backward_into(d.dk_TGd, pass.batch->positions, config_.head_dim, rope_theta_);

@@ -7,7 +7,7 @@ namespace phalanx {
 
 /// Parameters NAME.q [H·d, D], NAME.k and NAME.v [G·d, D], NAME.o [D, H·d]. Each rank of tp has H/tp heads
 /// and the KV heads they use: G/tp, or one that it shares with its neighbours where there are fewer than
-/// ranks.
+/// ranks. Ranks of cp have rows, and inside some of those heads each.
 class Attention final : public Layer {
  public:
   Attention(const Builder& build, const std::string& name, int layer);
@@ -18,7 +18,10 @@ class Attention final : public Layer {
   bool rotates() const { return rope_theta_ > 0; }
 
   TensorParallel& tensor_;
+  ContextParallel& context_;
   int layer_;
+  int heads_;  // of this rank of tp, shared out over cp
+  int kv_heads_;
   AttentionConfig config_;  // of this rank's heads
   double rope_theta_;       // 0: positions are learned elsewhere
   Linear q_;

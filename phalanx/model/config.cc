@@ -1,5 +1,6 @@
 #include "phalanx/model/config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -46,6 +47,14 @@ std::string misfit(const ModelConfig& c, const Layout& layout) {
   if (!undivided.empty()) {
     const auto sizes = sizes_where(c.heads, [&](int tp) { return undivided_by_tp(c, tp).empty(); });
     return format("tp = {} does not fit {}: it may be {}", layout.tp, undivided, one_of(sizes));
+  }
+  const int heads = c.heads / layout.tp;
+  const int kv_heads = c.kv_heads / std::min(c.kv_heads, layout.tp);
+  const auto cp_fits = [&](int cp) { return heads % cp == 0 && (kv_heads % cp == 0 || cp % kv_heads == 0); };
+  if (!cp_fits(layout.cp)) {
+    return format(
+        "cp = {} does not fit the {} heads and {} KV heads of a rank of tp (model.heads): it may be {}",
+        layout.cp, heads, kv_heads, one_of(sizes_where(heads, cp_fits)));
   }
   if (layout.ep == 1) return {};
   if (c.mlp != MlpKind::moe) return format("ep = {} needs model.mlp = \"moe\"", layout.ep);

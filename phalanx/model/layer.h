@@ -7,19 +7,21 @@
 #include "phalanx/base/task.h"
 #include "phalanx/model/config.h"
 #include "phalanx/ops/attention.h"
+#include "phalanx/parallel/context_parallel.h"
 #include "phalanx/parallel/parameter.h"
 #include "phalanx/parallel/tensor_parallel.h"
 #include "phalanx/tensor/tape.h"
 
 namespace phalanx {
 
-/// One microbatch of one rank: B sequences, one after the other, T tokens in all.
+/// One microbatch of the ranks of cp: B sequences, one after the other, T tokens in all; this rank's T/cp
+/// rows of it (parallel/context_parallel.h).
 struct Batch {
-  Tensor tokens;            // i32 [T]
-  Tensor targets;           // i32 [T], kIgnore where none
-  Tensor positions;         // i32 [T], in the token's sequence
-  Tensor sequence_offsets;  // i64 [B+1]
-  Tensor rows;              // i64 [T], the token's number in the step's whole batch: the key of its dropout
+  Tensor tokens;            // i32 [T/cp]
+  Tensor targets;           // i32 [T/cp], kIgnore where none
+  Tensor positions;         // i32 [T/cp], in the token's sequence
+  Tensor sequence_offsets;  // i64 [B+1], of all T rows
+  Tensor rows;  // i64 [T/cp], the token's number in the step's whole batch: the key of its dropout
 };
 
 /// Where decoding keeps keys and values.
@@ -44,6 +46,7 @@ struct Pass {
 struct Builder {
   ParameterStore& store;
   TensorParallel& tensor;
+  ContextParallel& context;
   const ModelConfig& config;
 };
 

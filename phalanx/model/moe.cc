@@ -1,6 +1,7 @@
 #include "phalanx/model/moe.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/matmul.h"
@@ -17,10 +18,20 @@ Tensor stacked(const Tensor& gate_up) {
   return gate_up.view({gate_up.dim(0), gate_up.dim(1) * gate_up.dim(2), gate_up.dim(3)});
 }
 
+// The ranks of a stage with the same dp coordinate.
+Group& ranks_of_a_sequence(Mesh& mesh) {
+  const int count = mesh.size(Axis::cp) * mesh.size(Axis::tp);
+  std::vector<int> members(static_cast<size_t>(count));
+  std::iota(members.begin(), members.end(), mesh.world().rank() / count * count);
+  return mesh.group("cp.tp", members);
+}
+
 }  // namespace
 
 Router::Router(const Builder& b, const std::string& name)
     : tensor_(b.tensor),
+      context_(b.context),
+      sharers_(ranks_of_a_sequence(b.store.mesh())),
       config_{.scores = b.config.moe.scores,
               .top_k = b.config.moe.top_k,
               .normalise = b.config.moe.normalise,
@@ -38,10 +49,10 @@ Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
   const Tensor logits_TE = matmul_nt(tape.save(x_TD), w.value());
   const Routing routing = tape.save(route(logits_TE, config_));
   if (!pass.training && balance_loss_ == 0) co_return routing;
-  const Tensor offsets = tensor_.own_offsets(pass.batch->sequence_offsets);
+  const Tensor offsets = own_offsets(*pass.batch);
   Tensor counts_BE = tape.save(balance_counts(routing, offsets));
-  if (tensor_.ranks() > 1) {
-    Work work = tensor_.group().all_reduce(counts_BE);
+  if (sharers_.size() > 1) {
+    Work work = sharers_.all_reduce(counts_BE);
     co_await work;
   }
   if (pass.training) {
@@ -57,7 +68,7 @@ Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
   const auto routing = tape.take<Routing>();
   Tensor dscores_TE;
   if (balance_loss_ != 0) {
-    const Tensor offsets = tensor_.own_offsets(pass.batch->sequence_offsets);
+    const Tensor offsets = own_offsets(*pass.batch);
     dscores_TE = balance_loss_backward(routing, offsets, counts_BE, balance_loss_ * pass.scale);
   }
   const Tensor dlogits_TE = route_backward(dweights_TK, dscores_TE, routing, config_);

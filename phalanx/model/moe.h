@@ -26,7 +26,14 @@ class Router {
   MoeStatistics& statistics() { return statistics_; }
 
  private:
+  // Of the sequences' parts in this rank's own rows.
+  Tensor own_offsets(const Batch& batch) const {
+    return tensor_.own_offsets(context_.own_offsets(batch.sequence_offsets));
+  }
+
   TensorParallel& tensor_;
+  ContextParallel& context_;
+  Group& sharers_;  // of the rows of a sequence: ranks of cp and tp
   RoutingConfig config_;
   double balance_loss_;
   Parameter& w_;

@@ -81,10 +81,12 @@ Task<Tensor> Block::backward(Tensor dy_TD, Pass pass, Tape& tape) {
 Transformer::Transformer(ParameterStore& store, const ModelConfig& c, uint64_t seed, bool sequence)
     : config_(checked(c, store.mesh())),
       tensor_(store.mesh(), sequence),
-      embedding_({store, tensor_, config_}, "embedding.w"),
-      positions_(c.positions == Positions::learned ? &add_positions({store, tensor_, config_}) : nullptr),
+      context_(store.mesh()),
+      embedding_({store, tensor_, context_, config_}, "embedding.w"),
+      positions_(c.positions == Positions::learned ? &add_positions({store, tensor_, context_, config_})
+                                                   : nullptr),
       dropout_(seed, "embedding.dropout") {
-  const Builder build = {store, tensor_, config_};
+  const Builder build = {store, tensor_, context_, config_};
   for (int i = 0; i < c.layers; ++i) {
     blocks_.push_back(std::make_unique<Block>(build, i, seed));
     if (Moe* moe = blocks_.back()->moe()) moe_layers_.push_back(moe);

@@ -60,6 +60,7 @@ class Transformer {
 
   ModelConfig config_;
   TensorParallel tensor_;
+  ContextParallel context_;
   TokenTable embedding_;
   Parameter* positions_;  // or null: rope
   std::vector<std::unique_ptr<Block>> blocks_;

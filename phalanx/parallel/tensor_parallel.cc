@@ -1,6 +1,6 @@
 #include "phalanx/parallel/tensor_parallel.h"
 
-#include <algorithm>
+#include "phalanx/parallel/context_parallel.h"
 
 namespace phalanx {
 
@@ -23,13 +23,7 @@ Task<Tensor> TensorParallel::join(Tensor own) {
 }
 
 Tensor TensorParallel::own_offsets(const Tensor& offsets) const {
-  if (ranks() == 1) return offsets;
-  const auto all = offsets.span<const int64_t>();
-  const int64_t rows = all.back() / ranks();
-  const Tensor own = Tensor::empty(offsets.shape(), DType::i64);
-  std::ranges::transform(all, own.data<int64_t>(),
-                         [&](int64_t at) { return std::clamp<int64_t>(at - rank() * rows, 0, rows); });
-  return own;
+  return offsets_in_run(offsets, rank(), ranks());
 }
 
 Tensor TensorParallel::own_rows(const Tensor& all) const {

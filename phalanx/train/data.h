@@ -27,11 +27,13 @@ struct RowShare {
   int64_t microbatch = 0;  ///< rows of one rank in one microbatch
   int ranks = 1;           ///< of dp
   int rank = 0;            ///< this one's dp coordinate
+  int cp = 1;              ///< ranks that share the tokens of a microbatch, in equal runs
+  int cp_rank = 0;
 
   int64_t microbatches() const { return batch / (microbatch * ranks); }
   int64_t first_row(int64_t m) const { return (m * ranks + rank) * microbatch; }
 };
-/// `microbatch` 0: the rank's whole share at once. Error: the batch does not divide.
+/// Without cp. `microbatch` 0: the rank's whole share at once. Error: the batch does not divide.
 RowShare row_share(int64_t batch, int64_t microbatch, int ranks, int rank);
 
 /// Token ids of a text, cut into training and validation. Immutable: ranks that are threads share one.
@@ -62,6 +64,8 @@ class Dataset {
   std::vector<Batch> validation(int64_t batches, const RowShare& share) const;
 
  private:
+  // The tokens of a whole microbatch that belong to this rank of cp.
+  static Batch own_tokens(Batch batch, const RowShare& share);
   Batch empty_batch(int64_t first_row, int64_t rows) const;
   void fill_row(Batch& batch, int64_t row, const std::vector<int32_t>& tokens, int64_t offset) const;
 

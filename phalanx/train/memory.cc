@@ -31,6 +31,7 @@ class Layers {
         t_(tokens),
         own_(tokens / layout.tp),
         tp_(layout.tp),
+        cp_(layout.cp),
         ep_(layout.ep),
         sequence_(sequence && layout.tp > 1) {}
 
@@ -55,6 +56,7 @@ class Layers {
     const int64_t kv = 2 * block(t_ * c_.kv_heads / std::min(c_.kv_heads, tp_) * c_.head_dim);
     BranchMemory m;
     m.saved = norm() + x() + 2 * q + kv + block(t_ * heads);  // normed; q and y; k and v; log-sum-exp
+    if (cp_ > 1) m.saved += q;                                // y by heads, and by rows
     // dy; of y, q, k and v; then parts of dq (ops/attention.h), or dx by q, k and v and two sums of those,
     // less the normed input.
     const int64_t parts = c_.context >= 512 ? 2 * q : 0;
@@ -138,6 +140,7 @@ class Layers {
   int64_t t_;    // rows inside a layer
   int64_t own_;  // of them this rank's
   int tp_;
+  int cp_;
   int64_t ep_;
   bool sequence_;
 };
@@ -198,7 +201,7 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary) {
   model.vocabulary = vocabulary;
   const Layout layout = layout_of(config.parallel);
   const RowShare share = row_share(config.train.batch, config.train.microbatch, layout.dp, 0);
-  const int64_t tokens = share.microbatch * model.context;
+  const int64_t tokens = share.microbatch * model.context / layout.cp;
   const Layers layers(model, config.train.dtype, tokens, layout, config.parallel.sequence);
 
   const int64_t parameters = count_local_parameters(model, layout);

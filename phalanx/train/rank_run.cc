@@ -23,6 +23,13 @@ Steps schedule_of(ScheduleKind kind, int64_t microbatches) {
   return kind == ScheduleKind::overlapped ? overlapped(m) : sequential(m);
 }
 
+RowShare share_of(const RunConfig& config, const Mesh& mesh) {
+  RowShare share = row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
+  share.cp = mesh.size(Axis::cp);
+  share.cp_rank = mesh.coordinate(Axis::cp);
+  return share;
+}
+
 // Error: a rank's weights, gradients and optimizer state alone are more than the machine's memory.
 void check_memory(ParameterStore& parameters, OptimizerConfig::Kind optimizer) {
   int64_t elements = 0;
@@ -49,15 +56,14 @@ ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& confi
 }  // namespace
 
 void check_trainable(const Layout& layout) {
-  if (layout.pp * layout.cp * layout.etp == 1) return;
-  throw Error("layout {}: this version trains with dp, tp and ep; pp, cp and etp must be 1", layout.text());
+  if (layout.pp * layout.etp == 1) return;
+  throw Error("layout {}: this version trains with dp, cp, tp and ep; pp and etp must be 1", layout.text());
 }
 
 RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
     : config_(with_vocabulary(config, vocabulary)),
       mesh_(world, trainable(layout_of(config.parallel))),
-      share_(row_share(config.train.batch, config.train.microbatch, mesh_.size(Axis::dp),
-                       mesh_.coordinate(Axis::dp))),
+      share_(share_of(config.train, mesh_)),
       parameters_(mesh_, config.train.dtype, static_cast<Zero>(config.parallel.zero)),
       model_(parameters_, config_.model, config.train.seed, config.parallel.sequence),
       optimizer_(initialised(parameters_, config), config.optimizer),

@@ -179,15 +179,21 @@ std::string to_toml(const TrainConfig& config) {
 
 namespace {
 
-// Error: ranks of tp cannot share the rows of a microbatch.
-void check_rows(const TrainConfig& c, int tp) {
+// Error: ranks of cp and tp cannot share the rows of a microbatch.
+void check_rows(const TrainConfig& c, const Layout& layout) {
   const int64_t rows = c.train.microbatch * c.model.context;
+  if (rows % layout.cp != 0) {
+    throw Error(
+        "train.microbatch {} · model.context {} = {} rows are not divisible by cp = {} of parallel.layout",
+        c.train.microbatch, c.model.context, rows, layout.cp);
+  }
+  const int tp = layout.tp;
   const bool shared = c.parallel.sequence || c.model.mlp == MlpKind::moe;
-  if (tp == 1 || !shared || rows % tp == 0) return;
+  if (tp == 1 || !shared || rows / layout.cp % tp == 0) return;
+  const char* hint = c.model.mlp == MlpKind::moe ? "" : "; without parallel.sequence they need not be";
   throw Error(
-      "train.microbatch {} · model.context {} = {} rows are not divisible by tp = {} of parallel.layout{}",
-      c.train.microbatch, c.model.context, rows, tp,
-      c.model.mlp == MlpKind::moe ? "" : "; without parallel.sequence they need not be");
+      "train.microbatch {} · model.context {} = {} rows are not divisible by cp·tp = {} of parallel.layout{}",
+      c.train.microbatch, c.model.context, rows, layout.cp * tp, hint);
 }
 
 Layout parsed(const std::string& layout) {
@@ -238,7 +244,7 @@ TrainConfig checked(TrainConfig c) {
   const std::string why = misfit(c.model, layout);
   if (!why.empty()) throw Error("parallel.layout \"{}\": {}", c.parallel.layout, why);
   c.train.microbatch = row_share(c.train.batch, c.train.microbatch, layout.dp, 0).microbatch;
-  check_rows(c, layout.tp);
+  check_rows(c, layout);
   if (c.lr.decay != Decay::constant && c.lr.min_lr > c.lr.lr) {
     throw Error("optimizer.min_lr {} is above optimizer.lr {}", c.lr.min_lr, c.lr.lr);
   }

@@ -28,7 +28,8 @@ struct Outcome {
 
 // Random tokens for the whole job; a rank holds the sequences of its dp coordinate. One target in eight is
 // ignored.
-std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh) {
+std::vector<Batch> random_batches(const VerifyOptions& o, Mesh& mesh) {
+  const ContextParallel over_cp(mesh);
   const int64_t context = o.model.context;
   const int64_t local = o.sequences / mesh.size(Axis::dp);
   const int64_t rows = local * context;
@@ -50,6 +51,7 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh) {
       b.rows.data<int64_t>()[i] = row;
     }
     for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
+    for (Tensor* t : {&b.tokens, &b.targets, &b.positions, &b.rows}) *t = over_cp.own_rows(*t);
     batches.push_back(std::move(b));
   }
   return batches;
@@ -143,11 +145,14 @@ void add_cases(const Layout& layout, std::vector<VerifyCase>& cases) {
 
 std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks) {
   std::vector<VerifyCase> cases;
+  const auto divides = [&](int size) { return ranks % size == 0; };
   for (int tp = 1; tp <= ranks; ++tp) {
-    for (int ep = 1; ep <= ranks; ++ep) {
-      if (ranks % tp != 0 || ranks % ep != 0) continue;
-      const Layout layout{.dp = ranks / tp, .tp = tp, .ep = ep};
-      if (misfit(model, layout).empty()) add_cases(layout, cases);
+    for (int cp = 1; cp <= ranks / tp; ++cp) {
+      for (int ep = 1; ep <= ranks; ++ep) {
+        if (!divides(tp * cp) || !divides(ep)) continue;
+        const Layout layout{.dp = ranks / (tp * cp), .cp = cp, .tp = tp, .ep = ep};
+        if (misfit(model, layout).empty()) add_cases(layout, cases);
+      }
     }
   }
   return cases;
@@ -157,8 +162,7 @@ std::vector<VerifyRow> verify(const VerifyOptions& given, const std::vector<Veri
                               const std::function<void(const VerifyRow&)>& on_row) {
   VerifyOptions o = given;
   for (const VerifyCase& c : cases) {
-    if (given.sequences == 0)
-      o.sequences = std::lcm(std::max<int64_t>(o.sequences, 1), c.layout.dp * c.layout.tp);
+    if (given.sequences == 0) o.sequences = std::lcm(std::max<int64_t>(o.sequences, 1), c.layout.ranks());
   }
   const double limit = o.tolerance > 0 ? o.tolerance : o.dtype == DType::f64 ? 1e-12 : 1e-5;
   const Outcome reference = run_case(o, {});

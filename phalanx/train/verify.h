@@ -47,7 +47,8 @@ struct VerifyRow {
 /// without and with ZeRO-1.
 void add_cases(const Layout& layout, std::vector<VerifyCase>& cases);
 
-/// The cases of all layouts of `ranks` ranks that fit the model: every tp, dp = ranks / tp, every ep.
+/// The cases of all layouts of `ranks` ranks that fit the model: every tp and cp, dp of
+/// the rest, every ep.
 std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks);
 
 /// Runs every case on thread ranks, with random tokens and weights of `seed`; `on_row` sees each row as it

@@ -15,7 +15,7 @@ class Verify(Case):
         self.assertEqual(told["failed"], 0)
         self.assertIn("dp=1", told["reference"])
         runs = {(row["layout"], row["sequence"], row["zero"], row["schedule"]) for row in told["layouts"]}
-        dense = {"dp=4", "dp=2,tp=2", "tp=4"}
+        dense = {"dp=4", "dp=2,tp=2", "tp=4", "dp=2,cp=2", "cp=2,tp=2", "cp=4"}
         layouts = dense | {f"{axes},ep={ep}" for axes in dense for ep in (2, 4)}
         self.assertEqual(runs, {(layout, sequence, zero, schedule) for layout in layouts for zero in (0, 1)
                                 for sequence in ({False, True} if "tp" in layout else {False})

@@ -198,7 +198,8 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
     ParameterStore store(mesh, DType::f64);
     TensorParallel tensor(mesh, c.sequence);
     const ModelConfig model = resolved(config);
-    Moe moe({store, tensor, model}, "m");
+    ContextParallel context(mesh);
+    Moe moe({store, tensor, context, model}, "m");
     store.initialise(1);
     for (const Parameter& p : store.all()) {
       const auto local = p.value().span<double>();

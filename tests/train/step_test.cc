@@ -74,6 +74,13 @@ ModelConfig divisible(ModelConfig c) {
   return c;
 }
 
+// So that ranks of cp = 2 or 4 meet within a sequence.
+ModelConfig six_tokens(ModelConfig c) {
+  c = divisible(c);
+  c.context = 6;
+  return c;
+}
+
 ModelConfig with_vocabulary(ModelConfig c, int64_t vocabulary) {
   c.vocabulary = vocabulary;
   return c;
@@ -85,26 +92,29 @@ ModelConfig with_dropout(ModelConfig c) {
 }
 
 // The rows of a microbatch that this rank holds: dp ranks take consecutive runs of the same sequences.
-std::vector<Batch> batches(const Mesh& mesh, int64_t vocabulary, unsigned seed) {
+std::vector<Batch> batches(Mesh& mesh, const ModelConfig& config, unsigned seed) {
+  const ContextParallel over_cp(mesh);
+  const int64_t context = config.context;
+  const auto vocabulary = static_cast<uint64_t>(config.vocabulary);
   std::mt19937 random(seed);
   std::vector<Batch> out;
   const int64_t local = kSequences / mesh.size(Axis::dp);
-  const int64_t begin = local * mesh.coordinate(Axis::dp) * kContext;
+  const int64_t begin = local * mesh.coordinate(Axis::dp) * context;
   for (int64_t m = 0; m < kMicrobatches; ++m) {
-    constexpr int64_t kTokens = kSequences * kContext;
-    Batch b = {Tensor::empty({kTokens}, DType::i32), Tensor::empty({kTokens}, DType::i32),
-               Tensor::empty({kTokens}, DType::i32), Tensor::empty({local + 1}, DType::i64),
-               Tensor::empty({kTokens}, DType::i64)};
-    for (int64_t i = 0; i < kTokens; ++i) {
-      const auto token = [&] { return static_cast<int32_t>(random() % static_cast<uint64_t>(vocabulary)); };
+    const int64_t tokens = kSequences * context;
+    Batch b = {Tensor::empty({tokens}, DType::i32), Tensor::empty({tokens}, DType::i32),
+               Tensor::empty({tokens}, DType::i32), Tensor::empty({local + 1}, DType::i64),
+               Tensor::empty({tokens}, DType::i64)};
+    for (int64_t i = 0; i < tokens; ++i) {
+      const auto token = [&] { return static_cast<int32_t>(random() % vocabulary); };
       b.tokens.data<int32_t>()[i] = token();
       b.targets.data<int32_t>()[i] = random() % 5 == 0 ? -1 : token();
-      b.positions.data<int32_t>()[i] = static_cast<int32_t>(i % kContext);
-      b.rows.data<int64_t>()[i] = m * kTokens + i;
+      b.positions.data<int32_t>()[i] = static_cast<int32_t>(i % context);
+      b.rows.data<int64_t>()[i] = m * tokens + i;
     }
-    for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * kContext;
+    for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
     for (Tensor* t : {&b.tokens, &b.targets, &b.positions, &b.rows})
-      *t = t->slice(begin, begin + local * kContext);
+      *t = over_cp.own_rows(t->slice(begin, begin + local * context));
     out.push_back(b);
   }
   return out;
@@ -160,7 +170,7 @@ Outcome train(const Case& c, unsigned seed) {
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
     Rank rank(world, c.layout, c.config, c.dtype, c.overlap, seed, c.sequence);
-    const std::vector<Batch> micro = batches(rank.mesh, c.config.vocabulary, seed);
+    const std::vector<Batch> micro = batches(rank.mesh, c.config, seed);
     const StepResult first = compute_gradients(rank.trainer, micro, 5);
     for (const Tape& tape : rank.trainer.tapes) EXPECT_TRUE(tape.empty());
     {
@@ -275,6 +285,24 @@ INSTANTIATE_TEST_SUITE_P(
              DType::f64,
              {.dp = 2, .tp = 2, .ep = 2},
              false},
+        Case{"gpt_cp2", divisible(gpt()), DType::f64, {.cp = 2}, false},
+        Case{"gpt_dropout_dp2_cp2", divisible(with_dropout(gpt())), DType::f64, {.dp = 2, .cp = 2}, true},
+        Case{"llama_shared_kv_heads_cp4", divisible(llama()), DType::f64, {.cp = 4}, true},
+        Case{"llama_cp2_tp2_sequence", divisible(llama()), DType::f64, {.cp = 2, .tp = 2}, false, true},
+        Case{"gpt_within_a_sequence_dp2_cp4", six_tokens(gpt()), DType::f64, {.dp = 2, .cp = 4}, true},
+        Case{"moe_within_a_sequence_dp4_cp2_ep4",
+             six_tokens(moe()),
+             DType::f64,
+             {.dp = 4, .cp = 2, .ep = 4},
+             true},
+        Case{"sigmoid_within_a_sequence_dp2_cp2_tp2_ep4",
+             six_tokens(sigmoid_moe_with_dropout()),
+             DType::f64,
+             {.dp = 2, .cp = 2, .tp = 2, .ep = 4},
+             true,
+             true},
+        Case{"moe_cp2_tp2_ep4", divisible(moe()), DType::f64, {.cp = 2, .tp = 2, .ep = 4}, true},
+        Case{"sigmoid_cp4_ep2", divisible(sigmoid_moe_with_dropout()), DType::f64, {.cp = 4, .ep = 2}, true},
         Case{"gpt_f32_dp2", gpt(), DType::f32, {.dp = 2}, true},
         Case{"llama_f32_tp4_sequence", divisible(llama()), DType::f32, {.tp = 4}, false, true},
         Case{"llama_f32_dp4", llama(), DType::f32, {.dp = 4}, false}),
@@ -300,7 +328,7 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
   const Case& c = GetParam();
   run_thread_ranks({.ranks = 1, .threads_per_rank = 1}, [&](Group& world) {
     Rank rank(world, {}, c.config, DType::f64, true, seed);
-    const std::vector<Batch> micro = batches(rank.mesh, c.config.vocabulary, seed);
+    const std::vector<Batch> micro = batches(rank.mesh, c.config, seed);
     compute_gradients(rank.trainer, micro, 5);
     const Tensor analytic =
         Tensor::of(rank.store.grads().shape(), std::span<const double>(rank.store.grads().span<double>()));
@@ -345,7 +373,7 @@ TEST(Step, ANonFiniteGradientStopsEveryRankAndNamesTheTensor) {
   try {
     run_thread_ranks({.ranks = 2}, [&](Group& world) {
       Rank rank(world, {.dp = 2}, gpt(), DType::f32, false, 1);
-      const std::vector<Batch> micro = batches(rank.mesh, kVocabulary, 1);
+      const std::vector<Batch> micro = batches(rank.mesh, gpt(), 1);
       for (Parameter& p : rank.store.all()) {
         if (p.name() == "layers.1.mlp.up.w") p.value().span<float>()[3] = std::nanf("");
       }

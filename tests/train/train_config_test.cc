@@ -206,7 +206,7 @@ TEST(TrainConfig, LayoutAndRanksComplementEachOther) {
   EXPECT_THAT(refusal("", {"parallel.layout=tp=4", "model.heads=12", "model.width=144", "model.kv_heads=6"}),
               HasSubstr("tp = 4 does not fit model.kv_heads 6: it may be 1, 2, 3, 6 or 12"));
   EXPECT_THAT(refusal("", {"parallel.layout=tp=2", "train.batch=1", "model.context=63"}),
-              HasSubstr("train.microbatch 1 · model.context 63 = 63 rows are not divisible by tp = 2"));
+              HasSubstr("train.microbatch 1 · model.context 63 = 63 rows are not divisible by cp·tp = 2"));
   EXPECT_EQ(
       parse("", {"parallel.layout=tp=2", "train.batch=1", "model.context=63", "parallel.sequence=false"})
           .parallel.ranks,

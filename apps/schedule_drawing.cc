@@ -17,6 +17,8 @@ constexpr double kRow = 30;
 constexpr double kBar = 26;
 constexpr double kLetter = 6.2;  // of a step's label
 
+constexpr double kMostColumns = 200'000;  // of the text
+
 // Calls `visit(rank, step, span)` for every step.
 template <class Visit>
 void for_each_step(const Schedule& schedule, const Timeline& timeline, Visit visit) {
@@ -110,6 +112,9 @@ std::string legend(double y) {
 
 std::string timeline_text(const Schedule& schedule, const Timeline& timeline) {
   const double scale = letters_for_a_unit(schedule, timeline);
+  if (scale * timeline.makespan > kMostColumns) {
+    return "(the shortest step is too short beside the whole for a timeline in text; --svg draws it)\n";
+  }
   const auto column = [scale](double time) { return static_cast<size_t>(std::lround(time * scale)); };
   std::vector<std::string> rows(schedule.steps.size(), std::string(column(timeline.makespan), '.'));
   for_each_step(schedule, timeline, [&](size_t r, const Step& step, const StepSpan& span) {

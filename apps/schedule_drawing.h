@@ -7,7 +7,8 @@
 
 namespace phalanx {
 
-/// One line a rank, steps where they run, dots where the rank is idle.
+/// One line a rank, steps where they run, dots where the rank is idle. One line that says so if it would be
+/// too wide.
 std::string timeline_text(const Schedule& schedule, const Timeline& timeline);
 
 /// A whole SVG file, well-formed XML without scripts or anything from elsewhere: one row a rank, each step

@@ -59,6 +59,13 @@ class Schedule(Case):
         self.assertIn("rank 1  ...F0 B0    F1 B1    ......\n", text)
         self.assertRegex(text, r"makespan 9; bubble 3 \(33\.3 %\), by formula 3; no deadlock\n\Z")
 
+    def test_a_timeline_too_wide_for_text(self):
+        text = self.succeed(*of_four("1f1b"), "--times", "1,2,1e-9,3")
+        self.assertIn("rank 0  F0", text)  # no W in its steps
+        text = self.succeed(*of_four("zb-h1"), "--times", "1,2,1e-9,3")
+        self.assertIn("--svg", text)
+        self.assertIn("makespan", text)
+
     def test_the_picture(self):
         for name in NAMES:
             path = self.path(f"{name}.svg")

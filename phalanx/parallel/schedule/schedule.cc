@@ -12,7 +12,7 @@ namespace {
 constexpr std::array<const ScheduleEntry*, 7> kEntries = {
     &kGpipe, &k1f1b, &kInterleaved, &kZbH1, &kZbV, &kDualPipe, &kDualPipeV,
 };
-constexpr int64_t kMostSteps = 10'000'000;
+constexpr int64_t kMostSteps = 3'000'000;
 
 ScheduleShape completed(const ScheduleEntry& entry, ScheduleShape shape) {
   if (shape.ranks < 1) throw Error("schedule {}: {} stages; at least 1", entry.name, shape.ranks);

@@ -1,6 +1,7 @@
 // Runs the messages of a schedule without its computations, until every step has run or none can.
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "phalanx/base/text.h"
 #include "phalanx/parallel/schedule/check.h"
@@ -13,7 +14,10 @@ struct Channel {
   bool gradients = false;
   int rank = 0;
   int chunk = 0;
-  friend auto operator<=>(const Channel&, const Channel&) = default;
+  friend bool operator<(const Channel& a, const Channel& b) {
+    return std::tie(a.gradients, a.rank, a.chunk) < std::tie(b.gradients, b.rank, b.chunk);
+  }
+  friend bool operator==(const Channel&, const Channel&) = default;
 };
 struct Message {
   Channel channel;
@@ -27,7 +31,10 @@ struct Pass {
   int rank = 0;
   int chunk = 0;
   int microbatch = 0;
-  friend auto operator<=>(const Pass&, const Pass&) = default;
+  friend bool operator<(const Pass& a, const Pass& b) {
+    return std::tie(a.backward, a.rank, a.chunk, a.microbatch) <
+           std::tie(b.backward, b.rank, b.chunk, b.microbatch);
+  }
 };
 
 std::vector<Pass> passes_of(const Step& step, int rank) {

@@ -78,7 +78,8 @@ Steps build(const ScheduleShape& shape, int rank) {
 }
 
 double bubble(const ScheduleShape& shape, const StepTimes& t) {
-  return (shape.ranks / 2 - 1) * (t.FB + t.B - 3 * t.W);
+  const int before_middle = shape.ranks / 2 - 1;
+  return before_middle * (t.FB + t.B - 3 * t.W);
 }
 
 int peak(const ScheduleShape& shape, int /*rank*/) { return shape.ranks + 1; }

@@ -188,15 +188,32 @@ TEST(Schedule, ZbVIsNeverIdleBetweenItsFirstAndItsLastStep) {
   }
 }
 
-TEST(Schedule, DualPipeOfTwoRanksStepByStep) {
-  const Schedule s = make_schedule("dualpipe", {2, 4});
-  const auto lists = [&s](int rank) {
-    std::string all;
-    for (const Step& step : s.steps[static_cast<size_t>(rank)]) all += step_text(step, true) + " ";
-    return all;
-  };
-  EXPECT_EQ(lists(0), "F0.0 F1.2 F0.1 B1.2 F1.3&B0.0 B1.3 I0.1 W0.1 ");
-  EXPECT_EQ(lists(1), "F1.2 F0.0 F1.3 B0.0 F0.1&B1.2 B0.1 I1.3 W1.3 ");
+std::string list_of(const Schedule& s, int rank) {
+  std::string all;
+  for (const Step& step : s.steps[static_cast<size_t>(rank)]) {
+    all += (all.empty() ? "" : " ") + step_text(step, s.chunks_per_rank > 1);
+  }
+  return all;
+}
+
+// By hand from the published algorithm: the order within a list also shows where bubble and peak do not.
+TEST(Schedule, ListsStepByStep) {
+  const Schedule two = make_schedule("dualpipe", {2, 4});
+  EXPECT_EQ(list_of(two, 0), "F0.0 F1.2 F0.1 B1.2 F1.3&B0.0 B1.3 I0.1 W0.1");
+  EXPECT_EQ(list_of(two, 1), "F1.2 F0.0 F1.3 B0.0 F0.1&B1.2 B0.1 I1.3 W1.3");
+  const Schedule four = make_schedule("dualpipe", {4, 8});
+  EXPECT_EQ(list_of(four, 0),
+            "F0.0 F0.1 F0.2 F1.4 I1.4 W1.4 F1.5 F0.3&B1.5 F1.6&B0.0 B1.6 F1.7&B0.1 B1.7 I0.2 W0.2 I0.3 W0.3");
+  EXPECT_EQ(list_of(four, 1),
+            "F0.0 F1.4 F0.1 F1.5 F0.2 B1.4 F1.6&B0.0 F0.3&B1.5 F1.7&B0.1 B1.6 B0.2 I1.7 I0.3 W1.7 W0.3");
+  const Schedule vee = make_schedule("dualpipe-v", {2, 4});
+  EXPECT_EQ(list_of(vee, 0),
+            "F0.0 F0.1 F0.2 F1.0 I1.0 W1.0 F1.1 F0.3&B1.1 F1.2&B0.0 B1.2 F1.3&B0.1 B1.3 I0.2 W0.2 I0.3 W0.3");
+  EXPECT_EQ(list_of(vee, 1),
+            "F0.0 F1.0 F0.1 F1.1 F0.2 B1.0 F1.2&B0.0 F0.3&B1.1 F1.3&B0.1 B1.2 B0.2 I1.3 I0.3 W1.3 W0.3");
+  EXPECT_EQ(list_of(make_schedule("1f1b", {2, 3}), 0), "F0 F1 B0 F2 B1 B2");
+  EXPECT_EQ(list_of(make_schedule("interleaved", {2, 2, 2}), 1), "F0.0 F0.1 F1.0 B1.0 F1.1 B1.1 B0.0 B0.1");
+  EXPECT_EQ(list_of(make_schedule("zb-h1", {2, 3}), 1), "F0 I0 F1 I1 W0 F2 I2 W1 W2");
 }
 
 std::string refusal(std::string_view name, const ScheduleShape& shape) {

@@ -12,5 +12,6 @@ void add_generate(CLI::App& app);
 void add_verify(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_schedule(CLI::App& app);
 
 }  // namespace phalanx

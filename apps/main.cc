@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
   phalanx::add_verify(app);
   phalanx::add_inspect(app);
   phalanx::add_bench(app);
+  phalanx::add_schedule(app);
   try {
     app.parse(argc, argv);
     phalanx::finish_output();

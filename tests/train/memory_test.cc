@@ -98,7 +98,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"gpt_many_tp2_alike", small_gpt, {.tp = 2}, kSequential, alike},
         Case{"gpt_many_tp4_overlapped", small_gpt, {.tp = 4}, kOverlapped, many_tokens},
         Case{"llama_many_tp4", small_llama, {.tp = 4}, kSequential, many_tokens},
-        Case{"moe_tp2_ep4", small_moe, {.dp = 2, .tp = 2, .ep = 4}, kSequential, many_tokens},
+        Case{"moe_tp2_ep2", small_moe, {.dp = 2, .tp = 2, .ep = 2}, kSequential, many_tokens},
         Case{"moe_tp2_ep2_alike", small_moe, {.tp = 2, .ep = 2}, kSequential, alike},
         Case{"gpt_dp4_zero1", small_gpt, {.dp = 4}, kSequential, zero1},
         Case{"llama_dp2_tp2_zero1", small_llama, {.dp = 2, .tp = 2}, kSequential, zero1},

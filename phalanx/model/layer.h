@@ -24,6 +24,14 @@ struct Batch {
   Tensor rows;  // i64 [T/cp], the token's number in the step's whole batch: the key of its dropout
 };
 
+/// Of a whole microbatch, the part that is a rank's of cp.
+inline Batch own_tokens(Batch batch, int cp_rank, int cp) {
+  for (Tensor* t : {&batch.tokens, &batch.targets, &batch.positions, &batch.rows}) {
+    *t = rows_in_run(*t, cp_rank, cp);
+  }
+  return batch;
+}
+
 /// Where decoding keeps keys and values.
 class KvStore {
  public:

@@ -80,14 +80,14 @@ Task<Tensor> ContextParallel::to_rows(Tensor y, int heads) {
   co_return unpacked(received, runs);
 }
 
-Tensor ContextParallel::own_rows(const Tensor& all) const {
-  PHX_CHECK(all.rows() % ranks() == 0, "{} rows over cp = {}", all.rows(), ranks());
-  const int64_t rows = all.rows() / ranks();
-  return all.slice(rank() * rows, (rank() + 1) * rows);
-}
-
 Tensor ContextParallel::own_offsets(const Tensor& offsets) const {
   return offsets_in_run(offsets, rank(), ranks());
+}
+
+Tensor rows_in_run(const Tensor& all, int rank, int ranks) {
+  PHX_CHECK(all.rows() % ranks == 0, "{} rows over {} ranks", all.rows(), ranks);
+  const int64_t rows = all.rows() / ranks;
+  return all.slice(rank * rows, (rank + 1) * rows);
 }
 
 Tensor offsets_in_run(const Tensor& offsets, int rank, int ranks) {

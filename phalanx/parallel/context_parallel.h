@@ -29,8 +29,6 @@ class ContextParallel {
   /// send for it is summed.
   Task<Tensor> to_rows(Tensor y, int heads);
 
-  /// This rank's rows of a tensor [T, …] that all ranks have alike. T is a multiple of cp.
-  Tensor own_rows(const Tensor& all) const;
   /// offsets i64 [B+1] of sequences in T rows → those of their parts in the own rows.
   Tensor own_offsets(const Tensor& offsets) const;
 
@@ -38,7 +36,9 @@ class ContextParallel {
   Group& group_;
 };
 
-/// offsets i64 [B+1] of sequences in T rows → those of their parts in run `rank` of `ranks` equal ones.
+/// Of a tensor [T, …], the rows of run `rank` of `ranks` equal ones. T is a multiple of `ranks`.
+Tensor rows_in_run(const Tensor& all, int rank, int ranks);
+/// offsets i64 [B+1] of sequences in T rows → those of their parts in that run.
 Tensor offsets_in_run(const Tensor& offsets, int rank, int ranks);
 
 }  // namespace phalanx

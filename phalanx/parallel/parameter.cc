@@ -59,11 +59,11 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
   return parameters_.emplace_back(std::move(spec), slice);
 }
 
-ParameterStore::GradSum& ParameterStore::sum_of(const Parameter& parameter) {
+ParameterStore::GradSum& ParameterStore::sum_of(const Parameter& parameter, const std::vector<int>& all) {
   constexpr Axis kDense[] = {Axis::dp, Axis::cp, Axis::tp};
   constexpr Axis kExperts[] = {Axis::edp, Axis::ep, Axis::etp};
   const ParameterSpec& spec = parameter.spec();
-  std::vector<int> members = holders(spec.placement, mesh_);
+  std::vector<int> members = all;
   if (spec.gradient == OverTp::alike) {
     std::erase_if(members, [this](int rank) {
       return mesh_.coordinates_of(rank)[static_cast<size_t>(Axis::tp)] != mesh_.coordinate(Axis::tp);
@@ -72,7 +72,7 @@ ParameterStore::GradSum& ParameterStore::sum_of(const Parameter& parameter) {
   const bool experts = is_of_experts(spec.placement);
   const std::string axes = axes_of(mesh_, members, experts ? std::span(kExperts) : std::span(kDense));
   Group& group = mesh_.group("gradients over " + axes, members);
-  const bool counts = group.info().members.front() == holders(spec.placement, mesh_).front();
+  const bool counts = members.front() == all.front();
   const auto same = std::ranges::find_if(
       sums_, [&](const GradSum& sum) { return sum.group == &group && sum.counts == counts; });
   return same != sums_.end() ? *same : sums_.emplace_back(GradSum{.group = &group, .counts = counts});
@@ -92,8 +92,9 @@ void ParameterStore::lay_out(GradSum& sum, int64_t begin, int64_t end) {
 void ParameterStore::initialise(uint64_t seed) {
   std::vector<size_t> sum_index;
   for (Parameter& p : parameters_) {
-    p.owner_ = holders(p.spec().placement, mesh_).front() == mesh_.world().rank();
-    sum_index.push_back(static_cast<size_t>(&sum_of(p) - sums_.data()));
+    const std::vector<int> all = holders(p.spec().placement, mesh_);
+    p.owner_ = all.front() == mesh_.world().rank();
+    sum_index.push_back(static_cast<size_t>(&sum_of(p, all) - sums_.data()));
   }
   int64_t end = 0;
   for (size_t s = 0; s < sums_.size(); ++s) {

@@ -170,7 +170,7 @@ class ParameterStore {
     FlatRange run = {};
     FlatRange share = {};  // that this rank updates
   };
-  GradSum& sum_of(const Parameter& parameter);
+  GradSum& sum_of(const Parameter& parameter, const std::vector<int>& holders);
   // That the parameter lies in; null where it has no elements behind the last run.
   const GradSum* run_of(const Parameter& parameter) const;
   void lay_out(GradSum& sum, int64_t begin, int64_t end);

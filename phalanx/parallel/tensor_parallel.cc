@@ -26,10 +26,6 @@ Tensor TensorParallel::own_offsets(const Tensor& offsets) const {
   return offsets_in_run(offsets, rank(), ranks());
 }
 
-Tensor TensorParallel::own_rows(const Tensor& all) const {
-  PHX_CHECK(all.rows() % ranks() == 0, "{} rows over tp = {}", all.rows(), ranks());
-  const int64_t rows = all.rows() / ranks();
-  return all.slice(rank() * rows, (rank() + 1) * rows);
-}
+Tensor TensorParallel::own_rows(const Tensor& all) const { return rows_in_run(all, rank(), ranks()); }
 
 }  // namespace phalanx

@@ -111,20 +111,12 @@ void Dataset::fill_row(Batch& batch, int64_t row, const std::vector<int32_t>& to
   }
 }
 
-Batch Dataset::own_tokens(Batch b, const RowShare& share) {
-  const int64_t n = b.tokens.rows() / share.cp;
-  for (Tensor* t : {&b.tokens, &b.targets, &b.positions, &b.rows}) {
-    *t = t->slice(share.cp_rank * n, (share.cp_rank + 1) * n);
-  }
-  return b;
-}
-
 Batch Dataset::train_batch(int64_t step, int64_t m, const RowShare& share) const {
   PHX_CHECK(m >= 0 && m < share.microbatches(), "microbatch {} of {}", m, share.microbatches());
   const int64_t first = share.first_row(m);
   Batch batch = empty_batch(first, share.microbatch);
   for (int64_t r = 0; r < share.microbatch; ++r) fill_row(batch, r, train_, train_offset(step, first + r));
-  return own_tokens(std::move(batch), share);
+  return own_tokens(std::move(batch), share.cp_rank, share.cp);
 }
 
 std::vector<Batch> Dataset::validation(int64_t batches, const RowShare& share) const {
@@ -143,7 +135,7 @@ std::vector<Batch> Dataset::validation(int64_t batches, const RowShare& share) c
           whole ? row * context_ : draw(validation_stream_, validation_.size(), context_, row, 0);
       fill_row(batch, r, validation_, offset);
     }
-    out.push_back(own_tokens(std::move(batch), share));
+    out.push_back(own_tokens(std::move(batch), share.cp_rank, share.cp));
   }
   return out;
 }

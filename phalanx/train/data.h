@@ -64,8 +64,6 @@ class Dataset {
   std::vector<Batch> validation(int64_t batches, const RowShare& share) const;
 
  private:
-  // The tokens of a whole microbatch that belong to this rank of cp.
-  static Batch own_tokens(Batch batch, const RowShare& share);
   Batch empty_batch(int64_t first_row, int64_t rows) const;
   void fill_row(Batch& batch, int64_t row, const std::vector<int32_t>& tokens, int64_t offset) const;
 

@@ -28,8 +28,7 @@ struct Outcome {
 
 // Random tokens for the whole job; a rank holds the sequences of its dp coordinate. One target in eight is
 // ignored.
-std::vector<Batch> random_batches(const VerifyOptions& o, Mesh& mesh) {
-  const ContextParallel over_cp(mesh);
+std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh) {
   const int64_t context = o.model.context;
   const int64_t local = o.sequences / mesh.size(Axis::dp);
   const int64_t rows = local * context;
@@ -51,8 +50,7 @@ std::vector<Batch> random_batches(const VerifyOptions& o, Mesh& mesh) {
       b.rows.data<int64_t>()[i] = row;
     }
     for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
-    for (Tensor* t : {&b.tokens, &b.targets, &b.positions, &b.rows}) *t = over_cp.own_rows(*t);
-    batches.push_back(std::move(b));
+    batches.push_back(own_tokens(std::move(b), mesh.coordinate(Axis::cp), mesh.size(Axis::cp)));
   }
   return batches;
 }

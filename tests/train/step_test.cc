@@ -92,8 +92,7 @@ ModelConfig with_dropout(ModelConfig c) {
 }
 
 // The rows of a microbatch that this rank holds: dp ranks take consecutive runs of the same sequences.
-std::vector<Batch> batches(Mesh& mesh, const ModelConfig& config, unsigned seed) {
-  const ContextParallel over_cp(mesh);
+std::vector<Batch> batches(const Mesh& mesh, const ModelConfig& config, unsigned seed) {
   const int64_t context = config.context;
   const auto vocabulary = static_cast<uint64_t>(config.vocabulary);
   std::mt19937 random(seed);
@@ -114,8 +113,8 @@ std::vector<Batch> batches(Mesh& mesh, const ModelConfig& config, unsigned seed)
     }
     for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
     for (Tensor* t : {&b.tokens, &b.targets, &b.positions, &b.rows})
-      *t = over_cp.own_rows(t->slice(begin, begin + local * context));
-    out.push_back(b);
+      *t = t->slice(begin, begin + local * context);
+    out.push_back(own_tokens(b, mesh.coordinate(Axis::cp), mesh.size(Axis::cp)));
   }
   return out;
 }

@@ -14,15 +14,17 @@ namespace {
 
 using attention_kernel::kBlockRows;
 
-// T rows, B sequences, H query heads, G KV heads, d columns of a head.
+// T rows, B sequences, H query heads, G KV heads, d columns of a head of q and k, e of one of v and y.
 
 void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionConfig& c) {
   PHX_CHECK(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.head_dim > 0,
             "{} heads of {} columns over {} KV heads", c.heads, c.head_dim, c.kv_heads);
   PHX_CHECK(q.shape().rank() == 2 && q.dim(1) == c.heads * c.head_dim, "q {}, {} heads of {} columns",
             q.shape(), c.heads, c.head_dim);
-  PHX_CHECK(k.shape() == v.shape() && k.shape().rank() == 2 && k.dim(1) == c.kv_heads * c.head_dim,
-            "k {} and v {}, {} heads of {} columns", k.shape(), v.shape(), c.kv_heads, c.head_dim);
+  PHX_CHECK(k.shape().rank() == 2 && k.dim(1) == c.kv_heads * c.head_dim &&
+                v.shape() == Shape({k.rows(), c.kv_heads * c.values()}),
+            "k {} and v {}, {} heads of {} and {} columns", k.shape(), v.shape(), c.kv_heads, c.head_dim,
+            c.values());
   PHX_CHECK(q.dtype() == k.dtype() && k.dtype() == v.dtype(), "q {}, k {}, v {}", dtype_name(q.dtype()),
             dtype_name(k.dtype()), dtype_name(v.dtype()));
 }
@@ -34,20 +36,23 @@ std::span<const int64_t> checked_offsets(const Tensor& offsets, int64_t rows) {
   return o;
 }
 
-// Operations of so many products between every query and each key that it sees, d columns of each head.
-int64_t operations(int products, std::span<const int64_t> offsets, const AttentionConfig& c) {
+// Operations of products between every query and each key that it sees, of so many columns of a head in all.
+int64_t operations(int64_t columns, std::span<const int64_t> offsets, const AttentionConfig& c) {
   int64_t pairs = 0;
   for (size_t b = 0; b + 1 < offsets.size(); ++b) {
     const int64_t n = offsets[b + 1] - offsets[b];
     pairs += n * (n + 1) / 2;
   }
-  return products * 2 * pairs * c.heads * c.head_dim;
+  return 2 * pairs * c.heads * columns;
 }
 
 attention_kernel::Shape kernel_shape(const AttentionConfig& c) {
   return {.head_dim = c.head_dim,
+          .value_dim = c.values(),
           .query_stride = c.heads * c.head_dim,
           .key_stride = c.kv_heads * c.head_dim,
+          .value_stride = c.kv_heads * c.values(),
+          .output_stride = c.heads * c.values(),
           .heads = c.heads,
           .scale = c.scale};
 }
@@ -76,20 +81,20 @@ void forward(const Tensor& q, const Tensor& k, const Tensor& v, const Attended& 
              std::span<const int64_t> offsets, const AttentionConfig& c) {
   const attention_kernel::Shape shape = kernel_shape(c);
   const PooledVector<Piece> pieces = query_blocks(offsets);
-  const Scratch<T> scratch(attention_kernel::forward_scratch(c.head_dim));
+  const Scratch<T> scratch(attention_kernel::forward_scratch(shape));
   parallel_for(std::ssize(pieces) * c.heads, 1, [&](int64_t item, int64_t) {
     const Piece& p = pieces[static_cast<size_t>(item / c.heads)];
     const int64_t head = item % c.heads;
-    const int64_t query = p.sequence * shape.query_stride + head * c.head_dim;
-    const int64_t key = p.sequence * shape.key_stride + head / (c.heads / c.kv_heads) * c.head_dim;
-    attention_kernel::forward({.q = q.data<const T>() + query,
-                               .k = k.data<const T>() + key,
-                               .v = v.data<const T>() + key,
-                               .y = out.y_THd.data<T>() + query,
-                               .log_sum_exp = out.log_sum_exp_TH.data<T>() + p.sequence * c.heads + head,
-                               .first = p.first,
-                               .rows = p.rows},
-                              shape, scratch.mine());
+    const int64_t kv_head = head / (c.heads / c.kv_heads);
+    attention_kernel::forward(
+        {.q = q.data<const T>() + p.sequence * shape.query_stride + head * c.head_dim,
+         .k = k.data<const T>() + p.sequence * shape.key_stride + kv_head * c.head_dim,
+         .v = v.data<const T>() + p.sequence * shape.value_stride + kv_head * c.values(),
+         .y = out.y_THd.data<T>() + p.sequence * shape.output_stride + head * c.values(),
+         .log_sum_exp = out.log_sum_exp_TH.data<T>() + p.sequence * c.heads + head,
+         .first = p.first,
+         .rows = p.rows},
+        shape, scratch.mine());
   });
 }
 
@@ -145,7 +150,7 @@ void backward(const BackwardInput& in, const AttentionGradients& out, std::span<
     part_rows = std::max(part_rows, p.part < 0 ? 0 : p.part + p.n - p.keys.first);
     most_keys = std::max(most_keys, p.keys.rows);
   }
-  const Scratch<T> scratch(attention_kernel::backward_scratch(c.head_dim, most_keys));
+  const Scratch<T> scratch(attention_kernel::backward_scratch(shape, most_keys));
   const Tensor parts = Tensor::empty({part_rows, shape.query_stride}, in.q.dtype());
   const int64_t group = c.heads / c.kv_heads;
   parallel_for(std::ssize(pieces) * c.kv_heads, 1, [&](int64_t item, int64_t) {
@@ -154,18 +159,20 @@ void backward(const BackwardInput& in, const AttentionGradients& out, std::span<
     const int64_t column = kv_head * group * c.head_dim;
     const int64_t query = p.keys.sequence * shape.query_stride + column;
     const int64_t key = p.keys.sequence * shape.key_stride + kv_head * c.head_dim;
+    const int64_t value = p.keys.sequence * shape.value_stride + kv_head * c.values();
+    const int64_t output = p.keys.sequence * shape.output_stride + kv_head * group * c.values();
     T* dq =
         p.part < 0 ? out.dq_THd.data<T>() + query : parts.data<T>() + p.part * shape.query_stride + column;
     attention_kernel::backward({.q = in.q.data<const T>() + query,
                                 .k = in.k.data<const T>() + key,
-                                .v = in.v.data<const T>() + key,
-                                .y = in.forward.y_THd.data<const T>() + query,
-                                .dy = in.dy.data<const T>() + query,
+                                .v = in.v.data<const T>() + value,
+                                .y = in.forward.y_THd.data<const T>() + output,
+                                .dy = in.dy.data<const T>() + output,
                                 .log_sum_exp = in.forward.log_sum_exp_TH.data<const T>() +
                                                p.keys.sequence * c.heads + kv_head * group,
                                 .dq = dq,
                                 .dk = out.dk_TGd.data<T>() + key,
-                                .dv = out.dv_TGd.data<T>() + key,
+                                .dv = out.dv_TGd.data<T>() + value,
                                 .n = p.n,
                                 .begin = p.keys.first,
                                 .end = p.keys.first + p.keys.rows,
@@ -189,9 +196,10 @@ Attended attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   check_shapes(q, k, v, config);
   PHX_CHECK(q.rows() == k.rows(), "q {} and k {}", q.shape(), k.shape());
   const auto offsets = checked_offsets(sequence_offsets, q.rows());
-  const Attended out = {Tensor::empty(q.shape(), q.dtype()),
+  const Attended out = {Tensor::empty({q.rows(), config.heads * config.values()}, q.dtype()),
                         Tensor::empty({q.rows(), config.heads}, q.dtype())};
-  const TraceSpan span(TraceKind::attention, "attention", operations(2, offsets, config));
+  const int64_t columns = config.head_dim + config.values();
+  const TraceSpan span(TraceKind::attention, "attention", operations(columns, offsets, config));
   visit_float(q.dtype(), [&](auto t) { forward<decltype(t)>(q, k, v, out, offsets, config); });
   return out;
 }
@@ -200,13 +208,15 @@ AttentionGradients attention_backward(const Tensor& dy, const Tensor& q, const T
                                       const Attended& attended, const Tensor& sequence_offsets,
                                       const AttentionConfig& config) {
   check_shapes(q, k, v, config);
-  PHX_CHECK(q.rows() == k.rows() && dy.shape() == q.shape() && attended.y_THd.shape() == q.shape(),
-            "dy {}, q {}, k {}, y {}", dy.shape(), q.shape(), k.shape(), attended.y_THd.shape());
+  const Shape y({q.rows(), config.heads * config.values()});
+  PHX_CHECK(q.rows() == k.rows() && dy.shape() == y && attended.y_THd.shape() == y, "dy {}, q {}, k {}, y {}",
+            dy.shape(), q.shape(), k.shape(), attended.y_THd.shape());
   const auto offsets = checked_offsets(sequence_offsets, q.rows());
   const AttentionGradients out = {Tensor::empty(q.shape(), q.dtype()), Tensor::empty(k.shape(), k.dtype()),
                                   Tensor::empty(v.shape(), v.dtype())};
   // Scores are not kept, so that backward computes them again: the fifth product.
-  const TraceSpan span(TraceKind::attention, "attention_backward", operations(5, offsets, config));
+  const int64_t columns = 3 * config.head_dim + 2 * config.values();
+  const TraceSpan span(TraceKind::attention, "attention_backward", operations(columns, offsets, config));
   const BackwardInput in = {dy, q, k, v, attended};
   visit_float(q.dtype(), [&](auto t) { backward<decltype(t)>(in, out, offsets, config); });
   return out;

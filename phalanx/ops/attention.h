@@ -8,23 +8,28 @@
 
 namespace phalanx {
 
-/// H query heads share G KV heads (G divides H): query head h reads KV head h / (H/G). Each head has head_dim
-/// columns.
+/// H query heads share G KV heads (G divides H): query head h reads KV head h / (H/G). A head of q and k has
+/// d = head_dim columns, one of v and y has e, which may differ (DeepSeek-V2, 2024, section 2.1); names say d
+/// for both.
 struct AttentionConfig {
   int heads = 0;
   int kv_heads = 0;
   int64_t head_dim = 0;
-  double scale = 0;  ///< of the scores; usually 1/√head_dim
+  double scale = 0;       ///< of the scores; usually 1/√head_dim
+  int64_t value_dim = 0;  ///< e; 0: head_dim
+
+  int64_t values() const { return value_dim > 0 ? value_dim : head_dim; }
 };
 
-/// What attention gives: y [T, H·d], and the log-sum-exp of each row's scaled scores, kept for backward.
+/// What attention gives: y [T, H·e], and the log-sum-exp of each row's scaled scores, kept for backward.
 struct Attended {
   Tensor y_THd;
   Tensor log_sum_exp_TH;
 };
-/// q [T, H·d], k and v [T, G·d] (f32 or f64, all alike) hold B sequences one after the other; sequence b is
-/// rows sequence_offsets[b] … sequence_offsets[b+1]−1 (i64 [B+1], from 0 to T) and attends to itself alone,
-/// each row to itself and the rows before it. A sequence's results depend on nothing else, bitwise.
+/// q [T, H·d], k [T, G·d] and v [T, G·e] (f32 or f64, all alike) hold B sequences one after the other;
+/// sequence b is rows sequence_offsets[b] … sequence_offsets[b+1]−1 (i64 [B+1], from 0 to T) and attends to
+/// itself alone, each row to itself and the rows before it. A sequence's results depend on nothing else,
+/// bitwise.
 Attended attention(const Tensor& q_THd, const Tensor& k_TGd, const Tensor& v_TGd,
                    const Tensor& sequence_offsets, const AttentionConfig& config);
 
@@ -41,14 +46,14 @@ AttentionGradients attention_backward(const Tensor& dy_THd, const Tensor& q_THd,
                                       const Tensor& v_TGd, const Attended& forward,
                                       const Tensor& sequence_offsets, const AttentionConfig& config);
 
-/// A run of cached keys and values, [n, G·d]; row i stands at position first_position + i.
+/// A run of cached keys [n, G·d] and values [n, G·e]; row i stands at position first_position + i.
 struct KvSegment {
   Tensor k_SGd;
   Tensor v_SGd;
   int64_t first_position = 0;
 };
 /// Decoding: query row i, at position positions[i] (i32 [T]), attends to all rows of `segments` at positions
-/// ≤ its own, in one softmax. A row that sees none is zero. Forward only.
+/// ≤ its own, in one softmax. Gives y [T, H·e]; a row that sees none is zero. Forward only.
 Tensor attention_over_segments(const Tensor& q_THd, const Tensor& positions,
                                std::span<const KvSegment> segments, const AttentionConfig& config);
 

@@ -18,7 +18,7 @@ using attention_kernel::Shape;
 template <class T>
 struct BackwardScratch {
   Matrix<T> q_lanes;   // [d, queries], scaled
-  Matrix<T> dy_lanes;  // [d, queries], times scale
+  Matrix<T> dy_lanes;  // [e, queries], times scale
   Matrix<T> dq;        // [d, queries]
   Matrix<T> p;         // [keys, queries]
   Matrix<T> ds;        // [keys, queries], times scale
@@ -26,22 +26,32 @@ struct BackwardScratch {
   T* delta;            // [queries], Σ dy·y, times scale
   T* one;              // [queries]
   Matrix<T> q;         // [queries, d]
-  Matrix<T> dy;        // [queries, d]
+  Matrix<T> dy;        // [queries, e]
   Matrix<T> dk;        // [keys of the range, d]
-  Matrix<T> dv;        // [keys of the range, d]
+  Matrix<T> dv;        // [keys of the range, e]
 };
 
 template <class T>
-BackwardScratch<T> carve_backward(T* at, int64_t head_dim, int64_t keys) {
+BackwardScratch<T> carve_backward(T* at, const Shape& shape, int64_t keys) {
   const auto take = [&](int64_t rows, int64_t stride) {
     const Matrix<T> m = {at, stride};
     at += rows * stride;
     return m;
   };
-  const int64_t wide = whole_vectors<T>(head_dim);
-  return {take(head_dim, kWidth), take(head_dim, kWidth), take(head_dim, kWidth), take(kWidth, kWidth),
-          take(kWidth, kWidth),   take(1, kWidth).data,   take(1, kWidth).data,   take(1, kWidth).data,
-          take(kWidth, wide),     take(kWidth, wide),     take(keys, wide),       take(keys, wide)};
+  const int64_t d = whole_vectors<T>(shape.head_dim);
+  const int64_t e = whole_vectors<T>(shape.value_dim);
+  return {take(shape.head_dim, kWidth),
+          take(shape.value_dim, kWidth),
+          take(shape.head_dim, kWidth),
+          take(kWidth, kWidth),
+          take(kWidth, kWidth),
+          take(1, kWidth).data,
+          take(1, kWidth).data,
+          take(1, kWidth).data,
+          take(kWidth, d),
+          take(kWidth, e),
+          take(keys, d),
+          take(keys, e)};
 }
 
 /// to [rows, columns] = from [rows, columns]; columns up to a whole vector become 0 where `to` has them.
@@ -65,22 +75,21 @@ template <class T>
 void load_queries(const KeyRange<T>& b, int64_t first, int64_t rows, const Shape& shape,
                   const BackwardScratch<T>& s) {
   const Lanes<T> d;
-  const int64_t head_dim = shape.head_dim;
   const Matrix<const T> q = {b.q + first * shape.query_stride, shape.query_stride};
-  const Matrix<const T> y = {b.y + first * shape.query_stride, shape.query_stride};
-  const Matrix<const T> dy = {b.dy + first * shape.query_stride, shape.query_stride};
+  const Matrix<const T> y = {b.y + first * shape.output_stride, shape.output_stride};
+  const Matrix<const T> dy = {b.dy + first * shape.output_stride, shape.output_stride};
   const T scale = static_cast<T>(shape.scale);
-  rows_to_lanes<T>(rows, head_dim, static_cast<T>(shape.scale * std::numbers::log2e), q, s.q_lanes);
-  rows_to_lanes<T>(rows, head_dim, scale, dy, s.dy_lanes);
-  copy_rows<T>(rows, head_dim, q, s.q, true);
-  copy_rows<T>(rows, head_dim, dy, s.dy, true);
+  rows_to_lanes<T>(rows, shape.head_dim, static_cast<T>(shape.scale * std::numbers::log2e), q, s.q_lanes);
+  rows_to_lanes<T>(rows, shape.value_dim, scale, dy, s.dy_lanes);
+  copy_rows<T>(rows, shape.head_dim, q, s.q, true);
+  copy_rows<T>(rows, shape.value_dim, dy, s.dy, true);
   for (int64_t i = 0; i < kWidth; ++i) {
     s.log_sum_exp[i] = 0;
     s.delta[i] = 0;
     s.one[i] = 1;
     if (i >= rows) continue;
     s.log_sum_exp[i] = b.log_sum_exp[(first + i) * shape.heads] * std::numbers::log2e_v<T>;
-    const T delta = sum_lanes(d, head_dim, [&](auto at, int64_t c, auto sum) PHX_LANES {
+    const T delta = sum_lanes(d, shape.value_dim, [&](auto at, int64_t c, auto sum) PHX_LANES {
       return hn::MulAdd(at.load(d, dy.row(i) + c), at.load(d, y.row(i) + c), sum);
     });
     s.delta[i] = delta * scale;
@@ -113,28 +122,28 @@ template <class T>
 void backward_tile(const KeyRange<T>& b, const Tile<T>& tile, int64_t key, int64_t queries, bool first_touch,
                    const Shape& shape, const BackwardScratch<T>& s) {
   const Lanes<T> d;
-  const int64_t head_dim = shape.head_dim;
   const Matrix<const T> k = {b.k + key * shape.key_stride, shape.key_stride};
-  const Matrix<const T> v = {b.v + key * shape.key_stride, shape.key_stride};
-  scores<T>(tile, head_dim, k, s.q_lanes, s.p);
-  scores<T>(tile, head_dim, v, s.dy_lanes, s.ds);
+  const Matrix<const T> v = {b.v + key * shape.value_stride, shape.value_stride};
+  scores<T>(tile, shape.head_dim, k, s.q_lanes, s.p);
+  scores<T>(tile, shape.value_dim, v, s.dy_lanes, s.ds);
   for (int64_t i = 0; i < tile.vectors; ++i) softmax_gradient(tile, i, s);
-  const auto add_to_keys = [&](Matrix<const T> a, Matrix<const T> rows, Matrix<T> sums) HWY_ATTR {
+  const auto add_to_keys = [&](Matrix<const T> a, Matrix<const T> rows, int64_t columns,
+                               Matrix<T> sums) HWY_ATTR {
     product<Side::rows>(d, Product<T>{.a = a,
                                       .b = rows,
                                       .c = sums.from(key - b.begin, 0),
                                       .rows = tile.keys,
-                                      .vectors = whole_vectors<T>(head_dim) / lanes<T>(),
+                                      .vectors = whole_vectors<T>(columns) / lanes<T>(),
                                       .depth = queries,
                                       .accumulate = !first_touch,
                                       .edge = tile.edge ? Edge::late_rows : Edge::none});
   };
-  add_to_keys(s.p, s.dy, s.dv);
-  add_to_keys(s.ds, s.q, s.dk);
+  add_to_keys(s.p, s.dy, shape.value_dim, s.dv);
+  add_to_keys(s.ds, s.q, shape.head_dim, s.dk);
   product<Side::columns>(d, Product<T>{.a = k,
                                        .b = s.ds,
                                        .c = s.dq,
-                                       .rows = head_dim,
+                                       .rows = shape.head_dim,
                                        .vectors = tile.vectors,
                                        .depth = tile.keys,
                                        .accumulate = key > b.begin,
@@ -143,8 +152,7 @@ void backward_tile(const KeyRange<T>& b, const Tile<T>& tile, int64_t key, int64
 
 template <class T>
 void attend_backward(const KeyRange<T>& range, const Shape& shape, T* scratch) {
-  const int64_t head_dim = shape.head_dim;
-  const BackwardScratch<T> s = carve_backward(scratch, head_dim, range.end - range.begin);
+  const BackwardScratch<T> s = carve_backward(scratch, shape, range.end - range.begin);
   KeyRange<T> b = range;  // walks over the heads
   for (int64_t head = 0; head < range.group; ++head) {
     for (int64_t first = range.begin; first < range.n; first += kWidth) {
@@ -156,20 +164,19 @@ void attend_backward(const KeyRange<T>& range, const Shape& shape, T* scratch) {
         backward_tile(b, tile, key, rows, head == 0 && tile.edge, shape, s);
       }
       const Matrix<T> dq = {b.dq + (first - range.begin) * shape.query_stride, shape.query_stride};
-      lanes_to_rows<T>(rows, head_dim, s.one, s.dq, dq);
+      lanes_to_rows<T>(rows, shape.head_dim, s.one, s.dq, dq);
     }
-    b.q += head_dim;
-    b.y += head_dim;
-    b.dy += head_dim;
-    b.dq += head_dim;
+    b.q += shape.head_dim;
+    b.y += shape.value_dim;
+    b.dy += shape.value_dim;
+    b.dq += shape.head_dim;
     b.log_sum_exp += 1;
   }
-  const auto copy_out = [&](Matrix<const T> from, T* to) {
-    copy_rows<T>(range.end - range.begin, head_dim, from,
-                 {to + range.begin * shape.key_stride, shape.key_stride}, false);
+  const auto copy_out = [&](Matrix<const T> from, int64_t columns, T* to, int64_t stride) {
+    copy_rows<T>(range.end - range.begin, columns, from, {to + range.begin * stride, stride}, false);
   };
-  copy_out(s.dk, range.dk);
-  copy_out(s.dv, range.dv);
+  copy_out(s.dk, shape.head_dim, range.dk, shape.key_stride);
+  copy_out(s.dv, shape.value_dim, range.dv, shape.value_stride);
 }
 
 void backward_f32(const KeyRange<float>& b, const Shape& shape, float* scratch) {
@@ -191,9 +198,12 @@ HWY_EXPORT(backward_f64);
 
 namespace attention_kernel {
 
-int64_t backward_scratch(int64_t head_dim, int64_t keys) {
-  const int64_t padded = (head_dim + 15) / 16 * 16;  // whole vectors, for the widest there are
-  return kBlockRows * (3 * head_dim + 2 * kBlockRows + 3) + 2 * (kBlockRows + keys) * padded;
+int64_t backward_scratch(const Shape& shape, int64_t keys) {
+  const auto padded = [](int64_t n) {
+    return (n + 15) / 16 * 16;
+  };  // whole vectors, for the widest there are
+  return kBlockRows * (2 * shape.head_dim + shape.value_dim + 2 * kBlockRows + 3) +
+         (kBlockRows + keys) * (padded(shape.head_dim) + padded(shape.value_dim));
 }
 
 void backward(const KeyRange<float>& b, const Shape& shape, float* scratch) {

@@ -19,7 +19,7 @@ using attention_kernel::Shape;
 template <class T>
 struct ForwardScratch {
   Matrix<T> q;  // [d, queries], scaled
-  Matrix<T> y;  // [d, queries], not yet divided by the sums
+  Matrix<T> y;  // [e, queries], not yet divided by the sums
   Matrix<T> p;  // [keys, queries]
   T* max;       // [queries] of the scores so far
   T* sum;       // [queries] of 2^(score − max)
@@ -27,19 +27,20 @@ struct ForwardScratch {
 };
 
 template <class T>
-ForwardScratch<T> carve_forward(T* at, int64_t head_dim) {
+ForwardScratch<T> carve_forward(T* at, const Shape& shape) {
   const auto take = [&](int64_t rows) {
     const Matrix<T> m = {at, kWidth};
     at += rows * kWidth;
     return m;
   };
-  return {take(head_dim), take(head_dim), take(kWidth), take(1).data, take(1).data, take(1).data};
+  return {take(shape.head_dim), take(shape.value_dim), take(kWidth),
+          take(1).data,         take(1).data,          take(1).data};
 }
 
 /// Scores of vector v to probabilities, in units of the new maximum, which the sums and what was summed
 /// before take on.
 template <class T>
-HWY_INLINE void online_softmax(const Tile<T>& tile, int64_t v, int64_t head_dim, bool first,
+HWY_INLINE void online_softmax(const Tile<T>& tile, int64_t v, int64_t value_dim, bool first,
                                const ForwardScratch<T>& s) {
   const Lanes<T> d;
   const int64_t column = v * lanes<T>();
@@ -70,7 +71,7 @@ HWY_INLINE void online_softmax(const Tile<T>& tile, int64_t v, int64_t head_dim,
     const auto shrink = exp2_of_negative(d, hn::Sub(before, max));
     sum = hn::MulAdd(shrink, hn::Load(d, s.sum + column), sum);
     if (!hn::AllTrue(d, hn::Eq(shrink, hn::Set(d, T{1})))) {
-      for (int64_t c = 0; c < head_dim; ++c) {
+      for (int64_t c = 0; c < value_dim; ++c) {
         T* y = s.y.row(c) + column;
         hn::Store(hn::Mul(shrink, hn::Load(d, y)), d, y);
       }
@@ -82,21 +83,21 @@ HWY_INLINE void online_softmax(const Tile<T>& tile, int64_t v, int64_t head_dim,
 template <class T>
 void attend(const QueryBlock<T>& b, const Shape& shape, T* scratch) {
   const Lanes<T> d;
-  const int64_t head_dim = shape.head_dim;
+  const auto [head_dim, value_dim] = std::pair(shape.head_dim, shape.value_dim);
   const int64_t vectors = whole_vectors<T>(b.rows) / lanes<T>();
-  const ForwardScratch<T> s = carve_forward(scratch, head_dim);
+  const ForwardScratch<T> s = carve_forward(scratch, shape);
   const Matrix<const T> q = {b.q + b.first * shape.query_stride, shape.query_stride};
   rows_to_lanes<T>(b.rows, head_dim, static_cast<T>(shape.scale * std::numbers::log2e), q, s.q);
   for (int64_t key = 0; key < b.first + b.rows; key += kWidth) {
     const Tile<T> tile = {std::min(kWidth, b.first + b.rows - key), vectors, key == b.first};
     const Matrix<const T> k = {b.k + key * shape.key_stride, shape.key_stride};
-    const Matrix<const T> v = {b.v + key * shape.key_stride, shape.key_stride};
+    const Matrix<const T> v = {b.v + key * shape.value_stride, shape.value_stride};
     scores<T>(tile, head_dim, k, s.q, s.p);
-    for (int64_t i = 0; i < vectors; ++i) online_softmax(tile, i, head_dim, key == 0, s);
+    for (int64_t i = 0; i < vectors; ++i) online_softmax(tile, i, value_dim, key == 0, s);
     product<Side::columns>(d, Product<T>{.a = v,
                                          .b = s.p,
                                          .c = s.y,
-                                         .rows = head_dim,
+                                         .rows = value_dim,
                                          .vectors = vectors,
                                          .depth = tile.keys,
                                          .accumulate = key > 0,
@@ -108,8 +109,8 @@ void attend(const QueryBlock<T>& b, const Shape& shape, T* scratch) {
   for (int64_t i = 0; i < b.rows; ++i) {
     b.log_sum_exp[(b.first + i) * shape.heads] = (s.max[i] + std::log2(s.sum[i])) * std::numbers::ln2_v<T>;
   }
-  const Matrix<T> y = {b.y + b.first * shape.query_stride, shape.query_stride};
-  lanes_to_rows<T>(b.rows, head_dim, s.factor, s.y, y);
+  const Matrix<T> y = {b.y + b.first * shape.output_stride, shape.output_stride};
+  lanes_to_rows<T>(b.rows, value_dim, s.factor, s.y, y);
 }
 
 void forward_f32(const QueryBlock<float>& b, const Shape& shape, float* scratch) {
@@ -131,7 +132,9 @@ HWY_EXPORT(forward_f64);
 
 namespace attention_kernel {
 
-int64_t forward_scratch(int64_t head_dim) { return kBlockRows * (2 * head_dim + kBlockRows + 3); }
+int64_t forward_scratch(const Shape& shape) {
+  return kBlockRows * (shape.head_dim + shape.value_dim + kBlockRows + 3);
+}
 
 void forward(const QueryBlock<float>& b, const Shape& shape, float* scratch) {
   HWY_DYNAMIC_DISPATCH(forward_f32)(b, shape, scratch);

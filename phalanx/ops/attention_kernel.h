@@ -11,10 +11,13 @@ inline constexpr int64_t kBlockRows = 64;
 
 /// Elements from row to row, and what all heads share.
 struct Shape {
-  int64_t head_dim = 0;
-  int64_t query_stride = 0;  ///< of q, y and their gradients
-  int64_t key_stride = 0;    ///< of k, v and their gradients
-  int64_t heads = 0;         ///< stride of the log-sum-exp
+  int64_t head_dim = 0;       ///< columns of a head of q and k
+  int64_t value_dim = 0;      ///< of v and y
+  int64_t query_stride = 0;   ///< of q and its gradient
+  int64_t key_stride = 0;     ///< of k and its gradient
+  int64_t value_stride = 0;   ///< of v and its gradient
+  int64_t output_stride = 0;  ///< of y and its gradient
+  int64_t heads = 0;          ///< stride of the log-sum-exp
   double scale = 0;
 };
 
@@ -53,8 +56,8 @@ struct KeyRange {
 };
 
 /// Elements of scratch memory, 64-byte aligned, that the calls below need.
-int64_t forward_scratch(int64_t head_dim);
-int64_t backward_scratch(int64_t head_dim, int64_t keys);
+int64_t forward_scratch(const Shape& shape);
+int64_t backward_scratch(const Shape& shape, int64_t keys);
 
 void forward(const QueryBlock<float>& block, const Shape& shape, float* scratch);
 void forward(const QueryBlock<double>& block, const Shape& shape, double* scratch);

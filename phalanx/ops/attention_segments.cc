@@ -27,26 +27,28 @@ struct Seen {
   const T* k;
   const T* v;
   int64_t rows;
-  int64_t stride;
+  int64_t k_stride;
+  int64_t v_stride;
 };
 
 /// One query of one head, and its softmax so far. Scores are in units of ln 2.
 template <class T>
 struct Query {
   const T* q;  // [d], times scale · log2 e
-  T* y;        // [d], not yet divided by sum
+  T* y;        // [e], not yet divided by sum
   T max;       // of the scores so far
   T sum;       // of 2^(score − max)
 };
 
 template <class T>
-void attend_chunk(Query<T>& query, const Seen<T>& seen, int64_t begin, int64_t keys, int64_t head_dim) {
+void attend_chunk(Query<T>& query, const Seen<T>& seen, int64_t begin, int64_t keys,
+                  const AttentionConfig& c) {
   const hn::ScalableTag<T> d;
   HWY_ALIGN std::array<T, kChunk> scores;
   for (int64_t j = 0; j < keys; ++j) {
-    const T* k = seen.k + (begin + j) * seen.stride;
-    scores[static_cast<size_t>(j)] = sum_lanes(d, head_dim, [&](auto at, int64_t c, auto sum) PHX_LANES {
-      return hn::MulAdd(at.load(d, query.q + c), at.load(d, k + c), sum);
+    const T* k = seen.k + (begin + j) * seen.k_stride;
+    scores[static_cast<size_t>(j)] = sum_lanes(d, c.head_dim, [&](auto at, int64_t i, auto sum) PHX_LANES {
+      return hn::MulAdd(at.load(d, query.q + i), at.load(d, k + i), sum);
     });
   }
   T* const s = scores.data();
@@ -59,26 +61,27 @@ void attend_chunk(Query<T>& query, const Seen<T>& seen, int64_t begin, int64_t k
     at.store(p, d, s + j);
     return hn::Add(sum, p);
   });
-  for_lanes(d, head_dim, [&](auto at, int64_t c) PHX_LANES {
-    const T* v = seen.v + begin * seen.stride + c;
-    auto even = hn::Mul(shrink, at.load(d, query.y + c));
+  for_lanes(d, c.values(), [&](auto at, int64_t i) PHX_LANES {
+    const T* v = seen.v + begin * seen.v_stride + i;
+    auto even = hn::Mul(shrink, at.load(d, query.y + i));
     auto odd = hn::Zero(d);
     int64_t j = 0;
     for (; j + 2 <= keys; j += 2) {
-      even = hn::MulAdd(hn::Set(d, s[j]), at.load(d, v + j * seen.stride), even);
-      odd = hn::MulAdd(hn::Set(d, s[j + 1]), at.load(d, v + (j + 1) * seen.stride), odd);
+      even = hn::MulAdd(hn::Set(d, s[j]), at.load(d, v + j * seen.v_stride), even);
+      odd = hn::MulAdd(hn::Set(d, s[j + 1]), at.load(d, v + (j + 1) * seen.v_stride), odd);
     }
-    if (j < keys) even = hn::MulAdd(hn::Set(d, s[j]), at.load(d, v + j * seen.stride), even);
-    at.store(hn::Add(even, odd), d, query.y + c);
+    if (j < keys) even = hn::MulAdd(hn::Set(d, s[j]), at.load(d, v + j * seen.v_stride), even);
+    at.store(hn::Add(even, odd), d, query.y + i);
   });
 }
 
 /// The rows of a segment at positions up to `position`.
 template <class T>
-Seen<T> seen_rows(const KvSegment& segment, int64_t position, int64_t column) {
-  return {segment.k_SGd.data<const T>() + column, segment.v_SGd.data<const T>() + column,
+Seen<T> seen_rows(const KvSegment& segment, int64_t position, int64_t kv_head, const AttentionConfig& c) {
+  return {segment.k_SGd.data<const T>() + kv_head * c.head_dim,
+          segment.v_SGd.data<const T>() + kv_head * c.values(),
           std::clamp<int64_t>(position - segment.first_position + 1, 0, segment.k_SGd.rows()),
-          segment.k_SGd.dim(1)};
+          segment.k_SGd.dim(1), segment.v_SGd.dim(1)};
 }
 
 /// Query row `row` of the heads that share KV head `kv_head`.
@@ -87,32 +90,31 @@ void attend_row(const Tensor& q, int64_t position, std::span<const KvSegment> se
                 const AttentionConfig& c, const Tensor& y, int64_t kv_head) {
   const hn::ScalableTag<T> d;
   const int64_t group = c.heads / c.kv_heads;
-  const int64_t first = kv_head * group * c.head_dim;
-  const T* from = q.data<const T>() + first;
-  T* to = y.data<T>() + first;
+  const T* from = q.data<const T>() + kv_head * group * c.head_dim;
+  T* to = y.data<T>() + kv_head * group * c.values();
   PooledVector<T> scaled(static_cast<size_t>(group * c.head_dim));
   for_lanes(d, group * c.head_dim, [&](auto at, int64_t i) PHX_LANES {
     at.store(hn::Mul(at.load(d, from + i), hn::Set(d, static_cast<T>(c.scale * std::numbers::log2e))), d,
              scaled.data() + i);
-    at.store(hn::Zero(d), d, to + i);
   });
+  std::fill_n(to, group * c.values(), T{0});
   PooledVector<Query<T>> queries;
   for (int64_t h = 0; h < group; ++h) {
     queries.push_back(
-        {scaled.data() + h * c.head_dim, to + h * c.head_dim, -std::numeric_limits<T>::infinity(), T{0}});
+        {scaled.data() + h * c.head_dim, to + h * c.values(), -std::numeric_limits<T>::infinity(), T{0}});
   }
   for (const KvSegment& segment : segments) {
-    const Seen<T> seen = seen_rows<T>(segment, position, kv_head * c.head_dim);
+    const Seen<T> seen = seen_rows<T>(segment, position, kv_head, c);
     for (int64_t begin = 0; begin < seen.rows; begin += kChunk) {
       for (Query<T>& query : queries) {
-        attend_chunk(query, seen, begin, std::min(kChunk, seen.rows - begin), c.head_dim);
+        attend_chunk(query, seen, begin, std::min(kChunk, seen.rows - begin), c);
       }
     }
   }
   for (const Query<T>& query : queries) {
     if (query.max == -std::numeric_limits<T>::infinity()) continue;  // saw nothing: zeros
     const auto inverse = hn::Set(d, T{1} / query.sum);
-    for_lanes(d, c.head_dim, [&](auto at, int64_t i) PHX_LANES {
+    for_lanes(d, c.values(), [&](auto at, int64_t i) PHX_LANES {
       at.store(hn::Mul(inverse, at.load(d, query.y + i)), d, query.y + i);
     });
   }
@@ -139,13 +141,13 @@ Tensor attention_over_segments(const Tensor& q, const Tensor& positions, std::sp
   PHX_CHECK(q.shape().rank() == 2 && q.dim(1) == c.heads * c.head_dim && positions.rows() == q.rows(),
             "q {}, positions {}, {} heads of {} columns", q.shape(), positions.shape(), c.heads, c.head_dim);
   for (const KvSegment& s : segments) {
-    PHX_CHECK(s.k_SGd.shape() == s.v_SGd.shape() && s.k_SGd.shape().rank() == 2 &&
-                  s.k_SGd.dim(1) == c.kv_heads * c.head_dim && s.k_SGd.dtype() == q.dtype() &&
-                  s.v_SGd.dtype() == q.dtype(),
-              "segment of k {} and v {} at position {}, {} heads of {} columns", s.k_SGd.shape(),
-              s.v_SGd.shape(), s.first_position, c.kv_heads, c.head_dim);
+    PHX_CHECK(s.k_SGd.shape().rank() == 2 && s.k_SGd.dim(1) == c.kv_heads * c.head_dim &&
+                  s.v_SGd.shape() == Shape({s.k_SGd.rows(), c.kv_heads * c.values()}) &&
+                  s.k_SGd.dtype() == q.dtype() && s.v_SGd.dtype() == q.dtype(),
+              "segment of k {} and v {} at position {}, {} heads of {} and {} columns", s.k_SGd.shape(),
+              s.v_SGd.shape(), s.first_position, c.kv_heads, c.head_dim, c.values());
   }
-  const Tensor y = Tensor::empty(q.shape(), q.dtype());
+  const Tensor y = Tensor::empty({q.rows(), c.heads * c.values()}, q.dtype());
   const auto at = positions.span<const int32_t>();
   parallel_for(q.rows() * c.kv_heads, 1, [&](int64_t item, int64_t) {
     const int64_t row = item / c.kv_heads;

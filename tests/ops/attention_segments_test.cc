@@ -16,8 +16,8 @@ struct Problem {
   Tensor run() const { return attention_over_segments(q, indices(positions), segments, config); }
 };
 
-AttentionConfig heads(int heads, int kv_heads, int64_t head_dim) {
-  return {heads, kv_heads, head_dim, 1 / std::sqrt(static_cast<double>(head_dim))};
+AttentionConfig heads(int heads, int kv_heads, int64_t head_dim, int64_t value_dim = 0) {
+  return {heads, kv_heads, head_dim, 1 / std::sqrt(static_cast<double>(head_dim)), value_dim};
 }
 
 // Segments of any length, empty ones too, at any positions: gaps, overlaps, and some behind every query.
@@ -25,9 +25,10 @@ Problem random_problem(const AttentionConfig& c, DType dtype, Random& random) {
   Problem p{.config = c, .q = random.tensor({5, c.heads * c.head_dim}, dtype, 2)};
   for (int i = 0; i < 5; ++i) p.positions.push_back(static_cast<int32_t>(random.integer(0, 300)));
   for (const int64_t longest : {0, 3, 70, 200, 20, 1}) {
-    const Shape shape = {random.integer(longest / 2, longest), c.kv_heads * c.head_dim};
-    const Tensor k = random.tensor(shape, dtype);
-    p.segments.push_back({k, random.tensor(shape, dtype), random.integer(0, 350)});
+    const int64_t rows = random.integer(longest / 2, longest);
+    const Tensor k = random.tensor({rows, c.kv_heads * c.head_dim}, dtype);
+    const Tensor v = random.tensor({rows, c.kv_heads * c.values()}, dtype);
+    p.segments.push_back({k, v, random.integer(0, 350)});
   }
   return p;
 }
@@ -35,26 +36,29 @@ Problem random_problem(const AttentionConfig& c, DType dtype, Random& random) {
 Values reference(const Problem& p) {
   const auto& c = p.config;
   const Values q = values(p.q);
-  Values y(q.size());
+  Values y(p.positions.size() * static_cast<size_t>(c.heads * c.values()));
   for (size_t row = 0; row < p.positions.size(); ++row) {
     for (int h = 0; h < c.heads; ++h) {
       const auto at = row * static_cast<size_t>(c.heads * c.head_dim) + static_cast<size_t>(h * c.head_dim);
-      const auto column = static_cast<size_t>(h / (c.heads / c.kv_heads) * c.head_dim);
       const auto d = static_cast<size_t>(c.head_dim);
+      const auto e = static_cast<size_t>(c.values());
+      const auto kv_heads = static_cast<size_t>(c.kv_heads);
+      const auto kv_head = static_cast<size_t>(h / (c.heads / c.kv_heads));
+      double* out = y.data() + (row * static_cast<size_t>(c.heads) + static_cast<size_t>(h)) * e;
       double sum = 0;
       for (const KvSegment& s : p.segments) {
         const Values k = values(s.k_SGd);
         const Values v = values(s.v_SGd);
         for (int64_t j = 0; j < s.k_SGd.rows() && s.first_position + j <= p.positions[row]; ++j) {
-          const size_t key = static_cast<size_t>(j * c.kv_heads * c.head_dim) + column;
+          const size_t head = static_cast<size_t>(j) * kv_heads + kv_head;
           double score = 0;
-          for (size_t i = 0; i < d; ++i) score += q[at + i] * k[key + i];
-          const double e = std::exp(c.scale * score);
-          sum += e;
-          for (size_t i = 0; i < d; ++i) y[at + i] += e * v[key + i];
+          for (size_t i = 0; i < d; ++i) score += q[at + i] * k[head * d + i];
+          const double weight = std::exp(c.scale * score);
+          sum += weight;
+          for (size_t i = 0; i < e; ++i) out[i] += weight * v[head * e + i];
         }
       }
-      for (size_t i = 0; i < d && sum > 0; ++i) y[at + i] /= sum;
+      for (size_t i = 0; i < e && sum > 0; ++i) out[i] /= sum;
     }
   }
   return y;
@@ -63,7 +67,8 @@ Values reference(const Problem& p) {
 TEST(AttentionOverSegments, EqualsItsDefinition) {
   Random random;
   SCOPED_TRACE(random.trace());
-  for (const AttentionConfig& c : {heads(1, 1, 1), heads(4, 2, 16), heads(6, 1, 13), heads(2, 2, 64)}) {
+  for (const AttentionConfig& c : {heads(1, 1, 1), heads(4, 2, 16), heads(6, 1, 13), heads(2, 2, 64),
+                                   heads(4, 4, 24, 16), heads(2, 1, 3, 7)}) {
     for (const DType dtype : kFloats) {
       const Problem p = random_problem(c, dtype, random);
       const Values want = reference(p);

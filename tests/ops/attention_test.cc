@@ -16,18 +16,19 @@ struct Case {
   std::vector<int64_t> lengths;  // of the sequences
 };
 
-AttentionConfig heads(int heads, int kv_heads, int64_t head_dim) {
-  return {heads, kv_heads, head_dim, 1 / std::sqrt(static_cast<double>(head_dim))};
+AttentionConfig heads(int heads, int kv_heads, int64_t head_dim, int64_t value_dim = 0) {
+  return {heads, kv_heads, head_dim, 1 / std::sqrt(static_cast<double>(head_dim)), value_dim};
 }
 
 // Lengths around the blocks' and the vectors' sizes, empty sequences, grouped heads, head sizes that no
-// vector divides, and a long sequence, whose keys are cut into ranges.
+// vector divides, narrower and wider values, and a long sequence, whose keys are cut into ranges.
 std::vector<Case> cases() {
-  return {{heads(1, 1, 1), {1}},         {heads(2, 2, 8), {0, 1, 2, 0, 3}},
-          {heads(4, 4, 32), {64, 64}},   {heads(4, 2, 16), {63, 65, 17}},
-          {heads(3, 1, 5), {33, 1, 70}}, {heads(6, 3, 24), {129, 31}},
-          {heads(2, 1, 64), {256}},      {heads(2, 1, 13), {590, 47}},
-          {heads(2, 1, 20), {1111}},     {heads(2, 2, 7), {}}};
+  return {{heads(1, 1, 1), {1}},          {heads(2, 2, 8), {0, 1, 2, 0, 3}},
+          {heads(4, 4, 32), {64, 64}},    {heads(4, 2, 16), {63, 65, 17}},
+          {heads(3, 1, 5), {33, 1, 70}},  {heads(6, 3, 24), {129, 31}},
+          {heads(2, 1, 64), {256}},       {heads(2, 1, 13), {590, 47}},
+          {heads(2, 1, 20), {1111}},      {heads(2, 2, 7), {}},
+          {heads(4, 4, 24, 16), {70, 1}}, {heads(2, 1, 5, 18), {600, 3}}};
 }
 
 struct Problem {
@@ -39,15 +40,17 @@ struct Problem {
     for (const int64_t n : c.lengths) offsets.push_back(offsets.back() + n);
     q = values(random.tensor({rows(), query_stride()}, DType::f32, 2));
     k = values(random.tensor({rows(), key_stride()}, DType::f32));
-    v = values(random.tensor({rows(), key_stride()}, DType::f32));
-    dy = values(random.tensor({rows(), query_stride()}, DType::f32));
+    v = values(random.tensor({rows(), value_stride()}, DType::f32));
+    dy = values(random.tensor({rows(), output_stride()}, DType::f32));
   }
   int64_t rows() const { return offsets.back(); }
   int64_t query_stride() const { return config.heads * config.head_dim; }
   int64_t key_stride() const { return config.kv_heads * config.head_dim; }
+  int64_t value_stride() const { return config.kv_heads * config.values(); }
+  int64_t output_stride() const { return config.heads * config.values(); }
   std::string trace() const {
-    return format("{}/{} heads of {}, offsets {}", config.heads, config.kv_heads, config.head_dim,
-                  std::span<const int64_t>(offsets));
+    return format("{}/{} heads of {} and {}, offsets {}", config.heads, config.kv_heads, config.head_dim,
+                  config.values(), std::span<const int64_t>(offsets));
   }
 };
 
@@ -65,10 +68,12 @@ double dot(const double* a, const double* b, int64_t n) { return std::inner_prod
 // i, and ds = p · (dy·v − dy·y), dq = scale · ds k, dk = scale · dsᵀ q, dv = pᵀ dy.
 void reference_row(const Problem& x, int64_t start, int64_t i, int head, Results& out) {
   const int64_t d = x.config.head_dim;
+  const int64_t e_columns = x.config.values();
+  const int kv_head = head / (x.config.heads / x.config.kv_heads);
   const int64_t query = (start + i) * x.query_stride() + head * d;
-  const auto key = [&](int64_t j) {
-    return (start + j) * x.key_stride() + head / (x.config.heads / x.config.kv_heads) * d;
-  };
+  const int64_t output = (start + i) * x.output_stride() + head * e_columns;
+  const auto key = [&](int64_t j) { return (start + j) * x.key_stride() + kv_head * d; };
+  const auto value = [&](int64_t j) { return (start + j) * x.value_stride() + kv_head * e_columns; };
   Values p(static_cast<size_t>(i + 1));
   for (int64_t j = 0; j <= i; ++j) {
     p[static_cast<size_t>(j)] = x.config.scale * dot(x.q.data() + query, x.k.data() + key(j), d);
@@ -78,27 +83,27 @@ void reference_row(const Problem& x, int64_t start, int64_t i, int head, Results
   for (const double s : p) sum += std::exp(s - max);
   const double log_sum_exp = max + std::log(sum);
   out.log_sum_exp.at(static_cast<size_t>((start + i) * x.config.heads + head)) = log_sum_exp;
-  double* y = out.y.data() + query;
-  const double* dy = x.dy.data() + query;
+  double* y = out.y.data() + output;
+  const double* dy = x.dy.data() + output;
   for (int64_t j = 0; j <= i; ++j) {
     double& e = p[static_cast<size_t>(j)];
     e = std::exp(e - log_sum_exp);
-    for (int64_t c = 0; c < d; ++c) y[c] += e * x.v.data()[key(j) + c];
+    for (int64_t c = 0; c < e_columns; ++c) y[c] += e * x.v.data()[value(j) + c];
   }
-  const double delta = dot(dy, y, d);
+  const double delta = dot(dy, y, e_columns);
   for (int64_t j = 0; j <= i; ++j) {
     const double e = p[static_cast<size_t>(j)];
-    const double ds = x.config.scale * e * (dot(dy, x.v.data() + key(j), d) - delta);
+    const double ds = x.config.scale * e * (dot(dy, x.v.data() + value(j), e_columns) - delta);
     for (int64_t c = 0; c < d; ++c) {
       out.dq.data()[query + c] += ds * x.k.data()[key(j) + c];
       out.dk.data()[key(j) + c] += ds * x.q.data()[query + c];
-      out.dv.data()[key(j) + c] += e * dy[c];
     }
+    for (int64_t c = 0; c < e_columns; ++c) out.dv.data()[value(j) + c] += e * dy[c];
   }
 }
 
 Results reference(const Problem& x) {
-  Results out = {Values(x.q.size()), Values(static_cast<size_t>(x.rows() * x.config.heads)),
+  Results out = {Values(x.dy.size()), Values(static_cast<size_t>(x.rows() * x.config.heads)),
                  Values(x.q.size()), Values(x.k.size()), Values(x.v.size())};
   for (size_t b = 0; b + 1 < x.offsets.size(); ++b) {
     for (int64_t i = 0; i < x.offsets[b + 1] - x.offsets[b]; ++i) {
@@ -115,8 +120,8 @@ struct Inputs {
   Inputs(const Problem& x, DType dtype)
       : q(tensor({x.rows(), x.query_stride()}, dtype, x.q)),
         k(tensor({x.rows(), x.key_stride()}, dtype, x.k)),
-        v(tensor({x.rows(), x.key_stride()}, dtype, x.v)),
-        dy(tensor({x.rows(), x.query_stride()}, dtype, x.dy)),
+        v(tensor({x.rows(), x.value_stride()}, dtype, x.v)),
+        dy(tensor({x.rows(), x.output_stride()}, dtype, x.dy)),
         offsets(indices64({std::ssize(x.offsets)}, x.offsets)),
         config(x.config) {}
 
@@ -161,7 +166,7 @@ TEST(Attention, EqualsItsDefinition) {
 TEST(Attention, EqualsItsDefinitionOnEveryTarget) {
   Random random;
   SCOPED_TRACE(random.trace());
-  for (const size_t i : {1, 3, 4, 5}) {
+  for (const size_t i : {1, 3, 4, 5, 10}) {
     const Problem x(cases()[i], random);
     for_each_target([&](bool) { expect_definition(x); });
   }
@@ -171,7 +176,7 @@ TEST(Attention, EqualsItsDefinitionOnEveryTarget) {
 TEST(Attention, GradientIsTheDerivative) {
   Random random;
   SCOPED_TRACE(random.trace());
-  const Problem x({heads(4, 2, 6), {1, 35, 70}}, random);
+  const Problem x({heads(4, 2, 6, 9), {1, 35, 70}}, random);
   const Results r = run(x, DType::f64);
   const auto check = [&](Values Problem::*input, const Values& gradient, const char* name) {
     Values direction(gradient.size());
@@ -211,9 +216,9 @@ Problem only(const Problem& x, size_t b) {
   };
   one.offsets = {0, x.offsets[b + 1] - x.offsets[b]};
   cut(one.q, x.query_stride());
-  cut(one.dy, x.query_stride());
+  cut(one.dy, x.output_stride());
   cut(one.k, x.key_stride());
-  cut(one.v, x.key_stride());
+  cut(one.v, x.value_stride());
   return one;
 }
 
@@ -289,6 +294,9 @@ TEST(Attention, RefusesShapesThatDoNotFit) {
   AttentionConfig wrong = in.config;
   wrong.kv_heads = 3;
   EXPECT_THROW(attention(in.q, in.k, in.v, in.offsets, wrong), BrokenPromise);
+  AttentionConfig wide = in.config;
+  wide.value_dim = 9;
+  EXPECT_THROW(attention(in.q, in.k, in.v, in.offsets, wide), BrokenPromise);
   EXPECT_THROW(attention(in.q, in.q, in.v, in.offsets, in.config), BrokenPromise);
   EXPECT_THROW(attention(in.q, in.k, in.v, indices64({2}, {0, 4}), in.config), BrokenPromise);
   EXPECT_THROW(attention(in.q, in.k, in.v, indices64({3}, {0, 6, 5}), in.config), BrokenPromise);

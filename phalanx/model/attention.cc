@@ -35,6 +35,10 @@ LinearConfig outer(const ModelConfig& c) {
           .init_std = c.init_std / std::sqrt(2.0 * c.layers)};
 }
 
+Rotation rotation_of(const ModelConfig& c) {
+  return c.positions == Positions::rope ? rotation(c.rope_theta, c.head_dim) : Rotation();
+}
+
 int kv_parts(const Builder& b) { return std::min(b.config.kv_heads, b.tensor.ranks()); }
 
 }  // namespace
@@ -49,7 +53,7 @@ Attention::Attention(const Builder& b, const std::string& name, int layer)
               .kv_heads = b.context.heads(kv_heads_),
               .head_dim = b.config.head_dim,
               .scale = 1 / std::sqrt(static_cast<double>(b.config.head_dim))},
-      rope_theta_(b.config.positions == Positions::rope ? b.config.rope_theta : 0),
+      rotation_(rotation_of(b.config)),
       q_(b, name + ".q", inner(b.config.heads, 0, b.config)),
       k_(b, name + ".k", inner(b.config.kv_heads, kv_parts(b), b.config)),
       v_(b, name + ".v", inner(b.config.kv_heads, kv_parts(b), b.config)),
@@ -61,8 +65,8 @@ Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
   Tensor k = co_await k_.forward(all_TD);
   Tensor v = co_await v_.forward(all_TD);
   if (rotates()) {
-    rope_into(q, pass.batch->positions, config_.head_dim, rope_theta_);
-    rope_into(k, pass.batch->positions, config_.head_dim, rope_theta_);
+    rope_into(q, pass.batch->positions, config_.head_dim, rotation_);
+    rope_into(k, pass.batch->positions, config_.head_dim, rotation_);
   }
   if (pass.cache) {
     const std::span<const KvSegment> segments = pass.cache->append(layer_, k, v);
@@ -89,8 +93,8 @@ Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   d.dk_TGd = co_await context_.to_rows(d.dk_TGd, kv_heads_);
   d.dv_TGd = co_await context_.to_rows(d.dv_TGd, kv_heads_);
   if (rotates()) {
-    rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rope_theta_);
-    rope_backward_into(d.dk_TGd, pass.batch->positions, config_.head_dim, rope_theta_);
+    rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rotation_);
+    rope_backward_into(d.dk_TGd, pass.batch->positions, config_.head_dim, rotation_);
   }
   Tensor x_TD = std::exchange(saved.x, Tensor());
   Tensor all_TD = co_await tensor_.gather(std::move(x_TD));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "phalanx/model/linear.h"
+#include "phalanx/ops/rope.h"
 
 namespace phalanx {
 
@@ -15,7 +16,7 @@ class Attention final : public Layer {
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
 
  private:
-  bool rotates() const { return rope_theta_ > 0; }
+  bool rotates() const { return rotation_.columns() > 0; }
 
   TensorParallel& tensor_;
   ContextParallel& context_;
@@ -23,7 +24,7 @@ class Attention final : public Layer {
   int heads_;  // of this rank of tp, shared out over cp
   int kv_heads_;
   AttentionConfig config_;  // of this rank's heads
-  double rope_theta_;       // 0: positions are learned elsewhere
+  Rotation rotation_;       // empty: positions are learned elsewhere
   Linear q_;
   Linear k_;
   Linear v_;

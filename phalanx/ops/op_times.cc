@@ -113,7 +113,9 @@ void attention_ops(Stand& stand, const OpShapes& s) {
   const std::string shape = format("{} × [{}, {}, {}]", sequences, s.context, s.heads, d);
   stand.time(shape, [&] { attention(q, k, v, offsets, config); });
   stand.time(shape, [&] { attention_backward(dy, q, k, v, out, offsets, config); });
-  if (d % 2 == 0) stand.time(text(q.shape()), [&] { rope_into(q, positions, d, 10000); });
+  if (d % 2 != 0) return;
+  const Rotation turns = rotation(10000, d);
+  stand.time(text(q.shape()), [&] { rope_into(q, positions, d, turns); });
 }
 
 void norms(Stand& stand, const OpShapes& s) {

@@ -15,9 +15,9 @@ template <class T>
 std::shared_ptr<const AngleTable<T>> extended(const AngleTable<T>& table, int64_t positions) {
   const Rotation& r = table.rotation;
   const auto larger = std::make_shared<AngleTable<T>>(AngleTable<T>{r, positions, table.rows});
-  larger->rows.resize(static_cast<size_t>(positions * r.head_dim));
+  larger->rows.resize(static_cast<size_t>(positions * r.columns()));
   for (int64_t p = table.positions; p < positions; ++p) {
-    compute_angles(r, p, larger->rows.data() + p * r.head_dim);
+    compute_angles(r, p, larger->rows.data() + p * r.columns());
   }
   return larger;
 }
@@ -26,10 +26,9 @@ std::shared_ptr<const AngleTable<T>> extended(const AngleTable<T>& table, int64_
 
 template <class T>
 void compute_angles(const Rotation& r, int64_t position, T* out) {
-  const int64_t half = r.head_dim / 2;
+  const auto half = std::ssize(r.frequencies);
   for (int64_t i = 0; i < half; ++i) {
-    const double turn = std::pow(r.theta, -2.0 * static_cast<double>(i) / static_cast<double>(r.head_dim));
-    const double angle = static_cast<double>(position) * turn;
+    const double angle = static_cast<double>(position) * r.frequencies[static_cast<size_t>(i)];
     out[i] = static_cast<T>(std::cos(angle));
     out[half + i] = static_cast<T>(std::sin(angle));
   }
@@ -46,7 +45,7 @@ std::shared_ptr<const AngleTable<T>> angle_table(const Rotation& r, int64_t posi
   }
   const auto rounded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(positions)));
   const int64_t wanted = std::max(kFewestPositions, rounded);
-  const bool small = static_cast<size_t>(wanted * r.head_dim) <= kLargestTable / sizeof(T);
+  const bool small = static_cast<size_t>(wanted * r.columns()) <= kLargestTable / sizeof(T);
   if (small && (*found)->positions < positions) *found = extended(**found, wanted);
   return *found;
 }

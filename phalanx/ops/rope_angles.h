@@ -6,28 +6,22 @@
 #include <memory>
 #include <vector>
 
+#include "phalanx/ops/rope.h"
+
 namespace phalanx {
 
-/// Which pairs turn how fast: pair i of d/2 by position · theta^(−2i/d).
-struct Rotation {
-  double theta;
-  int64_t head_dim;
-
-  friend bool operator==(const Rotation&, const Rotation&) = default;
-};
-
-/// The d/2 cosines of a position, then its d/2 sines (f32 or f64); computed in f64.
+/// The r/2 cosines of a position, then its r/2 sines (f32 or f64); computed in f64.
 template <class T>
 void compute_angles(const Rotation& rotation, int64_t position, T* out);
 
-/// The angles of positions 0 … positions − 1, [positions, d].
+/// The angles of positions 0 … positions − 1, [positions, r].
 template <class T>
 struct AngleTable {
   Rotation rotation;
   int64_t positions;
   std::vector<T> rows;
 
-  const T* row(int64_t position) const { return rows.data() + position * rotation.head_dim; }
+  const T* row(int64_t position) const { return rows.data() + position * rotation.columns(); }
 };
 
 /// A table that covers `positions`, made or extended when it is first asked for; it lives while someone holds

@@ -13,23 +13,28 @@ struct Problem {
   int64_t heads;
   int64_t head_dim;
   std::vector<int32_t> positions;
+  int64_t still = 0;  // first columns of a head, which do not turn
+
+  Rotation turns() const { return rotation(kTheta, head_dim - still); }
 
   Shape shape() const { return {std::ssize(positions), heads * head_dim}; }
   Tensor rotated(const Tensor& x) const {
     const Tensor y = copy(x);
-    rope_into(y, indices(positions), head_dim, kTheta);
+    rope_into(y, indices(positions), head_dim, turns());
     return y;
   }
   Tensor rotated_back(const Tensor& x) const {
     const Tensor y = copy(x);
-    rope_backward_into(y, indices(positions), head_dim, kTheta);
+    rope_backward_into(y, indices(positions), head_dim, turns());
     return y;
   }
 };
 
 // Positions in and behind the tables that are kept, first small ones, so that tables grow.
 std::vector<Problem> problems(Random& random) {
-  std::vector<Problem> all = {{3, 10, {0, 1, 2, 255}}, {1, 2, {}}, {2, 64, {7}}, {1, 18, {100'000'000, 3}}};
+  std::vector<Problem> all = {
+      {3, 10, {0, 1, 2, 255}}, {1, 2, {}},          {2, 64, {7}}, {1, 18, {100'000'000, 3}},
+      {3, 11, {0, 9, 300}, 5}, {2, 48, {1, 77}, 32}};
   Problem many = {3, 10, {}};
   for (int i = 0; i < 71; ++i) many.positions.push_back(static_cast<int32_t>(random.integer(0, 5000)));
   all.push_back(many);
@@ -39,12 +44,19 @@ std::vector<Problem> problems(Random& random) {
 Values reference(const Problem& p, const Values& x) {
   Values y(x.size());
   const auto width = static_cast<size_t>(p.heads * p.head_dim);
-  const auto half = static_cast<size_t>(p.head_dim / 2);
+  const auto still = static_cast<size_t>(p.still);
+  const auto turning = static_cast<size_t>(p.head_dim) - still;
+  const size_t half = turning / 2;
   for (size_t at = 0; at < x.size(); ++at) {
-    const size_t column = at % width % (2 * half);
+    const size_t in_head = at % width % (still + turning);
+    if (in_head < still) {
+      y[at] = x[at];
+      continue;
+    }
+    const size_t column = in_head - still;
     const size_t i = column % half;
     const double angle = p.positions[at / width] *
-                         std::pow(kTheta, -2.0 * static_cast<double>(i) / static_cast<double>(p.head_dim));
+                         std::pow(kTheta, -2.0 * static_cast<double>(i) / static_cast<double>(turning));
     y[at] = column < half ? x[at] * std::cos(angle) - x[at + half] * std::sin(angle)
                           : x[at] * std::cos(angle) + x[at - half] * std::sin(angle);
   }
@@ -101,13 +113,14 @@ TEST(Rope, ThreadsMayExtendTablesAtOnce) {
   SCOPED_TRACE(random.trace());
   std::vector<Tensor> rotated(4);
   std::vector<std::thread> ranks;
+  const Rotation turns = rotation(kTheta, 46);
   const Tensor x = random.tensor({9, 46}, DType::f32);
   const std::vector<int32_t> positions = {0, 5, 100, 300, 700, 1500, 3000, 4000, 9000};
   for (Tensor& y : rotated) {
     y = copy(x);
     ranks.emplace_back([&] {
       for (int64_t r = 0; r < 9; ++r) {
-        rope_into(y.slice(r, r + 1), indices({positions[static_cast<size_t>(r)]}), 46, kTheta);
+        rope_into(y.slice(r, r + 1), indices({positions[static_cast<size_t>(r)]}), 46, turns);
       }
     });
   }
@@ -118,10 +131,12 @@ TEST(Rope, ThreadsMayExtendTablesAtOnce) {
 
 TEST(Rope, RefusesWhatDoesNotFit) {
   const Tensor x = Tensor::zeros({2, 12}, DType::f32);
-  EXPECT_THROW(rope_into(x, indices({0, 1}), 8, kTheta), BrokenPromise);
-  EXPECT_THROW(rope_into(x, indices({0, 1}), 3, kTheta), BrokenPromise);
-  EXPECT_THROW(rope_into(x, indices({0}), 4, kTheta), BrokenPromise);
-  EXPECT_THROW(rope_into(x, indices({0, -1}), 4, kTheta), BrokenPromise);
+  const Rotation turns = rotation(kTheta, 4);
+  EXPECT_THROW(rope_into(x, indices({0, 1}), 8, turns), BrokenPromise);
+  EXPECT_THROW(rope_into(x, indices({0, 1}), 3, turns), BrokenPromise);
+  EXPECT_THROW(rope_into(x, indices({0}), 4, turns), BrokenPromise);
+  EXPECT_THROW(rope_into(x, indices({0, -1}), 4, turns), BrokenPromise);
+  EXPECT_THROW(rotation(kTheta, 3), BrokenPromise);
 }
 
 }  // namespace

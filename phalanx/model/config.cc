@@ -66,19 +66,52 @@ std::string misfit(const ModelConfig& c, const Layout& layout) {
   return {};
 }
 
+namespace {
+
+int64_t width_of_a_head(const ModelConfig& c) {
+  if (c.width % c.heads != 0) {
+    throw Error("model.width {} is not a multiple of model.heads {}", c.width, c.heads);
+  }
+  return c.width / c.heads;
+}
+
+void resolve_mla(ModelConfig& c) {
+  MlaConfig& m = c.mla;
+  if (m.qk_nope_head_dim == 0) m.qk_nope_head_dim = width_of_a_head(c);
+  if (m.qk_rope_head_dim == 0) m.qk_rope_head_dim = (m.qk_nope_head_dim + 3) / 4 * 2;  // even
+  if (m.v_head_dim == 0) m.v_head_dim = m.qk_nope_head_dim;
+  if (m.kv_lora_rank == 0) m.kv_lora_rank = 4 * m.qk_nope_head_dim;
+  const int64_t columns = m.qk_nope_head_dim + m.qk_rope_head_dim;
+  if (c.head_dim == 0) c.head_dim = columns;
+  if (c.head_dim != columns) {
+    throw Error("model.head_dim {} is not model.qk_nope_head_dim {} + model.qk_rope_head_dim {}", c.head_dim,
+                m.qk_nope_head_dim, m.qk_rope_head_dim);
+  }
+  if (m.qk_rope_head_dim % 2 != 0) {
+    throw Error("model.qk_rope_head_dim {} is odd; rope rotates pairs", m.qk_rope_head_dim);
+  }
+  if (c.kv_heads != c.heads) {
+    throw Error("model.kv_heads {} with model.attention = \"mla\": each of the {} heads has its own",
+                c.kv_heads, c.heads);
+  }
+  if (c.positions != Positions::rope)
+    throw Error("model.attention = \"mla\" needs model.positions = \"rope\"");
+  if (c.bias) throw Error("model.bias does not go with model.attention = \"mla\"");
+}
+
+}  // namespace
+
 ModelConfig resolved(ModelConfig c) {
   if (c.kv_heads == 0) c.kv_heads = c.heads;
-  if (c.head_dim == 0) {
-    if (c.width % c.heads != 0)
-      throw Error("model.width {} is not a multiple of model.heads {}", c.width, c.heads);
-    c.head_dim = c.width / c.heads;
-  }
+  const bool mla = c.attention == AttentionKind::mla;
+  if (mla) resolve_mla(c);
+  if (c.head_dim == 0) c.head_dim = width_of_a_head(c);
   if (c.init_std == 0) c.init_std = std::sqrt(2.0 / (5.0 * static_cast<double>(c.width)));
   if (c.mlp_width == 0) c.mlp_width = 4 * c.width;
   if (c.heads % c.kv_heads != 0) {
     throw Error("model.heads {} is not a multiple of model.kv_heads {}", c.heads, c.kv_heads);
   }
-  if (c.positions == Positions::rope && c.head_dim % 2 != 0) {
+  if (!mla && c.positions == Positions::rope && c.head_dim % 2 != 0) {
     throw Error("model.head_dim {} is odd; rope rotates pairs", c.head_dim);
   }
   if (c.mlp != MlpKind::moe) return c;

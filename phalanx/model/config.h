@@ -12,7 +12,20 @@ namespace phalanx {
 enum class NormKind : uint8_t { layernorm, rmsnorm };
 /// learned: a table added to the embedding; rope: queries and keys are rotated.
 enum class Positions : uint8_t { learned, rope };
+/// gqa: grouped KV heads; mla: keys and values from a narrow latent vector of each token (DeepSeek-V2, 2024,
+/// section 2.1).
+enum class AttentionKind : uint8_t { gqa, mla };
 enum class MlpKind : uint8_t { gelu, gelu_tanh, swiglu, moe };
+
+/// Sizes of multi-head latent attention, by their names in Hugging Face's DeepSeek-V3. Used when
+/// ModelConfig::attention is mla: then each head has keys and values of its own, kv_heads = heads.
+struct MlaConfig {
+  int64_t q_lora_rank = 0;       ///< width of the queries' latent; 0: queries come from the stream
+  int64_t kv_lora_rank = 0;      ///< of the keys' and values'; 0: 4 · qk_nope_head_dim
+  int64_t qk_nope_head_dim = 0;  ///< columns of a head of q and k that do not turn; 0: width / heads
+  int64_t qk_rope_head_dim = 0;  ///< that do, of k the same for all heads; 0: qk_nope_head_dim / 2
+  int64_t v_head_dim = 0;        ///< columns of a head of v; 0: qk_nope_head_dim
+};
 
 /// Experts are SwiGLU. Used when ModelConfig::mlp is moe.
 struct MoeConfig {
@@ -34,7 +47,7 @@ struct ModelConfig {
   int64_t width = 128;
   int heads = 4;
   int kv_heads = 0;      ///< 0: heads
-  int64_t head_dim = 0;  ///< 0: width / heads
+  int64_t head_dim = 0;  ///< of q and k; 0: width / heads, or with mla what its parts make
   int64_t context = 64;  ///< longest sequence, in tokens
   NormKind norm = NormKind::rmsnorm;
   double norm_eps = 1e-5;
@@ -49,6 +62,11 @@ struct ModelConfig {
   /// without Tears, 2019. What adds to the residual stream has it divided by √(2 · layers), as in GPT-2.
   double init_std = 0;
   MoeConfig moe;
+  AttentionKind attention = AttentionKind::gqa;
+  MlaConfig mla;
+
+  /// Columns of a head of v, when resolved.
+  int64_t value_dim() const { return attention == AttentionKind::mla ? mla.v_head_dim : head_dim; }
 };
 
 /// Why a layout cannot cut a (resolved) model, and which sizes of the axis can; empty if it can.

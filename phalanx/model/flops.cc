@@ -10,7 +10,18 @@ struct Matrices {
   int64_t active = 0;  // of one token
 };
 
+Matrices mla_matrices(const ModelConfig& c) {
+  const MlaConfig& m = c.mla;
+  const int64_t q_in = m.q_lora_rank > 0 ? m.q_lora_rank : c.width;
+  const int64_t latents = c.width * (m.q_lora_rank + m.kv_lora_rank + m.qk_rope_head_dim);
+  const int64_t head =
+      q_in * c.head_dim + m.kv_lora_rank * (m.qk_nope_head_dim + m.v_head_dim) + m.v_head_dim * c.width;
+  const int64_t n = latents + c.heads * head;
+  return {n, n};
+}
+
 Matrices attention_matrices(const ModelConfig& c) {
+  if (c.attention == AttentionKind::mla) return mla_matrices(c);
   const int64_t n = c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads);
   return {n, n};
 }
@@ -30,6 +41,7 @@ Matrices mlp_matrices(const ModelConfig& c, int layer, const Layout& layout) {
 int64_t vector_parameters(const ModelConfig& c, const Layout& layout) {
   const bool norm_bias = c.norm == NormKind::layernorm && c.bias;
   int64_t n = (2 * c.layers + 1) * c.width * (norm_bias ? 2 : 1);
+  if (c.attention == AttentionKind::mla) n += c.layers * (c.mla.q_lora_rank + c.mla.kv_lora_rank);
   if (!c.bias) return n;
   const int64_t attention = c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + c.width;
   n += c.layers * attention;
@@ -80,7 +92,8 @@ TokenFlops training_flops_per_token(const ModelConfig& c) {
   for (int layer = 0; layer < c.layers; ++layer) {
     products += static_cast<double>(attention_matrices(c).active + mlp_matrices(c, layer, {}).active);
   }
-  const double attention = 12.0 * c.layers * c.heads * static_cast<double>(c.head_dim * c.context);
+  const double attention =
+      6.0 * c.layers * c.heads * static_cast<double>((c.head_dim + c.value_dim()) * c.context);
   return {.products = 6 * products, .attention = attention};
 }
 

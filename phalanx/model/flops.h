@@ -8,10 +8,10 @@ namespace phalanx {
 /// Operations (a multiply-add is two) of one training step, forward and backward, a token. All formulas count
 /// what PaLM's appendix B counts: 6 for each parameter of a product that a token passes through (the output
 /// head is one, the embedding look-up is not), and 12·layers·H·d·T for attention over the whole context,
-/// causal or not.
+/// causal or not (6·layers·H·(d + e)·T where values have e columns).
 struct TokenFlops {
   double products = 0;   ///< 6 · parameters used by a token
-  double attention = 0;  ///< 12 · layers · heads · head_dim · context
+  double attention = 0;  ///< 6 · layers · heads · (head_dim + value_dim) · context
   double total() const { return products + attention; }
 };
 /// `config` is resolved.
@@ -24,8 +24,8 @@ struct ParameterCount {
 };
 ParameterCount count_parameters(const ModelConfig& config);
 
-/// Those of the rank of a layout that has most: matrices are cut over tp, experts over ep, norms and routers
-/// are whole.
+/// Those of the rank of a layout that has most: matrices are cut over tp, experts over ep, norms, routers
+/// and what makes latents are whole.
 int64_t count_local_parameters(const ModelConfig& config, const Layout& layout);
 
 }  // namespace phalanx

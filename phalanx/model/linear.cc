@@ -8,21 +8,25 @@
 namespace phalanx {
 namespace {
 
-// A vector of the stream's width, which every rank has whole; under sequence parallelism each sums its own
+// Of what every rank has whole and feeds with the stream's rows: under sequence parallelism each sums its own
 // rows into the gradient.
+OverTp gradient_of_stream(const Builder& build) {
+  return build.tensor.sequence() ? OverTp::parts : OverTp::alike;
+}
+
+// A vector that every rank has whole, for the stream's rows.
 Parameter& add_vector(const Builder& build, const std::string& name, int64_t width, Init::Kind kind) {
   return build.store.add({.name = name,
                           .shape = {width},
                           .init = {.kind = kind},
                           .weight_decay = false,
-                          .gradient = build.tensor.sequence() ? OverTp::parts : OverTp::alike});
+                          .gradient = gradient_of_stream(build)});
 }
 
 class RmsNorm final : public Layer {
  public:
-  RmsNorm(const Builder& build, const std::string& name)
-      : w_(add_vector(build, name + ".w", build.config.width, Init::Kind::ones)),
-        eps_(build.config.norm_eps) {}
+  RmsNorm(const Builder& build, const std::string& name, int64_t width, double eps)
+      : w_(add_vector(build, name + ".w", width, Init::Kind::ones)), eps_(eps) {}
 
   Task<Tensor> forward(Tensor x_TD, Pass, Tape& tape) override {
     const Lease w = co_await w_.use();
@@ -83,6 +87,7 @@ Shape stacked(const LinearConfig& c, Shape one) {
 }
 
 Placement weight_placement(const LinearConfig& c) {
+  if (c.cut == Cut::none) return {};
   if (c.cut == Cut::inputs) return {{.axis = Axis::tp, .dim = 1}};
   return {{.axis = Axis::tp, .dim = c.stacked == 1 ? 0 : 1, .parts = c.parts}};
 }
@@ -94,7 +99,8 @@ Tensor matrix(const Tensor& w) {
 }
 
 // Ranks that share outputs feed them to different features, and so have parts of their gradient.
-OverTp gradient_of_outputs(const Builder& build, const LinearConfig& c) {
+OverTp gradient_of(const Builder& build, const LinearConfig& c) {
+  if (c.cut == Cut::none) return gradient_of_stream(build);
   return c.parts > 0 && c.parts < build.tensor.ranks() ? OverTp::parts : OverTp::alike;
 }
 
@@ -105,7 +111,7 @@ Parameter& add_bias(const Builder& build, const std::string& name, const LinearC
                           .placement = weight_placement(c),
                           .init = {.kind = Init::Kind::zeros},
                           .weight_decay = false,
-                          .gradient = gradient_of_outputs(build, c)});
+                          .gradient = gradient_of(build, c)});
 }
 
 }  // namespace
@@ -117,7 +123,7 @@ Linear::Linear(const Builder& build, const std::string& name, const LinearConfig
                           .shape = stacked(c, {c.out, c.in}),
                           .placement = weight_placement(c),
                           .init = {.std = c.init_std},
-                          .gradient = gradient_of_outputs(build, c)})),
+                          .gradient = gradient_of(build, c)})),
       b_(c.bias ? &add_bias(build, name + ".b", c) : nullptr) {}
 
 Task<Tensor> Linear::forward(Tensor x) {
@@ -145,9 +151,14 @@ Task<Tensor> Linear::backward(Tensor dy, Tensor x, Tape& tape, Tensor sum) {
   co_return sum;
 }
 
+std::unique_ptr<Layer> make_rms_norm(const Builder& build, const std::string& name, int64_t width,
+                                     double eps) {
+  return std::make_unique<RmsNorm>(build, name, width, eps);
+}
+
 std::unique_ptr<Layer> make_norm(const Builder& build, const std::string& name) {
   if (build.config.norm == NormKind::layernorm) return std::make_unique<LayerNorm>(build, name);
-  return std::make_unique<RmsNorm>(build, name);
+  return make_rms_norm(build, name, build.config.width, build.config.norm_eps);
 }
 
 }  // namespace phalanx

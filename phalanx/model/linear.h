@@ -10,8 +10,9 @@ namespace phalanx {
 
 /// Which features of a linear are cut over tp. outputs: W by rows, and the bias; each rank computes some
 /// outputs of all inputs. inputs: W by columns; each rank has some inputs and computes a summand of all
-/// outputs. (Megatron's column- and row-parallel: its weights are the transposed.)
-enum class Cut : uint8_t { outputs, inputs };
+/// outputs. (Megatron's column- and row-parallel: its weights are the transposed.) none: every rank has W
+/// whole and computes all outputs of the stream's rows.
+enum class Cut : uint8_t { outputs, inputs, none };
 
 struct LinearConfig {
   int64_t in = 0;  ///< of the whole layer
@@ -29,7 +30,7 @@ class Linear {
  public:
   Linear(const Builder& build, const std::string& name, const LinearConfig& config);
   /// x [T, in]: all rows → [T, stacked · out / tp] (outputs cut); or x [T, in / tp] → the stream [·, out]
-  /// (inputs cut: summed over tp, then the bias once).
+  /// (inputs cut: summed over tp, then the bias once); none cut: the stream [·, in] → its rows [·, out].
   Task<Tensor> forward(Tensor x);
   /// The gradient of x, given the forward's x; where there is a `sum`, it is added to that. With outputs cut
   /// it is this rank's summand of the gradient.
@@ -41,6 +42,10 @@ class Linear {
   Parameter& w_;
   Parameter* b_;  // or null
 };
+
+/// RMSNorm over rows [·, width] of the stream. Parameter NAME.w [width].
+std::unique_ptr<Layer> make_rms_norm(const Builder& build, const std::string& name, int64_t width,
+                                     double eps);
 
 /// RMSNorm or LayerNorm over the width. Parameters NAME.w [D] and, for LayerNorm with bias, NAME.b [D].
 std::unique_ptr<Layer> make_norm(const Builder& build, const std::string& name);

@@ -1,12 +1,19 @@
 #include "phalanx/model/transformer.h"
 
 #include "phalanx/base/error.h"
+#include "phalanx/model/attention.h"
+#include "phalanx/model/mla.h"
 #include "phalanx/ops/dropout.h"
 #include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/embedding.h"
 
 namespace phalanx {
 namespace {
+
+std::unique_ptr<Layer> make_attention(const Builder& b, const std::string& name, int layer) {
+  if (b.config.attention == AttentionKind::mla) return std::make_unique<Mla>(b, name, layer);
+  return std::make_unique<Attention>(b, name, layer);
+}
 
 // `rows`: of the step's whole batch, those of x.
 Tensor dropped(const Tensor& x_TD, const Pass& pass, const Tensor& rows, const RandomStream& stream,
@@ -37,8 +44,7 @@ Block::Block(const Builder& b, int layer, uint64_t seed) : tensor_(b.tensor), dr
     branches_.push_back({std::move(norm), std::move(body), RandomStream(seed, name + site)});
   };
   auto attention_norm = make_norm(b, name + ".attention_norm");
-  add_branch(std::move(attention_norm), std::make_unique<Attention>(b, name + ".attention", layer),
-             ".attention.dropout");
+  add_branch(std::move(attention_norm), make_attention(b, name + ".attention", layer), ".attention.dropout");
   auto mlp_norm = make_norm(b, name + ".mlp_norm");
   std::unique_ptr<Layer> mlp;
   if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "phalanx/base/philox.h"
-#include "phalanx/model/attention.h"
 #include "phalanx/model/moe.h"
 #include "phalanx/model/token_table.h"
 

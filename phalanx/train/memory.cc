@@ -51,6 +51,7 @@ class Layers {
   int64_t norm() const { return x() + (c_.norm == NormKind::layernorm ? 2 : 1) * block(stream_rows()); }
 
   BranchMemory attention() const {
+    if (c_.attention == AttentionKind::mla) return mla();
     const int64_t heads = c_.heads / tp_;
     const int64_t q = block(t_ * heads * c_.head_dim);
     const int64_t kv = 2 * block(t_ * c_.kv_heads / std::min(c_.kv_heads, tp_) * c_.head_dim);
@@ -93,6 +94,40 @@ class Layers {
     const int64_t a = block(t_ * width);
     const int64_t h = gated ? block(2 * t_ * width) : a;
     return {.saved = h + a, .working = h, .deferred = a + h, .undropped = a};  // working: da, dh, less a
+  }
+
+  // Multi-head latent attention.
+  BranchMemory mla() const {
+    const int64_t heads = c_.heads / tp_;
+    const int64_t q = block(t_ * heads * c_.head_dim);
+    const int64_t y = block(t_ * heads * c_.mla.v_head_dim);
+    const int64_t kv = block(t_ * heads * (c_.mla.qk_nope_head_dim + c_.mla.v_head_dim));
+    const int64_t k_rope = block(t_ * c_.mla.qk_rope_head_dim);
+    const int64_t stream = block(stream_rows());
+    // Latents of the stream's rows and of all rows; without one queries come from the stream.
+    const bool narrow_q = c_.mla.q_lora_rank > 0;
+    const int64_t q_own = narrow_q ? block(stream_rows() * c_.mla.q_lora_rank) : 0;
+    const int64_t q_all = narrow_q ? block(t_ * c_.mla.q_lora_rank) : block(t_ * c_.width);
+    const int64_t kv_own = block(stream_rows() * c_.mla.kv_lora_rank);
+    const int64_t kv_all = block(t_ * c_.mla.kv_lora_rank);
+    const int64_t q_gathered = sequence_ ? q_all : 0;
+    const int64_t kv_gathered = sequence_ ? kv_all : 0;
+
+    BranchMemory m;
+    // normed; latents before and behind their norms; q and k; v and y; log-sum-exp
+    m.saved =
+        norm() + x() + 2 * (q_own + kv_own) + (narrow_q ? 2 : 1) * stream + 2 * (q + y) + block(t_ * heads);
+    if (cp_ > 1) m.saved += y;  // by heads, and by rows
+    // dy; of y, v, q and k; then parts of dq, or the gradients of kv and k_rope, and of one latent after the
+    // other.
+    const int64_t parts = c_.context >= 512 ? 2 * q : 0;
+    const int64_t queries = std::max(q_gathered + q_all, 2 * q_own + x());
+    const int64_t keys = x() + std::max(kv_gathered + kv_all, 2 * kv_own);
+    m.working = x() + 2 * (q + y) + std::max(parts, kv + k_rope + std::max(queries, keys)) + dropped();
+    // normed, dy and that gathered, y, dq, dkv, dk_rope, latents and their gradients
+    m.deferred = 2 * x() + gathered() + y + q + kv + k_rope + (narrow_q ? q_all : q_gathered) + kv_all +
+                 q_own + kv_own;
+    return m;
   }
 
   // How many ranks of ep a token is sent to, if all sets of K experts are alike.

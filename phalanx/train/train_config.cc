@@ -17,13 +17,29 @@ constexpr double kExperts = 1 << 14;
 constexpr double kSequences = 1 << 20;
 constexpr double kSteps = 1e12;
 
+void add_mla(ConfigSection& s, MlaConfig& m) {
+  s.add("q_lora_rank", &m.q_lora_rank, "mla: width of the queries' latent; 0: none")
+      .at_least(0)
+      .at_most(1 << 17);
+  s.add("kv_lora_rank", &m.kv_lora_rank, "mla: of keys' and values'; 0: 4 qk_nope_head_dim")
+      .at_least(0)
+      .at_most(1 << 17);
+  s.add("qk_nope_head_dim", &m.qk_nope_head_dim, "mla: columns of q and k without rope; 0: width / heads")
+      .at_least(0)
+      .at_most(1 << 14);
+  s.add("qk_rope_head_dim", &m.qk_rope_head_dim, "mla: those with rope; 0: qk_nope_head_dim / 2")
+      .at_least(0)
+      .at_most(1 << 14);
+  s.add("v_head_dim", &m.v_head_dim, "mla: columns of v; 0: qk_nope_head_dim").at_least(0).at_most(1 << 14);
+}
+
 void add_model(ConfigTable& table, ModelConfig& m) {
   ConfigSection& s = table.section("model", "A decoder; its vocabulary is made from the text.");
   s.add("layers", &m.layers, "blocks of attention and MLP").at_least(1).at_most(kLayers);
   s.add("width", &m.width, "of the residual stream").at_least(1).at_most(1 << 17);
   s.add("heads", &m.heads, "query heads").at_least(1).at_most(1 << 12);
   s.add("kv_heads", &m.kv_heads, "key and value heads; 0: as many as heads").at_least(0).at_most(1 << 12);
-  s.add("head_dim", &m.head_dim, "width of a head; 0: width / heads").at_least(0).at_most(1 << 14);
+  s.add("head_dim", &m.head_dim, "width of a head of q and k; 0: width / heads").at_least(0).at_most(1 << 14);
   s.add("context", &m.context, "tokens of a sequence").at_least(1).at_most(1 << 24);
   s.choice("norm", &m.norm, {{"layernorm", NormKind::layernorm}, {"rmsnorm", NormKind::rmsnorm}},
            "before attention, before the MLP and at the end");
@@ -42,6 +58,9 @@ void add_model(ConfigTable& table, ModelConfig& m) {
   s.add("tied", &m.tied, "the output head is the embedding");
   s.add("dropout", &m.dropout, "probability, on the embedding and each branch").at_least(0).below(1);
   s.add("init_std", &m.init_std, "standard deviation of initial weights; 0: sqrt(2 / (5 width))").at_least(0);
+  s.choice("attention", &m.attention, {{"gqa", AttentionKind::gqa}, {"mla", AttentionKind::mla}},
+           "grouped KV heads, or latent (MLA)");
+  add_mla(s, m.mla);
 }
 
 void add_moe(ConfigTable& table, MoeConfig& m) {

@@ -27,6 +27,17 @@ class Verify(Case):
             self.assertLess(row["loss_err"], 1e-12)
             self.assertRegex(row["worst_tensor"], r"\.")
 
+    def test_latent_attention_agrees_in_every_layout(self):
+        options = [f"--set=model.{key}={value}" for key, value in
+                   {"attention": "mla", "heads": 4, "kv_lora_rank": 7, "qk_nope_head_dim": 5, "v_head_dim": 3,
+                    "layers": 2}.items()]
+        for rank in (0, 6):  # of the queries' latent
+            told = json.loads(self.succeed("verify", self.config, *options, f"--set=model.q_lora_rank={rank}",
+                                           "--ranks", "4", "--json", "-"))
+            self.assertEqual(told["failed"], 0)
+            self.assertLess(max(row["max_rel_grad_err"] for row in told["layouts"]), 1e-12)
+            self.assertEqual(len({row["layout"] for row in told["layouts"]}), 6)
+
     def test_a_list_of_layouts_a_table_and_a_file(self):
         table = self.succeed("verify", self.config, "--layouts", "dp=2;dp=3;dp=4", "--dtype", "f32", "--json",
                              self.path("verify.json"))

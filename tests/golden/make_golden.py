@@ -5,10 +5,10 @@
   /tmp/golden/bin/python tests/golden/make_golden.py
 
 The dense models are Hugging Face's GPT2LMHeadModel and LlamaForCausalLM; the mixtures of experts are that
-Llama with the MLPs replaced by the Moe below. Each file holds the text and targets of three optimizer steps
-and, under our names and in our shapes: every weight before, its gradient in the first step, and the weight
-after the three steps (clipping, then torch.optim.AdamW with decay on matrices alone). The metadata holds our
-configuration of the same run.
+Llama, and DeepseekV3ForCausalLM, with the MLPs replaced by the Moe below. Each file holds the text and
+targets of three optimizer steps and, under our names and in our shapes: every weight before, its gradient in
+the first step, and the weight after the three steps (clipping, then torch.optim.AdamW with decay on matrices
+alone). The metadata holds our configuration of the same run.
 """
 
 import math
@@ -98,8 +98,12 @@ tied = true"""
 class Rotary(nn.Module):
     """Hugging Face's rotation angles, which it would compute in f32."""
 
+    def __init__(self, columns):
+        super().__init__()
+        self.columns = columns
+
     def forward(self, x, position_ids):
-        half = torch.arange(0, x.shape[-1] // HEADS, 2, dtype=torch.float64) / (x.shape[-1] // HEADS)
+        half = torch.arange(0, self.columns, 2, dtype=torch.float64) / self.columns
         angles = position_ids[..., None].double() * THETA ** -half
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
@@ -121,7 +125,7 @@ tied = false"""
             rms_norm_eps=NORM_EPS, bos_token_id=None, eos_token_id=None, tie_word_embeddings=False,
             attn_implementation="sdpa"))
         body = self.module.model
-        body.rotary_emb = Rotary()
+        body.rotary_emb = Rotary(WIDTH // HEADS)
         body.norm = nn.RMSNorm(WIDTH, NORM_EPS)  # LlamaRMSNorm computes in f32
         for layer in body.layers:
             layer.input_layernorm = nn.RMSNorm(WIDTH, NORM_EPS)
@@ -140,8 +144,7 @@ tied = false"""
             theirs, ours = f"model.layers.{i}.", f"layers.{i}."
             out[ours + "attention_norm.w"] = get(theirs + "input_layernorm.weight")
             out[ours + "mlp_norm.w"] = get(theirs + "post_attention_layernorm.weight")
-            for letter in "qkvo":
-                out[f"{ours}attention.{letter}.w"] = get(f"{theirs}self_attn.{letter}_proj.weight")
+            out |= self.attention_names(get, theirs + "self_attn.", ours + "attention.")
             if isinstance(self.module.model.layers[i].mlp, Moe):
                 for name, _ in self.module.model.layers[i].mlp.named_parameters():
                     out[f"{ours}moe.{Moe.NAMES[name]}"] = get(f"{theirs}mlp.{name}")
@@ -150,6 +153,10 @@ tied = false"""
                 out[ours + "mlp.gate_up.w"] = torch.cat(gate_and_up)
                 out[ours + "mlp.down.w"] = get(theirs + "mlp.down_proj.weight")
         return out
+
+
+    def attention_names(self, get, theirs, ours):
+        return {f"{ours}{letter}.w": get(f"{theirs}{letter}_proj.weight") for letter in "qkvo"}
 
 
 def swiglu(x, gate_up, down):
@@ -233,6 +240,66 @@ class LlamaMoeSigmoid(LlamaMoe):
     first_moe = 0
 
 
+class DeepSeek(LlamaMoe):
+    """Latent attention, with a latent of the queries; a dense layer, then experts by sigmoid scores."""
+    NOPE, ROPE, VALUES, Q_RANK, KV_RANK = 3, 4, 2, 5, 6
+    options = {"sigmoid": True, "normalise": True, "scaling": 1.5, "shared": True}
+    low_rank_queries = True
+
+    def __init__(self):
+        self.module = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(
+            vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=HIDDEN, num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=CONTEXT,
+            rms_norm_eps=NORM_EPS, kv_lora_rank=self.KV_RANK, first_k_dense_replace=LAYERS,
+            q_lora_rank=self.Q_RANK if self.low_rank_queries else None, qk_nope_head_dim=self.NOPE,
+            qk_rope_head_dim=self.ROPE, v_head_dim=self.VALUES, rope_theta=THETA, tie_word_embeddings=False,
+            bos_token_id=None, eos_token_id=None, attn_implementation="sdpa"))
+        body = self.module.model
+        body.rotary_emb = Rotary(self.ROPE)
+        body.norm = nn.RMSNorm(WIDTH, NORM_EPS)  # DeepseekV3RMSNorm computes in f32
+        for i, layer in enumerate(body.layers):
+            layer.input_layernorm = nn.RMSNorm(WIDTH, NORM_EPS)
+            layer.post_attention_layernorm = nn.RMSNorm(WIDTH, NORM_EPS)
+            attention = layer.self_attn
+            attention.kv_a_layernorm = nn.RMSNorm(self.KV_RANK, attention.kv_a_layernorm.variance_epsilon)
+            if self.low_rank_queries:
+                attention.q_a_layernorm = nn.RMSNorm(self.Q_RANK, attention.q_a_layernorm.variance_epsilon)
+            if i >= self.first_moe:
+                layer.mlp = Moe(**self.options)
+        self.module.double()
+
+    @property
+    def config(self):
+        return super().config.replace("kv_heads = 2", f"""attention = "mla"
+q_lora_rank = {self.Q_RANK if self.low_rank_queries else 0}
+kv_lora_rank = {self.KV_RANK}
+qk_nope_head_dim = {self.NOPE}
+qk_rope_head_dim = {self.ROPE}
+v_head_dim = {self.VALUES}""")
+
+    def attention_names(self, get, theirs, ours):
+        kv_a, k_rope = get(theirs + "kv_a_proj_with_mqa.weight").split((self.KV_RANK, self.ROPE))
+        out = {ours + "kv_a.w": kv_a, ours + "k_rope.w": self.halves(k_rope, 0),
+               ours + "kv_a_norm.w": get(theirs + "kv_a_layernorm.weight"),
+               ours + "kv_b.w": get(theirs + "kv_b_proj.weight"), ours + "o.w": get(theirs + "o_proj.weight")}
+        if not self.low_rank_queries:
+            return out | {ours + "q.w": self.halves(get(theirs + "q_proj.weight"), self.NOPE)}
+        return out | {ours + "q_a.w": get(theirs + "q_a_proj.weight"),
+                      ours + "q_a_norm.w": get(theirs + "q_a_layernorm.weight"),
+                      ours + "q_b.w": self.halves(get(theirs + "q_b_proj.weight"), self.NOPE)}
+
+    def halves(self, w, still):
+        """Rows of each head behind `still`: theirs are pairs, ours all first ones, then all second."""
+        heads = w.unflatten(0, (-1, still + self.ROPE))
+        turning = heads[:, still:].unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+        return torch.cat((heads[:, :still], turning), dim=1).flatten(0, 1)
+
+
+class DeepSeekQueries(DeepSeek):
+    """Queries come straight from the stream, as in DeepSeek-V2-Lite."""
+    low_rank_queries = False
+
+
 # --- the run ---
 
 def randomise(module):
@@ -288,7 +355,8 @@ def golden(model):
 
 def main():
     torch.set_num_threads(1)
-    models = {"gpt2": Gpt2, "llama": Llama, "llama_moe": LlamaMoe, "llama_moe_sigmoid": LlamaMoeSigmoid}
+    models = {"gpt2": Gpt2, "llama": Llama, "llama_moe": LlamaMoe, "llama_moe_sigmoid": LlamaMoeSigmoid,
+              "deepseek": DeepSeek, "deepseek_queries": DeepSeekQueries}
     for seed, (name, make) in enumerate(models.items(), start=1):
         torch.manual_seed(seed)
         path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".safetensors")

@@ -51,6 +51,14 @@ ModelConfig llama() {
   return c;
 }
 
+ModelConfig mla() {
+  ModelConfig c = base();
+  c.attention = AttentionKind::mla;
+  c.mla = {
+      .q_lora_rank = 6, .kv_lora_rank = 5, .qk_nope_head_dim = 4, .qk_rope_head_dim = 2, .v_head_dim = 3};
+  return c;
+}
+
 ModelConfig moe() {
   ModelConfig c = llama();
   c.mlp = MlpKind::moe;
@@ -215,7 +223,8 @@ TEST_P(Decode, RefusesWhatItCannotDo) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Decode,
-                         ::testing::Values(Case{"gpt", gpt()}, Case{"llama", llama()}, Case{"moe", moe()}),
+                         ::testing::Values(Case{"gpt", gpt()}, Case{"llama", llama()}, Case{"mla", mla()},
+                                           Case{"moe", moe()}),
                          [](const auto& info) { return info.param.name; });
 
 TEST(DecodeLimits, AContextOfOneToken) {

@@ -43,7 +43,29 @@ ModelConfig mixtral_8x7b() {
                    .moe = {.experts = 8, .top_k = 2, .expert_width = 14336}});
 }
 
+ModelConfig deepseek_v3() {
+  return resolved(
+      {.vocabulary = 129280,
+       .layers = 61,
+       .width = 7168,
+       .heads = 128,
+       .context = 4096,
+       .mlp = MlpKind::moe,
+       .mlp_width = 18432,
+       .tied = false,
+       .moe = {.experts = 256, .top_k = 8, .expert_width = 2048, .shared_experts = 1, .dense_layers = 3},
+       .attention = AttentionKind::mla,
+       .mla = {.q_lora_rank = 1536,
+               .kv_lora_rank = 512,
+               .qk_nope_head_dim = 128,
+               .qk_rope_head_dim = 64,
+               .v_head_dim = 128}});
+}
+
 TEST(Flops, ParametersAreThoseThatAreKnown) {
+  // 671 B in all and 37 B in use, as the paper says: without the table of tokens, which nothing multiplies.
+  EXPECT_EQ(count_parameters(deepseek_v3()).total, 671'026'404'352);
+  EXPECT_NEAR(static_cast<double>(count_parameters(deepseek_v3()).active - 129280 * 7168), 36.6e9, 0.05e9);
   EXPECT_EQ(count_parameters(gpt2_small()).total, 124'439'808);
   EXPECT_EQ(count_parameters(gpt2_small()).active, 124'439'808);
   EXPECT_EQ(count_parameters(llama2_7b()).total, 6'738'415'616);
@@ -58,6 +80,7 @@ TEST(Flops, OperationsOfATokenByHand) {
   EXPECT_DOUBLE_EQ(gpt2.products, 6.0 * (12 * (4.0 * 768 * 768 + 2.0 * 768 * 3072) + 50257.0 * 768));
   EXPECT_DOUBLE_EQ(gpt2.attention, 12.0 * 12 * 768 * 1024);
   EXPECT_DOUBLE_EQ(gpt2.total(), gpt2.products + gpt2.attention);
+  EXPECT_DOUBLE_EQ(training_flops_per_token(deepseek_v3()).attention, 6.0 * 61 * 128 * (192 + 128) * 4096);
   const TokenFlops mixtral = training_flops_per_token(mixtral_8x7b());
   // A layer: q and o of 4096², k and v to 8 heads of 128, the router, two experts of three matrices.
   const double layer = 2.0 * 4096 * 4096 + 2.0 * 4096 * 1024 + 4096.0 * 8 + 2 * 3.0 * 4096 * 14336;
@@ -68,7 +91,7 @@ TEST(Flops, OperationsOfATokenByHand) {
 // The model itself is the count, whatever its options.
 TEST(Flops, ParametersAreThoseOfTheModel) {
   run_thread_ranks({.ranks = 1}, [](Group& world) {
-    for (int options = 0; options < 256; ++options) {
+    for (int options = 0; options < 1024; ++options) {
       const auto has = [&](int bit) { return (options >> bit & 1) != 0; };
       ModelConfig c = {.vocabulary = 17, .layers = 3, .width = 12, .heads = 3, .context = 5, .mlp_width = 7};
       c.norm = has(0) ? NormKind::layernorm : NormKind::rmsnorm;
@@ -82,6 +105,13 @@ TEST(Flops, ParametersAreThoseOfTheModel) {
                .expert_width = 6,
                .shared_experts = has(6) ? 2 : 0,
                .dense_layers = has(7) ? 1 : 0};
+      if (has(8)) {
+        c.attention = AttentionKind::mla;
+        c.positions = Positions::rope;
+        c.bias = false;
+        c.kv_heads = 0;
+        c.mla = {.q_lora_rank = has(9) ? 5 : 0, .kv_lora_rank = 7, .qk_nope_head_dim = 3, .v_head_dim = 5};
+      }
       const testing::TinyModel model(world, {}, c, 1);
       EXPECT_EQ(count_parameters(resolved(c)).total, model.store.values().numel()) << "options " << options;
     }

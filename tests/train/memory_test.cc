@@ -73,6 +73,10 @@ void dropout(TrainConfig& c) {
   many_tokens(c);
   c.model.dropout = 0.1;
 }
+void queries_from_the_stream(TrainConfig& c) {
+  many_tokens(c);
+  c.model.mla.q_lora_rank = 0;
+}
 void long_sequences(TrainConfig& c) {
   c.model.context = 512;
   c.train.batch = 2;
@@ -91,6 +95,15 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"moe", small_moe, {}, kSequential}, Case{"moe_many", small_moe, {}, kSequential, many_tokens},
         Case{"moe_many_overlapped", small_moe, {}, kOverlapped, many_tokens},
         Case{"moe_one_overlapped", small_moe, {}, kOverlapped, one_microbatch},
+        Case{"mla", small_mla, {}, kSequential}, Case{"mla_many", small_mla, {}, kSequential, many_tokens},
+        Case{"mla_long", small_mla, {}, kSequential, long_sequences},
+        Case{"mla_many_q", small_mla, {}, kSequential, queries_from_the_stream},
+        Case{"mla_many_overlapped", small_mla, {}, kOverlapped, many_tokens},
+        Case{"mla_one_overlapped", small_mla, {}, kOverlapped, one_microbatch},
+        Case{"mla_many_tp2", small_mla, {.tp = 2}, kSequential, many_tokens},
+        Case{"mla_many_tp2_alike", small_mla, {.tp = 2}, kSequential, alike},
+        Case{"mla_many_tp4_q", small_mla, {.tp = 4}, kSequential, queries_from_the_stream},
+        Case{"mla_many_cp2_tp2", small_mla, {.cp = 2, .tp = 2}, kSequential, many_tokens},
         Case{"gpt_tp2", small_gpt, {.tp = 2}, kSequential},
         Case{"gpt_tp4", small_gpt, {.tp = 4}, kSequential},
         Case{"gpt_many_tp2", small_gpt, {.tp = 2}, kSequential, many_tokens},

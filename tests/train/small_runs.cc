@@ -37,6 +37,14 @@ TrainConfig small_llama(const Layout& layout, ScheduleKind schedule) {
   return checked(c);
 }
 
+TrainConfig small_mla(const Layout& layout, ScheduleKind schedule) {
+  TrainConfig c = small(layout, schedule);
+  c.model.attention = AttentionKind::mla;
+  c.model.mla = {
+      .q_lora_rank = 20, .kv_lora_rank = 24, .qk_nope_head_dim = 12, .qk_rope_head_dim = 8, .v_head_dim = 16};
+  return checked(c);
+}
+
 TrainConfig small_moe(const Layout& layout, ScheduleKind schedule) {
   TrainConfig c = small(layout, schedule);
   c.model.mlp = MlpKind::moe;

@@ -115,6 +115,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"moe_dp2", small_moe, {.dp = 2}, kSequential},
                     Case{"gpt_dp2_zero1", small_gpt, {.dp = 2}, kSequential, 1},
                     Case{"llama_cp2", small_llama, {.cp = 2}, kSequential},
+                    Case{"mla_cp2_tp2_overlapped", small_mla, {.cp = 2, .tp = 2}, kOverlapped},
                     Case{"gpt_tp2", small_gpt, {.tp = 2}, kSequential},
                     Case{"moe_dp2_tp2_ep4_overlapped", small_moe, {.dp = 2, .tp = 2, .ep = 4}, kOverlapped},
                     Case{"moe_dp2_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential},

@@ -47,6 +47,14 @@ ModelConfig llama() {
   return c;
 }
 
+ModelConfig mla() {
+  ModelConfig c = base_config();
+  c.attention = AttentionKind::mla;
+  c.heads = 4;
+  c.mla = {6, 5, 3, 2, 4};  // widths of latents; columns of a head without and with rope, and of v
+  return c;
+}
+
 ModelConfig moe() {
   ModelConfig c = llama();
   c.mlp = MlpKind::moe;
@@ -67,7 +75,7 @@ ModelConfig sigmoid_moe_with_dropout() {
 // With heads and widths that tp = 2 and 4 divide.
 ModelConfig divisible(ModelConfig c) {
   c.heads = 4;
-  c.head_dim = 4;
+  if (c.attention == AttentionKind::gqa) c.head_dim = 4;
   c.mlp_width = 12;
   if (c.kv_heads > 0) c.kv_heads = 2;  // fewer than four ranks
   c.moe.expert_width = 8;
@@ -119,8 +127,7 @@ std::vector<Batch> batches(const Mesh& mesh, const ModelConfig& config, unsigned
   return out;
 }
 
-// Everything one rank needs for a step.
-struct Rank {
+struct Rank {  // everything one rank needs for a step
   Rank(Group& world, const Layout& layout, const ModelConfig& config, DType dtype, bool overlap,
        uint64_t seed, bool sequence = false)
       : mesh(world, layout),
@@ -302,6 +309,9 @@ INSTANTIATE_TEST_SUITE_P(
              true},
         Case{"moe_cp2_tp2_ep4", divisible(moe()), DType::f64, {.cp = 2, .tp = 2, .ep = 4}, true},
         Case{"sigmoid_cp4_ep2", divisible(sigmoid_moe_with_dropout()), DType::f64, {.cp = 4, .ep = 2}, true},
+        Case{"mla_tp2", divisible(mla()), DType::f64, {.tp = 2}, false},
+        Case{"mla_tp4_sequence", divisible(mla()), DType::f64, {.tp = 4}, true, true},
+        Case{"mla_within_a_sequence_dp2_cp4", six_tokens(mla()), DType::f64, {.dp = 2, .cp = 4}, true},
         Case{"gpt_f32_dp2", gpt(), DType::f32, {.dp = 2}, true},
         Case{"llama_f32_tp4_sequence", divisible(llama()), DType::f32, {.tp = 4}, false, true},
         Case{"llama_f32_dp4", llama(), DType::f32, {.dp = 4}, false}),
@@ -364,6 +374,7 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
 INSTANTIATE_TEST_SUITE_P(Models, GradientTest,
                          testing::Values(Case{"gpt", gpt(), DType::f64, {}, true},
                                          Case{"llama", llama(), DType::f64, {}, true},
+                                         Case{"mla", mla(), DType::f64, {}, true},
                                          Case{"moe", moe(), DType::f64, {}, true},
                                          Case{"sigmoid", sigmoid_moe_with_dropout(), DType::f64, {}, true}),
                          [](const auto& info) { return info.param.name; });

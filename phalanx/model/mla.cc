@@ -1,0 +1,136 @@
+#include "phalanx/model/mla.h"
+
+#include <cmath>
+
+namespace phalanx {
+namespace {
+
+constexpr double kLatentEps = 1e-6;  // of the latents' norms, in DeepSeek's models whatever norm_eps is
+
+// What backward needs of the forward.
+struct Saved {
+  Tensor x;      // of the stream's rows, as are the next two
+  Tensor q_in;   // what q_b takes: the latent, or x
+  Tensor kv_in;  // what kv_b takes
+  Tensor q;
+  Tensor k;
+  Tensor v;
+  Attended out;
+  Tensor y;  // out's, of this rank's rows
+};
+
+LinearConfig linear(int64_t in, int64_t out, Cut cut, const ModelConfig& c) {
+  return {.in = in, .out = out, .cut = cut, .init_std = c.init_std};
+}
+
+LinearConfig queries(const ModelConfig& c) {
+  return linear(c.mla.q_lora_rank > 0 ? c.mla.q_lora_rank : c.width, c.heads * c.head_dim, Cut::outputs, c);
+}
+
+LinearConfig outer(const ModelConfig& c) {
+  LinearConfig o = linear(c.heads * c.mla.v_head_dim, c.width, Cut::inputs, c);
+  o.init_std /= std::sqrt(2.0 * c.layers);
+  return o;
+}
+
+LatentHeads heads_of(const Builder& b) {
+  const MlaConfig& m = b.config.mla;
+  return {.heads = b.config.heads / b.tensor.ranks(),
+          .nope = m.qk_nope_head_dim,
+          .rope = m.qk_rope_head_dim,
+          .values = m.v_head_dim};
+}
+
+}  // namespace
+
+Latent::Latent(const Builder& b, const std::string& name, int64_t rank)
+    : down_(b, name, linear(b.config.width, rank, Cut::none, b.config)),
+      norm_(make_rms_norm(b, name + "_norm", rank, kLatentEps)) {}
+
+Task<Tensor> Latent::forward(Tensor x_TD, Pass pass, Tape& tape) {
+  const Tensor y_TR = co_await down_.forward(x_TD);
+  co_return co_await norm_->forward(y_TR, pass, tape);
+}
+
+Task<Tensor> Latent::backward(Tensor dy_TR, Tensor x_TD, Pass pass, Tape& tape, Tensor sum) {
+  const Tensor dx_TR = co_await norm_->backward(dy_TR, pass, tape);
+  co_return co_await down_.backward(dx_TR, x_TD, tape, sum);
+}
+
+Mla::Mla(const Builder& b, const std::string& name, int layer)
+    : tensor_(b.tensor),
+      context_(b.context),
+      layer_(layer),
+      shape_(heads_of(b)),
+      config_{.heads = b.context.heads(static_cast<int>(shape_.heads)),
+              .kv_heads = b.context.heads(static_cast<int>(shape_.heads)),
+              .head_dim = b.config.head_dim,
+              .scale = 1 / std::sqrt(static_cast<double>(b.config.head_dim)),
+              .value_dim = b.config.mla.v_head_dim},
+      rotation_(rotation(b.config.rope_theta, b.config.mla.qk_rope_head_dim)),
+      q_a_(b.config.mla.q_lora_rank > 0 ? std::make_unique<Latent>(b, name + ".q_a", b.config.mla.q_lora_rank)
+                                        : nullptr),
+      q_b_(b, name + (q_a_ ? ".q_b" : ".q"), queries(b.config)),
+      kv_a_(b, name + ".kv_a", b.config.mla.kv_lora_rank),
+      k_rope_(b, name + ".k_rope", linear(b.config.width, shape_.rope, Cut::none, b.config)),
+      kv_b_(b, name + ".kv_b",
+            linear(b.config.mla.kv_lora_rank, b.config.heads * (shape_.nope + shape_.values), Cut::outputs,
+                   b.config)),
+      o_(b, name + ".o", outer(b.config)) {}
+
+Task<Tensor> Mla::forward(Tensor x_TD, Pass pass, Tape& tape) {
+  Tensor q_in = x_TD;
+  if (q_a_) q_in = co_await q_a_->forward(x_TD, pass, tape.scope("q_a"));
+  const Tensor kv_in = co_await kv_a_.forward(x_TD, pass, tape.scope("kv_a"));
+  Tensor k_rope = co_await k_rope_.forward(x_TD);
+  k_rope = co_await tensor_.gather(k_rope);
+  const Tensor q_all = co_await tensor_.gather(q_in);
+  Tensor q = co_await q_b_.forward(q_all);
+  const Tensor kv_all = co_await tensor_.gather(kv_in);
+  const Tensor kv = co_await kv_b_.forward(kv_all);
+  rope_into(q, pass.batch->positions, config_.head_dim, rotation_);
+  rope_into(k_rope, pass.batch->positions, shape_.rope, rotation_);
+  KeysAndValues heads = expand_kv(kv, k_rope, shape_);
+  if (pass.cache) {
+    const std::span<const KvSegment> segments = pass.cache->append(layer_, heads.k_THd, heads.v_THd);
+    const Tensor y = attention_over_segments(q, pass.batch->positions, segments, config_);
+    co_return co_await o_.forward(y);
+  }
+  const auto count = static_cast<int>(shape_.heads);
+  q = co_await context_.to_heads(q, count);
+  const Tensor k = co_await context_.to_heads(heads.k_THd, count);
+  const Tensor v = co_await context_.to_heads(heads.v_THd, count);
+  const Attended out = attention(q, k, v, pass.batch->sequence_offsets, config_);
+  const Tensor y = co_await context_.to_rows(out.y_THd, count);
+  Saved saved = {x_TD, q_in, kv_in, q, k, v, out, y};
+  tape.save(std::move(saved));
+  co_return co_await o_.forward(y);
+}
+
+Task<Tensor> Mla::backward(Tensor dy_TD, Pass pass, Tape& tape) {
+  auto saved = tape.take<Saved>();
+  const auto count = static_cast<int>(shape_.heads);
+  Tensor dy_THd = co_await o_.backward(dy_TD, saved.y, tape);
+  dy_THd = co_await context_.to_heads(dy_THd, count);
+  AttentionGradients d =
+      attention_backward(dy_THd, saved.q, saved.k, saved.v, saved.out, pass.batch->sequence_offsets, config_);
+  d.dq_THd = co_await context_.to_rows(d.dq_THd, count);
+  d.dk_TGd = co_await context_.to_rows(d.dk_TGd, count);
+  d.dv_TGd = co_await context_.to_rows(d.dv_TGd, count);
+  rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rotation_);
+  LatentGradients dkv = expand_kv_backward(d.dk_TGd, d.dv_TGd, shape_);
+  rope_backward_into(dkv.dk_rope_Td, pass.batch->positions, shape_.rope, rotation_);
+
+  Tensor q_all = co_await tensor_.gather(saved.q_in);
+  Tensor dx = co_await q_b_.backward(d.dq_THd, std::move(q_all), tape);
+  dx = co_await tensor_.reduce(dx);
+  if (q_a_) dx = co_await q_a_->backward(dx, saved.x, pass, tape.scope("q_a"));
+  Tensor kv_all = co_await tensor_.gather(saved.kv_in);
+  Tensor dlatent = co_await kv_b_.backward(dkv.dkv_THd, std::move(kv_all), tape);
+  dlatent = co_await tensor_.reduce(dlatent);
+  dx = co_await kv_a_.backward(dlatent, saved.x, pass, tape.scope("kv_a"), dx);
+  const Tensor dk_rope = co_await tensor_.reduce(dkv.dk_rope_Td);
+  co_return co_await k_rope_.backward(dk_rope, saved.x, tape, dx);
+}
+
+}  // namespace phalanx

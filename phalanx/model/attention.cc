@@ -36,7 +36,7 @@ LinearConfig outer(const ModelConfig& c) {
 }
 
 Rotation rotation_of(const ModelConfig& c) {
-  return c.positions == Positions::rope ? rotation(c.rope_theta, c.head_dim) : Rotation();
+  return c.positions == Positions::rope ? rotation(c.rope_theta, c.head_dim, c.yarn) : Rotation();
 }
 
 int kv_parts(const Builder& b) { return std::min(b.config.kv_heads, b.tensor.ranks()); }

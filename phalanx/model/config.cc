@@ -108,6 +108,14 @@ ModelConfig resolved(ModelConfig c) {
   if (c.head_dim == 0) c.head_dim = width_of_a_head(c);
   if (c.init_std == 0) c.init_std = std::sqrt(2.0 / (5.0 * static_cast<double>(c.width)));
   if (c.mlp_width == 0) c.mlp_width = 4 * c.width;
+  if (c.yarn.factor > 1 && c.yarn.original_context == 0) {
+    c.yarn.original_context = static_cast<double>(c.context) / c.yarn.factor;
+  }
+  if (c.yarn.factor > 1 && c.yarn.beta_fast < c.yarn.beta_slow) {
+    throw Error("model.rope_beta_fast {} is below model.rope_beta_slow {}", c.yarn.beta_fast,
+                c.yarn.beta_slow);
+  }
+  if (c.yarn.factor > 1 && c.rope_theta <= 1) throw Error("model.rope_theta {} is not above 1", c.rope_theta);
   if (c.heads % c.kv_heads != 0) {
     throw Error("model.heads {} is not a multiple of model.kv_heads {}", c.heads, c.kv_heads);
   }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "phalanx/comm/mesh.h"
+#include "phalanx/ops/rope.h"
 #include "phalanx/ops/route.h"
 
 namespace phalanx {
@@ -64,6 +65,7 @@ struct ModelConfig {
   MoeConfig moe;
   AttentionKind attention = AttentionKind::gqa;
   MlaConfig mla;
+  Yarn yarn;  ///< factor above 1: rope for a longer context; original_context 0: context / factor
 
   /// Columns of a head of v, when resolved.
   int64_t value_dim() const { return attention == AttentionKind::mla ? mla.v_head_dim : head_dim; }

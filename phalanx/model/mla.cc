@@ -65,9 +65,9 @@ Mla::Mla(const Builder& b, const std::string& name, int layer)
       config_{.heads = b.context.heads(static_cast<int>(shape_.heads)),
               .kv_heads = b.context.heads(static_cast<int>(shape_.heads)),
               .head_dim = b.config.head_dim,
-              .scale = 1 / std::sqrt(static_cast<double>(b.config.head_dim)),
+              .scale = score_factor(b.config.yarn) / std::sqrt(static_cast<double>(b.config.head_dim)),
               .value_dim = b.config.mla.v_head_dim},
-      rotation_(rotation(b.config.rope_theta, b.config.mla.qk_rope_head_dim)),
+      rotation_(rotation(b.config.rope_theta, b.config.mla.qk_rope_head_dim, b.config.yarn)),
       q_a_(b.config.mla.q_lora_rank > 0 ? std::make_unique<Latent>(b, name + ".q_a", b.config.mla.q_lora_rank)
                                         : nullptr),
       q_b_(b, name + (q_a_ ? ".q_b" : ".q"), queries(b.config)),

@@ -1,7 +1,6 @@
 #include "phalanx/ops/rope.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "phalanx/base/pooled.h"
 #include "phalanx/base/trace.h"
@@ -86,15 +85,6 @@ void rotate(const Tensor& x, const Tensor& positions, int64_t head_dim, const Ro
 }
 
 }  // namespace
-
-Rotation rotation(double theta, int64_t columns) {
-  PHX_CHECK(columns > 0 && columns % 2 == 0, "pairs of {} columns", columns);
-  Rotation r;
-  for (int64_t i = 0; i < columns; i += 2) {
-    r.frequencies.push_back(std::pow(theta, -static_cast<double>(i) / static_cast<double>(columns)));
-  }
-  return r;
-}
 
 void rope_into(Tensor x, const Tensor& positions, int64_t head_dim, const Rotation& rotation) {
   rotate(x, positions, head_dim, rotation, 1);

@@ -29,8 +29,8 @@ void compute_angles(const Rotation& r, int64_t position, T* out) {
   const auto half = std::ssize(r.frequencies);
   for (int64_t i = 0; i < half; ++i) {
     const double angle = static_cast<double>(position) * r.frequencies[static_cast<size_t>(i)];
-    out[i] = static_cast<T>(std::cos(angle));
-    out[half + i] = static_cast<T>(std::sin(angle));
+    out[i] = static_cast<T>(r.factor * std::cos(angle));
+    out[half + i] = static_cast<T>(r.factor * std::sin(angle));
   }
 }
 

@@ -10,7 +10,7 @@
 
 namespace phalanx {
 
-/// The r/2 cosines of a position, then its r/2 sines (f32 or f64); computed in f64.
+/// The r/2 cosines of a position, then its r/2 sines (f32 or f64), times the factor; computed in f64.
 template <class T>
 void compute_angles(const Rotation& rotation, int64_t position, T* out);
 

@@ -33,6 +33,19 @@ void add_mla(ConfigSection& s, MlaConfig& m) {
   s.add("v_head_dim", &m.v_head_dim, "mla: columns of v; 0: qk_nope_head_dim").at_least(0).at_most(1 << 14);
 }
 
+void add_yarn(ConfigSection& s, Yarn& y) {
+  s.add("rope_factor", &y.factor, "YaRN: times the context that rope was trained on; 1: none").at_least(1);
+  s.add("rope_original_context", &y.original_context,
+        "YaRN: that context, in tokens; 0: context / rope_factor")
+      .at_least(0);
+  s.add("rope_beta_fast", &y.beta_fast, "YaRN: turns in it from which a frequency stays").above(0);
+  s.add("rope_beta_slow", &y.beta_slow, "YaRN: turns up to which it is divided by rope_factor").above(0);
+  s.add("rope_mscale", &y.mscale, "YaRN: growth of q and k, as in DeepSeek's config; 0: the paper's")
+      .at_least(0);
+  s.add("rope_mscale_all_dim", &y.mscale_all_dim, "YaRN: its divisor; with mla also of the scores")
+      .at_least(0);
+}
+
 void add_model(ConfigTable& table, ModelConfig& m) {
   ConfigSection& s = table.section("model", "A decoder; its vocabulary is made from the text.");
   s.add("layers", &m.layers, "blocks of attention and MLP").at_least(1).at_most(kLayers);
@@ -61,6 +74,7 @@ void add_model(ConfigTable& table, ModelConfig& m) {
   s.choice("attention", &m.attention, {{"gqa", AttentionKind::gqa}, {"mla", AttentionKind::mla}},
            "grouped KV heads, or latent (MLA)");
   add_mla(s, m.mla);
+  add_yarn(s, m.yarn);
 }
 
 void add_moe(ConfigTable& table, MoeConfig& m) {

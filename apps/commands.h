@@ -10,6 +10,7 @@ namespace phalanx {
 void add_train(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_verify(CLI::App& app);
+void add_export(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_schedule(CLI::App& app);

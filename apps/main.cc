@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   phalanx::add_train(app);
   phalanx::add_generate(app);
   phalanx::add_verify(app);
+  phalanx::add_export(app);
   phalanx::add_inspect(app);
   phalanx::add_bench(app);
   phalanx::add_schedule(app);

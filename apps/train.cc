@@ -8,6 +8,7 @@
 #include "apps/options.h"
 #include "phalanx/base/file.h"
 #include "phalanx/base/units.h"
+#include "phalanx/train/initial_model.h"
 #include "phalanx/train/report.h"
 #include "phalanx/train/resume.h"
 #include "phalanx/train/train.h"
@@ -82,7 +83,7 @@ struct LastLine {
 };
 
 void run_train(const Options& o) {
-  TrainConfig config = o.config.load();
+  TrainConfig config = with_initial_model(o.config.load());
   if (!o.text.empty()) config.data.text = o.text;
   if (o.print_config) {
     std::printf("%s", to_toml(config).c_str());

@@ -5,6 +5,7 @@
 #include "phalanx/base/error.h"
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/model/flops.h"
+#include "phalanx/model/hf_weights.h"
 #include "phalanx/ops/peak.h"
 #include "phalanx/train/agree.h"
 #include "phalanx/train/checkpoint_directory.h"
@@ -173,6 +174,10 @@ TrainingHistory train(const TrainConfig& config, const Dataset& data, const std:
   all_or_none(world, [&] {
     if (world.rank() == 0) prepare_directory(config.train.out);
   });
+  if (!config.train.init.empty() && resume.empty()) {
+    all_or_none(world, [&] { load_hf_weights(rank.parameters(), rank.model().config(), config.train.init); });
+    if (world.rank() == 0 && hooks.on_note) hooks.on_note("started from " + config.train.init);
+  }
   Resumed from;
   if (!resume.empty()) from = resume_run(rank, data.tokenizer(), resume, world);
   if (!from.path.empty() && world.rank() == 0 && hooks.on_note) {

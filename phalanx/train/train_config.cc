@@ -132,6 +132,7 @@ void add_run(ConfigTable& table, RunConfig& r) {
       .at_most(kSteps);
   s.add("keep", &r.keep, "newest checkpoints that stay; 0: all").at_least(0).at_most(1 << 20);
   s.add("out", &r.out, "directory of the checkpoints");
+  s.add("init", &r.init, "Hugging Face directory whose model a run starts from; empty: drawn by seed");
 }
 
 void add_optimizer(ConfigTable& table, TrainConfig& c) {

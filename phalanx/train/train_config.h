@@ -32,6 +32,7 @@ struct RunConfig {
   int64_t save_every = 0;     ///< steps; 0: only at the end
   int64_t keep = 2;           ///< checkpoints, the newest; 0: all
   std::string out = "out";    ///< directory of checkpoints
+  std::string init = "";      ///< Hugging Face directory that a new run starts from; "": drawn by seed
 };
 
 /// Section [parallel].

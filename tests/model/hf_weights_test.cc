@@ -1,0 +1,269 @@
+// Hugging Face's directories: what was written reads back bit for bit in any layout, tensors stand under
+// their names, and mistakes are told. (make_golden.py and golden_test.cc compare the models themselves.)
+#include "phalanx/model/hf_weights.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+
+#include "phalanx/base/error.h"
+#include "phalanx/base/file.h"
+#include "phalanx/comm/transport/threads.h"
+#include "phalanx/model/hf_config.h"
+#include "phalanx/model/safetensors_model.h"
+#include "tests/model/tiny_model.h"
+#include "tests/temporary_directory.h"
+
+namespace phalanx {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::TemporaryDirectory;
+using ::testing::ThrowsMessage;
+using testing::TinyModel;
+
+ModelConfig base() {
+  ModelConfig c = {.vocabulary = 13, .layers = 2, .width = 8, .heads = 4, .context = 6, .mlp_width = 12};
+  c.tied = false;
+  return c;
+}
+
+ModelConfig gpt2() {
+  ModelConfig c = base();
+  c.norm = NormKind::layernorm;
+  c.positions = Positions::learned;
+  c.mlp = MlpKind::gelu_tanh;
+  c.bias = true;
+  c.tied = true;
+  return c;
+}
+
+ModelConfig llama() {
+  ModelConfig c = base();
+  c.kv_heads = 2;
+  c.head_dim = 6;
+  c.rope_theta = 500;
+  c.yarn = {.factor = 4, .original_context = 3, .mscale = 0.7};
+  return c;
+}
+
+ModelConfig mixtral() {
+  ModelConfig c = base();
+  c.mlp = MlpKind::moe;
+  c.moe = {.experts = 4, .top_k = 2, .expert_width = 8};
+  return c;
+}
+
+ModelConfig deepseek() {
+  ModelConfig c = base();
+  c.attention = AttentionKind::mla;
+  c.mla = {
+      .q_lora_rank = 5, .kv_lora_rank = 7, .qk_nope_head_dim = 3, .qk_rope_head_dim = 4, .v_head_dim = 2};
+  c.mlp = MlpKind::moe;
+  c.moe = {.experts = 4,
+           .top_k = 2,
+           .expert_width = 8,
+           .shared_experts = 1,
+           .dense_layers = 1,
+           .scores = Scores::sigmoid,
+           .scaling = 1.5};
+  return c;
+}
+
+ModelConfig dense_deepseek() {
+  ModelConfig c = deepseek();
+  c.mla.q_lora_rank = 0;
+  c.mlp = MlpKind::swiglu;
+  c.moe = MoeConfig();
+  return c;
+}
+
+ModelConfig (*const kModels[])() = {gpt2, llama, mixtral, deepseek, dense_deepseek};
+
+// Saves the model of a seed; gives its weights in full.
+std::map<std::string, std::vector<double>> saved(const ModelConfig& c, const std::filesystem::path& path) {
+  std::map<std::string, std::vector<double>> weights;
+  run_thread_ranks({.ranks = 1}, [&](Group& world) {
+    TinyModel model(world, {}, c, 7);
+    save_hf_model(model.store, model.transformer.config(), path);
+    for (const Parameter& p : model.store.all()) {
+      const auto values = p.value().span<double>();
+      weights[p.name()] = {values.begin(), values.end()};
+    }
+  });
+  return weights;
+}
+
+void load(const ModelConfig& c, const std::filesystem::path& path) {
+  run_thread_ranks({.ranks = 1}, [&](Group& world) {
+    TinyModel model(world, {}, c, 8);
+    load_hf_weights(model.store, model.transformer.config(), path);
+  });
+}
+
+TEST(HfWeights, ReadBackInEveryLayout) {
+  const TemporaryDirectory dir;
+  for (size_t m = 0; m < std::size(kModels); ++m) {
+    const ModelConfig c = kModels[m]();
+    const std::filesystem::path path = dir / std::to_string(m);
+    const auto weights = saved(c, path);
+    std::vector<Layout> layouts = {{}, {.tp = 2}, {.tp = 4}};
+    if (c.mlp == MlpKind::moe) layouts.push_back({.tp = 2, .ep = 2});
+    for (const Layout& layout : layouts) {
+      SCOPED_TRACE(format("model {}, {}", m, layout.text()));
+      run_thread_ranks({.ranks = layout.ranks()}, [&](Group& world) {
+        TinyModel model(world, layout, c, 8);
+        load_hf_weights(model.store, model.transformer.config(), path);
+        for (const Parameter& p : model.store.all()) {
+          const auto values = p.value().span<double>();
+          for (size_t i = 0; i < values.size(); ++i) {
+            const int64_t at = p.slice().global_index(static_cast<int64_t>(i));
+            ASSERT_EQ(values[i], weights.at(p.name())[static_cast<size_t>(at)]) << p.name() << " " << i;
+          }
+        }
+      });
+    }
+  }
+}
+
+TEST(HfWeights, ConfigsReadBack) {
+  const TemporaryDirectory dir;
+  for (const auto& model : kModels) {
+    const std::string text = hf_config_text(resolved(model()), DType::f64);
+    const std::filesystem::path path = dir / "config.json";
+    std::filesystem::remove(path);
+    write_new_file(path, text);
+    EXPECT_EQ(hf_config_text(read_hf_config(path), DType::f64), text);
+  }
+}
+
+// A stored tensor's element [row, column], or [row] of a vector.
+double stored(const std::filesystem::path& path, const std::string& name, int64_t row, int64_t column = 0) {
+  const SafetensorsModel model = SafetensorsModel::open(path);
+  const auto& [file, tensor] = model.at(name);
+  const Shape shape(std::span<const int64_t>(tensor->shape));
+  const Tensor all = Tensor::empty(shape, DType::f64);
+  file->load(*tensor, whole(shape), all);
+  return all.span<double>()[static_cast<size_t>(shape.rank() == 1 ? row : row * shape[1] + column)];
+}
+
+TEST(HfWeights, TensorsStandWhereTheirsDo) {
+  const TemporaryDirectory dir;
+  const auto g = saved(gpt2(), dir / "gpt2");  // [in, out], and q, k, v beside each other
+  EXPECT_EQ(stored(dir / "gpt2", "transformer.h.1.attn.c_attn.weight", 3, 2 * 8 + 5),
+            g.at("layers.1.attention.v.w")[5 * 8 + 3]);
+  EXPECT_EQ(stored(dir / "gpt2", "transformer.h.0.attn.c_attn.bias", 8 + 2),
+            g.at("layers.0.attention.k.b")[2]);
+  EXPECT_EQ(stored(dir / "gpt2", "transformer.h.0.mlp.c_fc.weight", 7, 9),
+            g.at("layers.0.mlp.up.w")[9 * 8 + 7]);
+  const auto m = saved(mixtral(), dir / "mixtral");  // w3 is up, the second of two
+  EXPECT_EQ(stored(dir / "mixtral", "model.layers.1.block_sparse_moe.experts.2.w3.weight", 4, 1),
+            m.at("layers.1.moe.experts.gate_up")[((2 * 2 + 1) * 8 + 4) * 8 + 1]);
+  const auto d = saved(deepseek(), dir / "deepseek");
+  // Head 2 of 3 + 4 rows: the first ones of two pairs, then the second ones; theirs pair by pair.
+  for (const auto& [ours, theirs] : {std::pair{0, 0}, {2, 2}, {3, 3}, {4, 5}, {5, 4}, {6, 6}}) {
+    EXPECT_EQ(stored(dir / "deepseek", "model.layers.0.self_attn.q_b_proj.weight", 2 * 7 + theirs, 1),
+              d.at("layers.0.attention.q_b.w")[static_cast<size_t>((2 * 7 + ours) * 5 + 1)]);
+  }
+  EXPECT_EQ(stored(dir / "deepseek", "model.layers.0.self_attn.kv_a_proj_with_mqa.weight", 7 + 1, 3),
+            d.at("layers.0.attention.k_rope.w")[2 * 8 + 3]);
+  EXPECT_EQ(stored(dir / "deepseek", "model.layers.1.mlp.shared_experts.up_proj.weight", 2, 3),
+            d.at("layers.1.moe.shared.gate_up.w")[(8 + 2) * 8 + 3]);
+}
+
+TEST(HfWeights, ConvertsFromBf16) {
+  const TemporaryDirectory dir;
+  const auto weights = saved(llama(), dir / "a");
+  const SafetensorsModel model = SafetensorsModel::open(dir / "a");
+  make_directory(dir / "b");
+  std::vector<TensorToStore> headers;
+  for (const auto& [name, entry] : model.tensors()) {
+    headers.push_back({name, DType::bf16, Shape(std::span<const int64_t>(entry.tensor->shape))});
+  }
+  SafetensorsWriter writer(dir / "b/model.safetensors", headers);
+  for (const TensorToStore& t : headers) {
+    const Tensor all = Tensor::empty(t.shape, DType::f64);
+    model.at(t.name).file->load(*model.at(t.name).tensor, whole(t.shape), all);
+    for (const double v : all.span<double>()) {
+      const bf16 half = bf16::from(static_cast<float>(v));
+      writer.append(std::as_bytes(std::span(&half, 1)));
+    }
+  }
+  writer.finish();
+  run_thread_ranks({.ranks = 1}, [&](Group& world) {
+    TinyModel read(world, {}, llama(), 8);
+    load_hf_weights(read.store, read.transformer.config(), dir / "b");
+    const auto got = read.parameter("layers.1.mlp.down.w").value().span<double>();
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double want = weights.at("layers.1.mlp.down.w")[i];
+      EXPECT_EQ(got[i], bf16::from(static_cast<float>(want)).to_float());
+    }
+  });
+}
+
+TEST(HfWeights, MistakesNameTheTensor) {
+  const TemporaryDirectory dir;
+  saved(llama(), dir / "llama");
+  ModelConfig wide = llama();
+  wide.mlp_width = 16;
+  EXPECT_THAT([&] { load(wide, dir / "llama"); },
+              ThrowsMessage<Error>(HasSubstr(
+                  "tensor \"model.layers.0.mlp.gate_proj.weight\" has shape [12, 8], [16, 8] is expected")));
+  ModelConfig tied = llama();
+  tied.tied = true;
+  saved(tied, dir / "tied");
+  EXPECT_THAT(
+      [&] { load(llama(), dir / "tied"); },
+      ThrowsMessage<Error>(HasSubstr("tensor \"lm_head.weight\" is missing, which head.w comes from")));
+  EXPECT_THAT([&] { saved(llama(), dir / "llama"); }, ThrowsMessage<Error>(HasSubstr("llama")));
+}
+
+TEST(HfWeights, ModelsOfNoFamilyAreRefused) {
+  const auto refusal = [](ModelConfig c) {
+    try {
+      hf_family(resolved(c));
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  for (const auto& model : kModels) EXPECT_EQ(refusal(model()), "");
+  ModelConfig c = llama();
+  c.mlp = MlpKind::gelu;
+  EXPECT_THAT(refusal(c), HasSubstr("LlamaForCausalLM would have to have model.mlp = \"swiglu\""));
+  c = mixtral();
+  c.moe.shared_experts = 1;
+  EXPECT_THAT(refusal(c), HasSubstr("MixtralForCausalLM would have to have normalised softmax scores"));
+  c = gpt2();
+  c.bias = false;
+  EXPECT_THAT(refusal(c), HasSubstr("GPT2LMHeadModel would have to have model.bias = true"));
+}
+
+TEST(HfWeights, ConfigsThatMeanSomethingElseAreRefused) {
+  const TemporaryDirectory dir;
+  const auto refusal = [&](const char* json) {
+    std::filesystem::remove(dir / "config.json");
+    write_new_file(dir / "config.json", json);
+    try {
+      read_hf_config(dir / "config.json");
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_EQ(refusal(R"({"model_type": "llama"})"), "no error");
+  EXPECT_THAT(refusal(R"({"model_type": "bert"})"), HasSubstr("config.json: \"model_type\" is \"bert\""));
+  EXPECT_THAT(refusal(R"({"model_type": "llama", "attention_bias": true})"),
+              HasSubstr("\"attention_bias\" is true"));
+  EXPECT_THAT(refusal(R"({"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}})"),
+              HasSubstr("\"rope_type\" is \"llama3\""));
+  EXPECT_THAT(refusal(R"({"model_type": "deepseek_v3"})"), HasSubstr("\"topk_group\""));
+  EXPECT_THAT(refusal(R"({"model_type": "llama", "hidden_size": "8"})"), HasSubstr("\"hidden_size\""));
+  EXPECT_THAT(refusal(R"({"model_type": "llama", "num_attention_heads": 5})"),
+              HasSubstr("config.json: model.width"));
+}
+
+}  // namespace
+}  // namespace phalanx

@@ -5,7 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <functional>
 #include <map>
 
 #include "phalanx/base/error.h"
@@ -173,25 +173,37 @@ TEST(HfWeights, TensorsStandWhereTheirsDo) {
             d.at("layers.1.moe.shared.gate_up.w")[(8 + 2) * 8 + 3]);
 }
 
-TEST(HfWeights, ConvertsFromBf16) {
-  const TemporaryDirectory dir;
-  const auto weights = saved(llama(), dir / "a");
-  const SafetensorsModel model = SafetensorsModel::open(dir / "a");
-  make_directory(dir / "b");
+// Copies a model's tensors into a file, as `change` leaves them.
+void copy_tensors(const SafetensorsModel& model, const std::filesystem::path& file, DType dtype,
+                  const std::function<bool(const std::string&)>& wanted,
+                  const std::function<double(const std::string&, double)>& change) {
   std::vector<TensorToStore> headers;
   for (const auto& [name, entry] : model.tensors()) {
-    headers.push_back({name, DType::bf16, Shape(std::span<const int64_t>(entry.tensor->shape))});
+    if (wanted(name)) headers.push_back({name, dtype, Shape(std::span<const int64_t>(entry.tensor->shape))});
   }
-  SafetensorsWriter writer(dir / "b/model.safetensors", headers);
+  SafetensorsWriter writer(file, headers);
   for (const TensorToStore& t : headers) {
     const Tensor all = Tensor::empty(t.shape, DType::f64);
     model.at(t.name).file->load(*model.at(t.name).tensor, whole(t.shape), all);
     for (const double v : all.span<double>()) {
-      const bf16 half = bf16::from(static_cast<float>(v));
-      writer.append(std::as_bytes(std::span(&half, 1)));
+      const double changed = change(t.name, v);
+      const bf16 half = bf16::from(static_cast<float>(changed));
+      writer.append(dtype == DType::bf16 ? std::as_bytes(std::span(&half, 1))
+                                         : std::as_bytes(std::span(&changed, 1)));
     }
   }
   writer.finish();
+}
+
+double as_it_is(const std::string&, double v) { return v; }
+
+TEST(HfWeights, ConvertsFromBf16) {
+  const TemporaryDirectory dir;
+  const auto weights = saved(llama(), dir / "a");
+  make_directory(dir / "b");
+  copy_tensors(
+      SafetensorsModel::open(dir / "a"), dir / "b/model.safetensors", DType::bf16,
+      [](const std::string&) { return true; }, as_it_is);
   run_thread_ranks({.ranks = 1}, [&](Group& world) {
     TinyModel read(world, {}, llama(), 8);
     load_hf_weights(read.store, read.transformer.config(), dir / "b");
@@ -201,6 +213,43 @@ TEST(HfWeights, ConvertsFromBf16) {
       EXPECT_EQ(got[i], bf16::from(static_cast<float>(want)).to_float());
     }
   });
+}
+
+TEST(HfWeights, ReadsSeveralFilesByTheirIndex) {
+  const TemporaryDirectory dir;
+  const auto weights = saved(deepseek(), dir / "a");
+  const SafetensorsModel model = SafetensorsModel::open(dir / "a");
+  make_directory(dir / "b");
+  std::string map;
+  for (const bool first : {true, false}) {
+    const auto wanted = [&](const std::string& name) { return name.starts_with("model.layers.0.") == first; };
+    const std::string file = first ? "model-00001-of-00002.safetensors" : "model-00002-of-00002.safetensors";
+    copy_tensors(model, dir / "b" / file, DType::f64, wanted, as_it_is);
+    for (const auto& [name, entry] : model.tensors()) {
+      if (wanted(name)) map += format("{}\"{}\": \"{}\"", map.empty() ? "" : ", ", name, file);
+    }
+  }
+  write_new_file(dir / "b/model.safetensors.index.json", "{\"weight_map\": {" + map + "}}");
+  run_thread_ranks({.ranks = 1}, [&](Group& world) {
+    TinyModel read(world, {}, deepseek(), 8);
+    load_hf_weights(read.store, read.transformer.config(), dir / "b");
+    for (const Parameter& p : read.store.all()) {
+      EXPECT_TRUE(std::ranges::equal(p.value().span<double>(), weights.at(p.name()))) << p.name();
+    }
+  });
+}
+
+TEST(HfWeights, ACorrectionBiasIsRefused) {
+  const TemporaryDirectory dir;
+  saved(deepseek(), dir / "a");
+  make_directory(dir / "b");
+  copy_tensors(
+      SafetensorsModel::open(dir / "a"), dir / "b/model.safetensors", DType::f64,
+      [](const std::string&) { return true; },
+      [](const std::string& name, double v) { return name.ends_with("correction_bias") ? 0.5 : v; });
+  EXPECT_THAT(
+      [&] { load(deepseek(), dir / "b"); },
+      ThrowsMessage<Error>(HasSubstr("model.layers.1.mlp.gate.e_score_correction_bias\" is not zero")));
 }
 
 TEST(HfWeights, MistakesNameTheTensor) {

@@ -7,6 +7,7 @@
 #include "phalanx/base/philox.h"
 #include "phalanx/base/trace.h"
 #include "phalanx/ops/elementwise.h"
+#include "phalanx/parallel/holders.h"
 
 namespace phalanx {
 namespace {
@@ -55,13 +56,18 @@ bool is_of_experts(const Placement& placement) {
 
 Parameter& ParameterStore::add(ParameterSpec spec) {
   PHX_CHECK(!values_.defined(), "parameter {} comes after initialise", spec.name);
+  const auto same = std::ranges::find(parameters_, spec.name, &Parameter::name);
+  if (same != parameters_.end()) {
+    PHX_CHECK(same->spec() == spec, "parameter {} is added twice, differently", spec.name);
+    return *same;
+  }
   const LocalSlice slice = local_slice(spec.name, spec.shape, spec.placement, mesh_);
   return parameters_.emplace_back(std::move(spec), slice);
 }
 
 ParameterStore::GradSum& ParameterStore::sum_of(const Parameter& parameter, const std::vector<int>& all) {
-  constexpr Axis kDense[] = {Axis::dp, Axis::cp, Axis::tp};
-  constexpr Axis kExperts[] = {Axis::edp, Axis::ep, Axis::etp};
+  constexpr Axis kDense[] = {Axis::pp, Axis::dp, Axis::cp, Axis::tp};
+  constexpr Axis kExperts[] = {Axis::pp, Axis::edp, Axis::ep, Axis::etp};
   const ParameterSpec& spec = parameter.spec();
   std::vector<int> members = all;
   if (spec.gradient == OverTp::alike) {
@@ -89,20 +95,32 @@ void ParameterStore::lay_out(GradSum& sum, int64_t begin, int64_t end) {
   shares_.push_back(sum.share);
 }
 
-void ParameterStore::initialise(uint64_t seed) {
-  std::vector<size_t> sum_index;
-  for (Parameter& p : parameters_) {
-    const std::vector<int> all = holders(p.spec().placement, mesh_);
-    p.owner_ = all.front() == mesh_.world().rank();
-    sum_index.push_back(static_cast<size_t>(&sum_of(p, all) - sums_.data()));
+// Sums, and those of each, in the order of names: stages that share some may have added them in another one.
+std::vector<std::vector<Parameter*>> ParameterStore::parameters_by_sum() {
+  std::vector<Parameter*> ordered;
+  for (Parameter& p : parameters_) ordered.push_back(&p);
+  std::ranges::sort(ordered, {}, &Parameter::name);
+  std::vector<HeldTensor> held;
+  for (const Parameter* p : ordered) held.push_back({p->name(), p->spec().shape, p->spec().placement});
+  const std::vector<std::vector<int>> all = holders_of(held, mesh_);
+  std::vector<std::vector<Parameter*>> runs;
+  for (size_t i = 0; i < ordered.size(); ++i) {
+    ordered[i]->owner_ = all[i].front() == mesh_.world().rank();
+    const auto sum = static_cast<size_t>(&sum_of(*ordered[i], all[i]) - sums_.data());
+    runs.resize(sums_.size());
+    runs[sum].push_back(ordered[i]);
   }
+  return runs;
+}
+
+void ParameterStore::initialise(uint64_t seed) {
+  const std::vector<std::vector<Parameter*>> runs = parameters_by_sum();
   int64_t end = 0;
   for (size_t s = 0; s < sums_.size(); ++s) {
     const int64_t begin = end;
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-      if (sum_index[i] != s) continue;
-      parameters_[i].flat_begin_ = end;
-      end += parameters_[i].slice().local.numel();
+    for (Parameter* p : runs[s]) {
+      p->flat_begin_ = end;
+      end += p->slice().local.numel();
     }
     lay_out(sums_[s], begin, end);
     end = sums_[s].run.end;

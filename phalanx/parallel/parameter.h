@@ -16,6 +16,7 @@ struct Init {
   enum class Kind : uint8_t { zeros, ones, normal };
   Kind kind = Kind::normal;
   double std = 0.02;
+  friend bool operator==(const Init&, const Init&) = default;
 };
 
 /// What ranks that differ along tp alone compute of the gradient of a parameter that they all hold: all of
@@ -29,6 +30,7 @@ struct ParameterSpec {
   Init init;
   bool weight_decay = true;
   OverTp gradient = OverTp::alike;
+  friend bool operator==(const ParameterSpec&, const ParameterSpec&) = default;
 };
 
 class Parameter;
@@ -78,7 +80,7 @@ class Parameter {
     Into into;
   };
   GradSum grad_sum() { return {grad_, std::exchange(grad_written_, true) ? Into::add : Into::replace}; }
-  /// True on one of the ranks of the stage that hold this part.
+  /// True on one of the ranks that hold this part.
   bool is_owner() const { return owner_; }
   /// Where the local part stands in the store's flat tensors: [flat_begin, flat_begin + numel).
   int64_t flat_begin() const { return flat_begin_; }
@@ -126,9 +128,11 @@ class ParameterStore {
  public:
   ParameterStore(Mesh& mesh, DType dtype, Zero zero = Zero::none) : mesh_(mesh), dtype_(dtype), zero_(zero) {}
 
-  /// Registers a parameter; its address is stable.
+  /// Registers a parameter; its address is stable. One that is there under this name already (the same in
+  /// every respect) is shared: a tied embedding, say. So is one of that name on another stage of pp.
   Parameter& add(ParameterSpec spec);
   /// Takes the memory and fills in initial values: the same numbers in every layout. After the last add.
+  /// Collective over pp.
   void initialise(uint64_t seed);
 
   std::deque<Parameter>& all() { return parameters_; }
@@ -149,7 +153,7 @@ class ParameterStore {
   /// The elements of the parameter (as it lies in memory) that this rank updates, and whose gradient is
   /// summed here; with ZeRO perhaps none.
   FlatRange share_of(const Parameter& parameter) const;
-  /// True on one of the ranks of the stage that update that share.
+  /// True on one of the ranks that update that share.
   bool writes_share_of(const Parameter& parameter) const;
 
   /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.
@@ -171,6 +175,7 @@ class ParameterStore {
     FlatRange share = {};  // that this rank updates
   };
   GradSum& sum_of(const Parameter& parameter, const std::vector<int>& holders);
+  std::vector<std::vector<Parameter*>> parameters_by_sum();
   // That the parameter lies in; null where it has no elements behind the last run.
   const GradSum* run_of(const Parameter& parameter) const;
   void lay_out(GradSum& sum, int64_t begin, int64_t end);

@@ -205,7 +205,7 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary) {
   const Layers layers(model, config.train.dtype, tokens, layout, config.parallel.sequence);
 
   const int64_t parameters = count_local_parameters(model, layout);
-  const bool overlaps = config.train.schedule == ScheduleKind::overlapped;
+  const bool overlaps = config.train.schedule == "overlapped";
   Live peak = backward_peak(layers, model.layers, overlaps);
   if (overlaps && share.microbatches() > 1) {
     Live both = backward_peak(layers, model.layers, false);

@@ -32,6 +32,7 @@ class RankRun {
   TrainConfig config_;
   Mesh mesh_;
   RowShare share_;
+  Schedule schedule_;
   ParameterStore parameters_;
   Transformer model_;
   Optimizer optimizer_;

@@ -239,7 +239,8 @@ std::string time_section(const History& h) {
   const auto usable = [](double s) { return std::isfinite(s) && s > 0 ? std::min(s, 1e12) : 0; };
   StackedBar bar = {.title = "Time by phase", .unit = "of rank 0"};
   const PhaseSeconds& p = h.phases;
-  bar.parts = {{"forward", usable(p.forward), 0},
+  bar.parts = {{"waiting for other stages", usable(p.wait), 8},
+               {"forward", usable(p.forward), 0},
                {"backward", usable(p.backward), 1},
                {"forward and backward overlapped", usable(p.overlap), 2},
                {"reduction", usable(p.reduce), 3},

@@ -109,6 +109,7 @@ class Run {
   }
 
   static void add(PhaseSeconds& sum, const PhaseSeconds& s) {
+    sum.wait += s.wait;
     sum.forward += s.forward;
     sum.backward += s.backward;
     sum.overlap += s.overlap;
@@ -142,8 +143,11 @@ class Run {
   }
 
   void count_experts() {
-    for (Moe* moe : rank_.model().moe_layers()) {
-      const std::vector<int64_t>& mine = moe->statistics().expert_tokens;
+    const ModelConfig& model = config().model;
+    if (model.mlp != MlpKind::moe) return;
+    for (int layer = model.moe.dense_layers; layer < model.layers; ++layer) {
+      std::vector<int64_t> mine(static_cast<size_t>(model.moe.experts), 0);
+      if (Moe* moe = rank_.model().moe(layer)) mine = moe->statistics().expert_tokens;
       const Tensor sum = Tensor::of(Shape{static_cast<int64_t>(mine.size())}, std::span<const int64_t>(mine));
       world_.all_reduce(sum).wait();
       const auto all = sum.span<int64_t>();

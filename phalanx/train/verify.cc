@@ -10,6 +10,7 @@
 #include "phalanx/base/philox.h"
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/ops/cross_entropy.h"
+#include "phalanx/train/pairwise.h"
 #include "phalanx/train/rank_run.h"
 
 namespace phalanx {
@@ -71,6 +72,10 @@ void collect(FullTensors& full, ParameterStore& store, bool grads) {
   }
 }
 
+Schedule schedule_of(const VerifyCase& c, int microbatches) {
+  return make_schedule(c.schedule, {.ranks = c.layout.pp, .microbatches = microbatches});
+}
+
 Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
   check_trainable(c.layout);  // an axis that no layer cuts would agree and prove nothing
   Outcome out;
@@ -78,13 +83,13 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
     Mesh mesh(world, c.layout);
     ParameterStore store(mesh, o.dtype, c.zero);
-    Transformer model(store, o.model, o.seed, c.sequence);
+    const Schedule schedule = schedule_of(c, o.microbatches);
+    Transformer model(store, o.model, o.seed, c.sequence,
+                      parts_of_rank(schedule, mesh.coordinate(Axis::pp), o.model.layers));
     store.initialise(o.seed);
     Optimizer optimizer(
         store, {.kind = o.dtype == DType::f64 ? OptimizerConfig::Kind::adamw : OptimizerConfig::Kind::sgd});
-    Trainer trainer{
-        mesh, store, model, optimizer, c.overlapped ? overlapped(o.microbatches) : sequential(o.microbatches),
-        1.0};
+    Trainer trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0};
     const std::vector<Batch> batches = random_batches(o, mesh);
     const StepResult first = compute_gradients(trainer, batches, 0);
     {
@@ -126,41 +131,83 @@ Worst worst_error(const FullTensors& tensors, const FullTensors& reference) {
   return worst;
 }
 
+// Those of a training step that the pipeline can run, with the fewest microbatches that DualPipe takes.
+std::vector<std::string> schedules_of(const ModelConfig& model, int pp) {
+  std::vector<std::string> names;
+  for (const ScheduleEntry* entry : schedule_entries()) {
+    const std::string name(entry->name);
+    if (pp == 1 && name != "sequential" && name != "overlapped") continue;
+    if (pp > 1 && (name == "overlapped" || (name == "dualpipe" && pp % 2 != 0))) continue;
+    const Schedule s = make_schedule(name, {.ranks = pp, .microbatches = 2 * pp});
+    if (s.stages() <= model.layers) names.push_back(name);
+  }
+  return names;
+}
+
+// What is to meet in pairs: the axes that cut something, and how.
+Settings settings_of(const VerifyCase& c) {
+  Settings s = {c.layout.text(), {"schedule " + c.schedule, format("zero {}", static_cast<int>(c.zero))}};
+  const Layout& l = c.layout;
+  if (l.tp > 1) s.values.push_back(c.sequence ? "sequence" : "alike");
+  const std::pair<const char*, int> axes[] = {
+      {"pp", l.pp}, {"dp", l.dp}, {"cp", l.cp}, {"tp", l.tp}, {"ep", l.ep}};
+  for (const auto& [name, size] : axes) {
+    if (size > 1) s.values.push_back(format("{}={}", name, size));
+  }
+  return s;
+}
+
 double relative(double a, double b) { return std::abs(a - b) / std::max(std::abs(b), 1e-300); }
 
 }  // namespace
 
-void add_cases(const Layout& layout, std::vector<VerifyCase>& cases) {
-  for (const bool sequence : {false, true}) {
-    if (sequence && layout.tp == 1) continue;
-    for (const bool overlaps : {false, true}) {
-      for (const Zero zero : {Zero::none, Zero::optimizer}) {
-        cases.push_back({layout, overlaps, sequence, zero});
+std::vector<Layout> verify_layouts(const ModelConfig& model, int ranks) {
+  std::vector<Layout> layouts;
+  const auto add = [&](int pp, int tp, int cp, int ep) {
+    const int stage_ranks = ranks / pp;
+    if (ranks % (pp * tp * cp) != 0 || stage_ranks % ep != 0) return;
+    const Layout layout{.pp = pp, .dp = stage_ranks / (tp * cp), .cp = cp, .tp = tp, .ep = ep};
+    if (misfit(model, layout).empty()) layouts.push_back(layout);
+  };
+  for (int pp = 1; pp <= std::min(ranks, model.layers); ++pp) {
+    for (int tp = 1; tp <= ranks / pp; ++tp) {
+      for (int cp = 1; cp <= ranks / (pp * tp); ++cp) {
+        for (int ep = 1; ep <= ranks / pp; ++ep) add(pp, tp, cp, ep);
       }
     }
   }
+  return layouts;
 }
 
-std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks) {
-  std::vector<VerifyCase> cases;
-  const auto divides = [&](int size) { return ranks % size == 0; };
-  for (int tp = 1; tp <= ranks; ++tp) {
-    for (int cp = 1; cp <= ranks / tp; ++cp) {
-      for (int ep = 1; ep <= ranks; ++ep) {
-        if (!divides(tp * cp) || !divides(ep)) continue;
-        const Layout layout{.dp = ranks / (tp * cp), .cp = cp, .tp = tp, .ep = ep};
-        if (misfit(model, layout).empty()) add_cases(layout, cases);
+std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector<Layout>& layouts,
+                                     Coverage coverage) {
+  std::vector<VerifyCase> all;
+  for (const Layout& layout : layouts) {
+    for (const std::string& schedule : schedules_of(model, layout.pp)) {
+      for (const bool sequence : {false, true}) {
+        if (sequence && layout.tp == 1) continue;
+        for (const Zero zero : {Zero::none, Zero::optimizer}) {
+          all.push_back({layout, schedule, sequence, zero});
+        }
       }
     }
   }
-  return cases;
+  if (coverage == Coverage::exhaustive) return all;
+  std::vector<Settings> settings;
+  for (const VerifyCase& c : all) settings.push_back(settings_of(c));
+  std::vector<VerifyCase> few;
+  for (const size_t i : cover_pairs(settings)) few.push_back(all[i]);
+  return few;
 }
 
 std::vector<VerifyRow> verify(const VerifyOptions& given, const std::vector<VerifyCase>& cases,
                               const std::function<void(const VerifyRow&)>& on_row) {
   VerifyOptions o = given;
   for (const VerifyCase& c : cases) {
-    if (given.sequences == 0) o.sequences = std::lcm(std::max<int64_t>(o.sequences, 1), c.layout.ranks());
+    if (given.sequences == 0) {
+      o.sequences = std::lcm(std::max<int64_t>(o.sequences, 1), c.layout.ranks() / c.layout.pp);
+    }
+    o.microbatches = std::max(o.microbatches, 2 * c.layout.pp);
   }
   const double limit = o.tolerance > 0 ? o.tolerance : o.dtype == DType::f64 ? 1e-12 : 1e-5;
   const Outcome reference = run_case(o, {});

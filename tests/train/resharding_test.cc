@@ -18,13 +18,13 @@ using FullTensors = std::map<std::string, std::vector<float>>;
 
 struct Run {
   const char* name;
-  TrainConfig (*config)(const Layout&, ScheduleKind);
+  TrainConfig (*config)(const Layout&, const char*);
   Layout layout;
   int zero = 0;
 };
 
 TrainConfig config_of(const Run& run, const std::string& out) {
-  TrainConfig c = run.config(run.layout, ScheduleKind::sequential);
+  TrainConfig c = run.config(run.layout, "sequential");
   c.parallel.zero = run.zero;
   c.train.out = out;
   return c;
@@ -109,7 +109,7 @@ TEST(ZeroOne, UpdatesToTheSameBits) {
                                        {&small_moe, Layout{.dp = 4, .ep = 2}}}) {
     FullTensors results[2];
     for (const int zero : {0, 1}) {
-      TrainConfig c = config({}, ScheduleKind::sequential);
+      TrainConfig c = config({}, "sequential");
       c.train.batch = 12;
       c.train.microbatch = 1;
       c.parallel = {.ranks = layout.ranks(), .layout = layout.text(), .zero = zero};
@@ -128,7 +128,7 @@ TEST(ZeroOne, UpdatesToTheSameBits) {
 // all_reduce would, and a few numbers.
 TEST(ZeroOne, MovesTheBytesOfAnAllReduce) {
   const Layout layout = {.dp = 4};
-  const TrainConfig base = small_llama(layout, ScheduleKind::sequential);
+  const TrainConfig base = small_llama(layout, "sequential");
   const Dataset data = random_text(base, 1);
   for (const int zero : {0, 1}) {
     TrainConfig c = base;

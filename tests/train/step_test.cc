@@ -10,86 +10,13 @@
 #include <random>
 
 #include "phalanx/comm/transport/threads.h"
+#include "tests/train/step_models.h"
 
 namespace phalanx {
 namespace {
 
-constexpr int64_t kVocabulary = 11;
-constexpr int64_t kContext = 7;
 constexpr int64_t kSequences = 4;  // in a microbatch of the whole job
-constexpr int kMicrobatches = 3;
-
-ModelConfig base_config() {
-  ModelConfig c;
-  c.vocabulary = kVocabulary;
-  c.layers = 2;
-  c.width = 12;
-  c.heads = 3;
-  c.context = kContext;
-  c.mlp_width = 10;
-  c.init_std = 0.3;  // far from uniform, so that routing and attention matter
-  return c;
-}
-
-ModelConfig gpt() {
-  ModelConfig c = base_config();
-  c.norm = NormKind::layernorm;
-  c.positions = Positions::learned;
-  c.mlp = MlpKind::gelu;
-  c.bias = true;
-  return c;
-}
-
-ModelConfig llama() {
-  ModelConfig c = base_config();
-  c.kv_heads = 1;
-  c.tied = false;
-  return c;
-}
-
-ModelConfig moe() {
-  ModelConfig c = llama();
-  c.mlp = MlpKind::moe;
-  c.layers = 3;
-  c.moe = {.experts = 4, .top_k = 2, .expert_width = 5, .shared_experts = 1, .dense_layers = 1};
-  return c;
-}
-
-ModelConfig sigmoid_moe_with_dropout() {
-  ModelConfig c = moe();
-  c.moe.scores = Scores::sigmoid;
-  c.moe.scaling = 1.5;
-  c.moe.shared_experts = 0;
-  c.dropout = 0.2;
-  return c;
-}
-
-// With heads and widths that tp = 2 and 4 divide.
-ModelConfig divisible(ModelConfig c) {
-  c.heads = 4;
-  c.head_dim = 4;
-  c.mlp_width = 12;
-  if (c.kv_heads > 0) c.kv_heads = 2;  // fewer than four ranks
-  c.moe.expert_width = 8;
-  return c;
-}
-
-// So that ranks of cp = 2 or 4 meet within a sequence.
-ModelConfig six_tokens(ModelConfig c) {
-  c = divisible(c);
-  c.context = 6;
-  return c;
-}
-
-ModelConfig with_vocabulary(ModelConfig c, int64_t vocabulary) {
-  c.vocabulary = vocabulary;
-  return c;
-}
-
-ModelConfig with_dropout(ModelConfig c) {
-  c.dropout = 0.2;
-  return c;
-}
+constexpr int kMicrobatches = 3;   // not a multiple of the stages
 
 // The rows of a microbatch that this rank holds: dp ranks take consecutive runs of the same sequences.
 std::vector<Batch> batches(const Mesh& mesh, const ModelConfig& config, unsigned seed) {
@@ -121,17 +48,18 @@ std::vector<Batch> batches(const Mesh& mesh, const ModelConfig& config, unsigned
 
 // Everything one rank needs for a step.
 struct Rank {
-  Rank(Group& world, const Layout& layout, const ModelConfig& config, DType dtype, bool overlap,
+  Rank(Group& world, const Layout& layout, const ModelConfig& config, DType dtype, const char* name,
        uint64_t seed, bool sequence = false)
       : mesh(world, layout),
         store(mesh, dtype),
-        model(store, resolved(config), seed, sequence),
+        schedule(make_schedule(name, {.ranks = layout.pp, .microbatches = kMicrobatches})),
+        model(store, resolved(config), seed, sequence,
+              parts_of_rank(schedule, mesh.coordinate(Axis::pp), config.layers)),
         optimizer((store.initialise(seed), store), {}),
-        trainer{
-            mesh, store, model, optimizer, overlap ? overlapped(kMicrobatches) : sequential(kMicrobatches),
-            1.0} {}
+        trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0} {}
   Mesh mesh;
   ParameterStore store;
+  Schedule schedule;
   Transformer model;
   Optimizer optimizer;
   Trainer trainer;
@@ -142,7 +70,7 @@ struct Case {
   ModelConfig config;
   DType dtype;
   Layout layout;
-  bool overlap;
+  const char* schedule;
   bool sequence = false;
 };
 
@@ -168,7 +96,7 @@ Outcome train(const Case& c, unsigned seed) {
   Outcome out;
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
-    Rank rank(world, c.layout, c.config, c.dtype, c.overlap, seed, c.sequence);
+    Rank rank(world, c.layout, c.config, c.dtype, c.schedule, seed, c.sequence);
     const std::vector<Batch> micro = batches(rank.mesh, c.config, seed);
     const StepResult first = compute_gradients(rank.trainer, micro, 5);
     for (const Tape& tape : rank.trainer.tapes) EXPECT_TRUE(tape.empty());
@@ -212,7 +140,7 @@ TEST_P(StepTest, EqualsOneRank) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(seed);
   const Case& c = GetParam();
-  const Outcome one = train({c.name, c.config, c.dtype, {}, false}, seed);
+  const Outcome one = train({c.name, c.config, c.dtype, {}, "sequential"}, seed);
   const Outcome many = train(c, seed);
   // Accumulation order differs; in f32 a near-tie of two experts may also fall the other way, hence the f64
   // cases.
@@ -240,71 +168,95 @@ TEST_P(StepTest, EqualsOneRank) {
 INSTANTIATE_TEST_SUITE_P(
     Layouts, StepTest,
     testing::Values(
-        Case{"gpt_overlapped", gpt(), DType::f64, {}, true},
-        Case{"gpt_dp2", gpt(), DType::f64, {.dp = 2}, false},
-        Case{"llama_dp4", llama(), DType::f64, {.dp = 4}, true},
-        Case{"moe_dp2", moe(), DType::f64, {.dp = 2}, false},
-        Case{"moe_dp2_ep2", moe(), DType::f64, {.dp = 2, .ep = 2}, true},
-        Case{"moe_dp4_ep2", moe(), DType::f64, {.dp = 4, .ep = 2}, true},
-        Case{"moe_dp4_ep4", moe(), DType::f64, {.dp = 4, .ep = 4}, false},
-        Case{"sigmoid_dp4_ep2", sigmoid_moe_with_dropout(), DType::f64, {.dp = 4, .ep = 2}, true},
-        Case{"gpt_tp2", divisible(gpt()), DType::f64, {.tp = 2}, false},
-        Case{"gpt_tp4_sequence", divisible(gpt()), DType::f64, {.tp = 4}, true, true},
+        Case{"gpt_overlapped", gpt(), DType::f64, {}, "overlapped"},
+        Case{"gpt_dp2", gpt(), DType::f64, {.dp = 2}, "sequential"},
+        Case{"llama_dp4", llama(), DType::f64, {.dp = 4}, "overlapped"},
+        Case{"moe_dp2", moe(), DType::f64, {.dp = 2}, "sequential"},
+        Case{"moe_dp2_ep2", moe(), DType::f64, {.dp = 2, .ep = 2}, "overlapped"},
+        Case{"moe_dp4_ep2", moe(), DType::f64, {.dp = 4, .ep = 2}, "overlapped"},
+        Case{"moe_dp4_ep4", moe(), DType::f64, {.dp = 4, .ep = 4}, "sequential"},
+        Case{"sigmoid_dp4_ep2", sigmoid_moe_with_dropout(), DType::f64, {.dp = 4, .ep = 2}, "overlapped"},
+        Case{"gpt_tp2", divisible(gpt()), DType::f64, {.tp = 2}, "sequential"},
+        Case{"gpt_tp4_sequence", divisible(gpt()), DType::f64, {.tp = 4}, "overlapped", true},
         Case{"gpt_dropout_dp2_tp2_sequence",
              divisible(with_dropout(gpt())),
              DType::f64,
              {.dp = 2, .tp = 2},
-             false,
+             "sequential",
              true},
-        Case{"gpt_dropout_tp2", divisible(with_dropout(gpt())), DType::f64, {.tp = 2}, false},
-        Case{"llama_shared_kv_heads_tp4", divisible(llama()), DType::f64, {.tp = 4}, true},
-        Case{"llama_shared_kv_heads_dp2_tp4", divisible(llama()), DType::f64, {.dp = 2, .tp = 4}, false},
-        Case{"llama_shared_kv_heads_tp4_sequence", divisible(llama()), DType::f64, {.tp = 4}, false, true},
+        Case{"gpt_dropout_tp2", divisible(with_dropout(gpt())), DType::f64, {.tp = 2}, "sequential"},
+        Case{"llama_shared_kv_heads_tp4", divisible(llama()), DType::f64, {.tp = 4}, "overlapped"},
+        Case{"llama_shared_kv_heads_dp2_tp4",
+             divisible(llama()),
+             DType::f64,
+             {.dp = 2, .tp = 4},
+             "sequential"},
+        Case{"llama_shared_kv_heads_tp4_sequence",
+             divisible(llama()),
+             DType::f64,
+             {.tp = 4},
+             "sequential",
+             true},
         Case{"llama_a_rank_without_tokens_tp4",
              divisible(with_vocabulary(llama(), 5)),
              DType::f64,
              {.tp = 4},
-             false,
+             "sequential",
              true},
         Case{"gpt_tied_a_rank_without_tokens_tp4",
              divisible(with_vocabulary(gpt(), 5)),
              DType::f64,
              {.tp = 4},
-             false},
-        Case{"moe_tp2_ep2", divisible(moe()), DType::f64, {.tp = 2, .ep = 2}, true},
-        Case{"moe_tp4", divisible(moe()), DType::f64, {.tp = 4}, false},
+             "sequential"},
+        Case{"moe_tp2_ep2", divisible(moe()), DType::f64, {.tp = 2, .ep = 2}, "overlapped"},
+        Case{"moe_tp4", divisible(moe()), DType::f64, {.tp = 4}, "sequential"},
         Case{"moe_dp2_tp2_ep4_sequence",
              divisible(moe()),
              DType::f64,
              {.dp = 2, .tp = 2, .ep = 4},
-             true,
+             "overlapped",
              true},
         Case{"sigmoid_dp2_tp2_ep2",
              divisible(sigmoid_moe_with_dropout()),
              DType::f64,
              {.dp = 2, .tp = 2, .ep = 2},
-             false},
-        Case{"gpt_cp2", divisible(gpt()), DType::f64, {.cp = 2}, false},
-        Case{"gpt_dropout_dp2_cp2", divisible(with_dropout(gpt())), DType::f64, {.dp = 2, .cp = 2}, true},
-        Case{"llama_shared_kv_heads_cp4", divisible(llama()), DType::f64, {.cp = 4}, true},
-        Case{"llama_cp2_tp2_sequence", divisible(llama()), DType::f64, {.cp = 2, .tp = 2}, false, true},
-        Case{"gpt_within_a_sequence_dp2_cp4", six_tokens(gpt()), DType::f64, {.dp = 2, .cp = 4}, true},
+             "sequential"},
+        Case{"gpt_cp2", divisible(gpt()), DType::f64, {.cp = 2}, "sequential"},
+        Case{"gpt_dropout_dp2_cp2",
+             divisible(with_dropout(gpt())),
+             DType::f64,
+             {.dp = 2, .cp = 2},
+             "overlapped"},
+        Case{"llama_shared_kv_heads_cp4", divisible(llama()), DType::f64, {.cp = 4}, "overlapped"},
+        Case{
+            "llama_cp2_tp2_sequence", divisible(llama()), DType::f64, {.cp = 2, .tp = 2}, "sequential", true},
+        Case{
+            "gpt_within_a_sequence_dp2_cp4", six_tokens(gpt()), DType::f64, {.dp = 2, .cp = 4}, "overlapped"},
         Case{"moe_within_a_sequence_dp4_cp2_ep4",
              six_tokens(moe()),
              DType::f64,
              {.dp = 4, .cp = 2, .ep = 4},
-             true},
+             "overlapped"},
         Case{"sigmoid_within_a_sequence_dp2_cp2_tp2_ep4",
              six_tokens(sigmoid_moe_with_dropout()),
              DType::f64,
              {.dp = 2, .cp = 2, .tp = 2, .ep = 4},
-             true,
+             "overlapped",
              true},
-        Case{"moe_cp2_tp2_ep4", divisible(moe()), DType::f64, {.cp = 2, .tp = 2, .ep = 4}, true},
-        Case{"sigmoid_cp4_ep2", divisible(sigmoid_moe_with_dropout()), DType::f64, {.cp = 4, .ep = 2}, true},
-        Case{"gpt_f32_dp2", gpt(), DType::f32, {.dp = 2}, true},
-        Case{"llama_f32_tp4_sequence", divisible(llama()), DType::f32, {.tp = 4}, false, true},
-        Case{"llama_f32_dp4", llama(), DType::f32, {.dp = 4}, false}),
+        Case{"moe_cp2_tp2_ep4", divisible(moe()), DType::f64, {.cp = 2, .tp = 2, .ep = 4}, "overlapped"},
+        Case{"sigmoid_cp4_ep2",
+             divisible(sigmoid_moe_with_dropout()),
+             DType::f64,
+             {.cp = 4, .ep = 2},
+             "overlapped"},
+        Case{"gpt_tied_sequential_pp2", divisible(gpt()), DType::f64, {.pp = 2}, "sequential"},
+        Case{"gpt_dropout_1f1b_pp2_dp2", with_dropout(gpt()), DType::f64, {.pp = 2, .dp = 2}, "1f1b"},
+        Case{"gpt_tied_gpipe_pp2_tp2", divisible(gpt()), DType::f64, {.pp = 2, .tp = 2}, "gpipe"},
+        Case{"llama_zb_h1_pp2_cp2", divisible(llama()), DType::f64, {.pp = 2, .cp = 2}, "zb-h1"},
+        Case{"moe_uneven_1f1b_pp2_dp2_ep2", moe(), DType::f64, {.pp = 2, .dp = 2, .ep = 2}, "1f1b"},
+        Case{"gpt_f32_dp2", gpt(), DType::f32, {.dp = 2}, "overlapped"},
+        Case{"llama_f32_tp4_sequence", divisible(llama()), DType::f32, {.tp = 4}, "sequential", true},
+        Case{"llama_f32_dp4", llama(), DType::f32, {.dp = 4}, "sequential"}),
     [](const auto& info) { return info.param.name; });
 
 // How often each expert of each layer was chosen since the last call.
@@ -326,7 +278,7 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
   SCOPED_TRACE(seed);
   const Case& c = GetParam();
   run_thread_ranks({.ranks = 1, .threads_per_rank = 1}, [&](Group& world) {
-    Rank rank(world, {}, c.config, DType::f64, true, seed);
+    Rank rank(world, {}, c.config, DType::f64, "overlapped", seed);
     const std::vector<Batch> micro = batches(rank.mesh, c.config, seed);
     compute_gradients(rank.trainer, micro, 5);
     const Tensor analytic =
@@ -361,17 +313,18 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, GradientTest,
-                         testing::Values(Case{"gpt", gpt(), DType::f64, {}, true},
-                                         Case{"llama", llama(), DType::f64, {}, true},
-                                         Case{"moe", moe(), DType::f64, {}, true},
-                                         Case{"sigmoid", sigmoid_moe_with_dropout(), DType::f64, {}, true}),
-                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Models, GradientTest,
+    testing::Values(Case{"gpt", gpt(), DType::f64, {}, "overlapped"},
+                    Case{"llama", llama(), DType::f64, {}, "overlapped"},
+                    Case{"moe", moe(), DType::f64, {}, "overlapped"},
+                    Case{"sigmoid", sigmoid_moe_with_dropout(), DType::f64, {}, "overlapped"}),
+    [](const auto& info) { return info.param.name; });
 
 TEST(Step, ANonFiniteGradientStopsEveryRankAndNamesTheTensor) {
   try {
     run_thread_ranks({.ranks = 2}, [&](Group& world) {
-      Rank rank(world, {.dp = 2}, gpt(), DType::f32, false, 1);
+      Rank rank(world, {.dp = 2}, gpt(), DType::f32, "sequential", 1);
       const std::vector<Batch> micro = batches(rank.mesh, gpt(), 1);
       for (Parameter& p : rank.store.all()) {
         if (p.name() == "layers.1.mlp.up.w") p.value().span<float>()[3] = std::nanf("");

@@ -213,6 +213,23 @@ TEST(TrainConfig, LayoutAndRanksComplementEachOther) {
       2);
 }
 
+TEST(TrainConfig, PipelinesThatCannotRunAreRefused) {
+  EXPECT_EQ(parse("", {}).train.schedule, "sequential");
+  EXPECT_EQ(parse("", {"parallel.layout=pp=2"}).train.schedule, "1f1b");
+  EXPECT_THAT(refusal("", {"train.schedule=dualpip"}), HasSubstr("the nearest is dualpipe"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=2", "train.schedule=dualpipe", "train.microbatch=6"}),
+              HasSubstr("at least 4"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=2", "train.schedule=overlapped"}), HasSubstr("one stage"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=8"}), HasSubstr("8 stages"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=4", "train.schedule=zb-v"}), HasSubstr("model.layers 4"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=2", "parallel.layers=1,2"}),
+              HasSubstr("parallel.layers \"1,2\": 2 stages of 3 layers in all"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=2", "parallel.layers=4"}), HasSubstr("there are 2 stages"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=2", "parallel.layers=1,x"}), HasSubstr("is not a list"));
+  EXPECT_EQ(stage_layers(parse("", {"parallel.layout=pp=3", "parallel.layers=0,4,0"}).parallel),
+            (std::vector<int>{0, 4, 0}));
+}
+
 TEST(TrainConfig, ListsEveryKeyForHelp) {
   TrainConfig c;
   const std::string listing = train_table(c).listing();

@@ -14,18 +14,30 @@ class Verify(Case):
         told = json.loads(self.succeed("verify", self.config, *MOE, "--ranks", "4", "--json", "-"))
         self.assertEqual(told["failed"], 0)
         self.assertIn("dp=1", told["reference"])
-        runs = {(row["layout"], row["sequence"], row["zero"], row["schedule"]) for row in told["layouts"]}
-        dense = {"dp=4", "dp=2,tp=2", "tp=4", "dp=2,cp=2", "cp=2,tp=2", "cp=4"}
-        layouts = dense | {f"{axes},ep={ep}" for axes in dense for ep in (2, 4)}
-        self.assertEqual(runs, {(layout, sequence, zero, schedule) for layout in layouts for zero in (0, 1)
-                                for sequence in ({False, True} if "tp" in layout else {False})
-                                for schedule in ("sequential", "overlapped")})
+        stages = {1: ("dp=4", "dp=2,tp=2", "tp=4", "dp=2,cp=2", "cp=2,tp=2", "cp=4"),
+                  2: ("pp=2,dp=2", "pp=2,tp=2", "pp=2,cp=2")}
+        layouts = {axes for dense in stages.values() for axes in dense}
+        layouts |= {f"{axes},ep={ep}" for pp, dense in stages.items() for axes in dense for ep in (2, 4 // pp)
+                    if ep <= 4 // pp}
+        self.assertEqual({row["layout"] for row in told["layouts"]}, layouts)
+        self.expect_pairs(told["layouts"])
         for row in told["layouts"]:
             self.assertLessEqual(ROW, set(row))
             self.assertIs(row["pass"], True)
             self.assertLess(row["max_rel_grad_err"], 1e-12)
             self.assertLess(row["loss_err"], 1e-12)
             self.assertRegex(row["worst_tensor"], r"\.")
+
+    def expect_pairs(self, rows):
+        """Any two settings that can meet do, in some row."""
+        met = {(row["schedule"], row["zero"]) for row in rows}
+        met |= {(row["schedule"], row["sequence"]) for row in rows if "tp" in row["layout"]}
+        met |= {(row["schedule"], axis) for row in rows for axis in row["layout"].split(",")}
+        pipelines = ("sequential", "gpipe", "1f1b", "zb-h1", "dualpipe")
+        for schedule in (*pipelines, "overlapped"):
+            axes = ("dp=2", "cp=2", "tp=2", "ep=2") + (("pp=2",) if schedule in pipelines else ())
+            for other in (0, 1, True, False, *axes):
+                self.assertIn((schedule, other), met)
 
     def test_a_list_of_layouts_a_table_and_a_file(self):
         table = self.succeed("verify", self.config, "--layouts", "dp=2;dp=3;dp=4", "--dtype", "f32", "--json",
@@ -38,9 +50,9 @@ class Verify(Case):
         self.assertGreater(max(row["max_rel_grad_err"] for row in told["layouts"]), 1e-9)
 
     def test_a_layout_that_cannot_run_fails(self):
-        result = self.run_command("verify", self.config, "--layouts", "pp=2")
+        result = self.run_command("verify", self.config, "--layouts", "ep=2,dp=2")
         self.assertEqual(result.returncode, 1)
-        self.assertIn("pp=2", result.stdout)
+        self.assertIn("ep=2", result.stdout)
         self.assertRegex(result.stderr, r"\Aphalanx: 4 of 4 layouts [^\n]*\n\Z")
 
     def test_mistakes(self):

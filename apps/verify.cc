@@ -25,7 +25,8 @@ struct Options {
 // The layout, and what beside it tells cases apart.
 std::string case_name(const VerifyRow& row) {
   return row.run.layout.text() + (row.run.sequence ? " sequence" : "") +
-         (row.run.zero == Zero::none ? "" : " zero1");
+         (row.run.zero == Zero::none ? "" : format(" zero{}", static_cast<int>(row.run.zero))) +
+         (row.run.shard == 0 ? "" : format(" shard{}", row.run.shard));
 }
 
 nlohmann::json json_of(const VerifyRow& r) {
@@ -33,6 +34,7 @@ nlohmann::json json_of(const VerifyRow& r) {
                       {"schedule", r.run.schedule},
                       {"sequence", r.run.sequence},
                       {"zero", static_cast<int>(r.run.zero)},
+                      {"shard", r.run.shard},
                       {"transport", "threads"},
                       {"max_rel_grad_err", r.max_rel_grad_err},
                       {"worst_tensor", r.worst_tensor},

@@ -8,7 +8,7 @@
 #include "phalanx/model/config.h"
 #include "phalanx/ops/attention.h"
 #include "phalanx/parallel/context_parallel.h"
-#include "phalanx/parallel/parameter.h"
+#include "phalanx/parallel/data_parallel.h"
 #include "phalanx/parallel/tensor_parallel.h"
 #include "phalanx/tensor/tape.h"
 
@@ -53,6 +53,7 @@ struct Pass {
 /// What layers are built from; outlives them.
 struct Builder {
   ParameterStore& store;
+  DataParallel& data;
   TensorParallel& tensor;
   ContextParallel& context;
   const ModelConfig& config;

@@ -16,6 +16,10 @@ Parameter& add_positions(const Builder& b) {
                       .gradient = b.tensor.sequence() ? OverTp::parts : OverTp::alike});
 }
 
+DataParallel::Part added_since(const ParameterStore& store, size_t before) {
+  return DataParallel::Part({store.added().begin() + static_cast<ptrdiff_t>(before), store.added().end()});
+}
+
 }  // namespace
 
 std::vector<StagePart> cut_into_stages(int layers, int stages, std::span<const int> layers_of) {
@@ -49,17 +53,27 @@ std::vector<StagePart> parts_of_rank(const Schedule& schedule, int rank, int lay
 }
 
 Stage::Stage(const Builder& b, const StagePart& part, uint64_t seed)
-    : part_(part), tensor_(b.tensor), dropout_rate_(b.config.dropout), dropout_(seed, "embedding.dropout") {
+    : part_(part),
+      data_(b.data),
+      tensor_(b.tensor),
+      dropout_rate_(b.config.dropout),
+      dropout_(seed, "embedding.dropout") {
+  size_t before = b.store.added().size();
   if (part.embeds) {
     embedding_ = std::make_unique<TokenTable>(b, "embedding.w");
     if (b.config.positions == Positions::learned) positions_ = &add_positions(b);
+    embedding_weights_ = added_since(b.store, before);
   }
   for (int i = part.first_layer; i < part.end_layer; ++i) {
+    before = b.store.added().size();
     blocks_.push_back(std::make_unique<Block>(b, i, seed));
+    block_weights_.push_back(added_since(b.store, before));
   }
+  before = b.store.added().size();
   if (part.predicts) {
     norm_ = make_norm(b, "norm");
     head_ = std::make_unique<TokenTable>(b, b.config.tied ? "embedding.w" : "head.w");
+    head_weights_ = added_since(b.store, before);
   }
 }
 
@@ -67,8 +81,21 @@ Moe* Stage::moe(int layer) {
   return layer >= part_.first_layer && layer < part_.end_layer ? block(layer).moe() : nullptr;
 }
 
+void Stage::expect_passes(int microbatches) {
+  if (embedding_weights_) data_.expect(*embedding_weights_, microbatches);
+  for (DataParallel::Part& part : block_weights_) data_.expect(part, microbatches);
+  if (head_weights_) data_.expect(*head_weights_, microbatches);
+}
+
+// The gradients of a part are complete for this microbatch, once what is put off has run.
+Task<> Stage::passed(DataParallel::Part* part, Tape& tape) {
+  tape.defer([this, part] { data_.passed(*part); });
+  co_await data_.settle(1);
+}
+
 Task<Tensor> Stage::embed(Pass pass) {
   const Batch& batch = *pass.batch;
+  const DataParallel::Hold held = co_await data_.hold(&*embedding_weights_);
   Tensor x_TD = co_await embedding_->embed(batch.tokens);
   if (positions_) {
     const Lease positions = co_await positions_->use();
@@ -86,11 +113,14 @@ Task<> Stage::embed_backward(Tensor dx_TD, Pass pass, Tape& tape) {
     });
   }
   co_await embedding_->embed_backward(dx_TD, batch.tokens, tape);
+  co_await passed(&*embedding_weights_, tape);
 }
 
 Task<Tensor> Stage::forward(Tensor x_TD, Pass pass, Tape& tape) {
   if (embedding_) x_TD = co_await embed(pass);
   for (int i = part_.first_layer; i < part_.end_layer; ++i) {
+    const DataParallel::Hold held = co_await data_.hold(&weights(i));
+    if (i + 1 < part_.end_layer) data_.prefetch(weights(i + 1));
     x_TD = co_await block(i).forward(x_TD, pass, tape.scope("layer", i));
   }
   co_return x_TD;
@@ -98,7 +128,10 @@ Task<Tensor> Stage::forward(Tensor x_TD, Pass pass, Tape& tape) {
 
 Task<Tensor> Stage::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   for (int i = part_.end_layer; i-- > part_.first_layer;) {
+    const DataParallel::Hold held = co_await data_.hold(&weights(i));
+    if (i > part_.first_layer) data_.prefetch(weights(i - 1));
     dy_TD = co_await block(i).backward(dy_TD, pass, tape.scope("layer", i));
+    co_await passed(&weights(i), tape);
   }
   if (!embedding_) co_return dy_TD;
   co_await embed_backward(std::move(dy_TD), pass, tape);
@@ -106,16 +139,21 @@ Task<Tensor> Stage::backward(Tensor dy_TD, Pass pass, Tape& tape) {
 }
 
 Task<double> Stage::loss(Tensor x_TD, Pass pass, Tape& tape) {
+  const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
   const Tensor normed_TD = co_await norm_->forward(x_TD, pass, tape.scope("norm"));
   co_return co_await head_->loss(normed_TD, pass, tape.scope("loss"));
 }
 
 Task<Tensor> Stage::loss_backward(Pass pass, Tape& tape) {
+  const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
   const Tensor dnormed_TD = co_await head_->loss_backward(pass, tape.scope("loss"));
-  co_return co_await norm_->backward(dnormed_TD, pass, tape.scope("norm"));
+  const Tensor dx_TD = co_await norm_->backward(dnormed_TD, pass, tape.scope("norm"));
+  co_await passed(&*head_weights_, tape);
+  co_return dx_TD;
 }
 
 Task<Tensor> Stage::next_token_logits(Tensor x_TD, Pass pass, Tape& tape) {
+  const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
   const Tensor normed_TD = co_await norm_->forward(x_TD, pass, tape.scope("norm"));
   const Tensor last_1D = normed_TD.slice(normed_TD.rows() - 1, normed_TD.rows());
   co_return co_await head_->logits(last_1D);

@@ -1,7 +1,9 @@
 // A run of the model's layers that one rank computes: a stage of a pipeline, or the whole model.
 #pragma once
 
+#include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -43,6 +45,9 @@ class Stage {
   Task<double> loss(Tensor x_TD, Pass pass, Tape& tape);
   /// Of the last stage: the gradient of pass.scale · Σ loss by what forward gave.
   Task<Tensor> loss_backward(Pass pass, Tape& tape);
+  /// A step begins, in which so many microbatches go backward through the stage.
+  void expect_passes(int microbatches);
+
   /// Of the last stage: the logits of the batch's last token, [1, V].
   Task<Tensor> next_token_logits(Tensor x_TD, Pass pass, Tape& tape);
 
@@ -52,18 +57,26 @@ class Stage {
 
  private:
   Block& block(int layer) { return *blocks_[static_cast<size_t>(layer - part_.first_layer)]; }
+  DataParallel::Part& weights(int layer) {
+    return block_weights_[static_cast<size_t>(layer - part_.first_layer)];
+  }
+  Task<> passed(DataParallel::Part* part, Tape& tape);
   Task<Tensor> embed(Pass pass);
   Task<> embed_backward(Tensor dx_TD, Pass pass, Tape& tape);
 
   StagePart part_;
+  DataParallel& data_;
   TensorParallel& tensor_;
   double dropout_rate_;
   RandomStream dropout_;
   std::unique_ptr<TokenTable> embedding_;  // of the first stage
   Parameter* positions_ = nullptr;         // there, unless rope
   std::vector<std::unique_ptr<Block>> blocks_;
-  std::unique_ptr<Layer> norm_;       // of the last stage
-  std::unique_ptr<TokenTable> head_;  // there
+  std::deque<DataParallel::Part> block_weights_;
+  std::optional<DataParallel::Part> embedding_weights_;
+  std::optional<DataParallel::Part> head_weights_;  // and the final norm's
+  std::unique_ptr<Layer> norm_;                     // of the last stage
+  std::unique_ptr<TokenTable> head_;                // there
 };
 
 }  // namespace phalanx

@@ -15,9 +15,12 @@ const ModelConfig& checked(const ModelConfig& c, const Mesh& mesh) {
 
 Transformer::Transformer(ParameterStore& store, const ModelConfig& c, uint64_t seed, bool sequence,
                          std::vector<StagePart> parts)
-    : config_(checked(c, store.mesh())), tensor_(store.mesh(), sequence), context_(store.mesh()) {
+    : config_(checked(c, store.mesh())),
+      data_(store),
+      tensor_(store.mesh(), sequence),
+      context_(store.mesh()) {
   if (parts.empty()) parts = cut_into_stages(c.layers, 1);
-  const Builder build = {store, tensor_, context_, config_};
+  const Builder build = {store, data_, tensor_, context_, config_};
   for (const StagePart& part : parts) stages_.push_back(std::make_unique<Stage>(build, part, seed));
   for (int i = 0; i < c.layers; ++i) {
     if (Moe* layer = moe(i)) moe_layers_.push_back(layer);

@@ -29,6 +29,8 @@ class Transformer {
   Task<Tensor> next_token_logits(Pass pass, Tape& tape);
 
   const ModelConfig& config() const { return config_; }
+  /// What sums the gradients and gathers the weights.
+  DataParallel& data() { return data_; }
   /// The MoE layers that this rank has.
   const std::vector<Moe*>& moe_layers() const { return moe_layers_; }
   /// The MoE layer of that number; null: it is dense, or this rank does not have it.
@@ -42,6 +44,7 @@ class Transformer {
   Stage& whole();
 
   ModelConfig config_;
+  DataParallel data_;
   TensorParallel tensor_;
   ContextParallel context_;
   std::vector<std::unique_ptr<Stage>> stages_;  // by chunk

@@ -105,6 +105,15 @@ void add(PhaseSeconds& seconds, const std::vector<TimedStep>& steps) {
   }
 }
 
+// So that the sum of a layer's gradients can start once the last microbatch has gone back through it.
+void expect_passes(Trainer& t) {
+  for (int c = 0; c < t.model.chunks(); ++c) {
+    const auto passes = std::ranges::count_if(
+        t.pipeline.steps(), [c](const Step& s) { return s.goes_backward() && s.backward_chunk() == c; });
+    t.model.stage(c).expect_passes(static_cast<int>(passes));
+  }
+}
+
 double take_balance_loss(Transformer& model) {
   double sum = 0;
   for (Moe* moe : model.moe_layers()) sum += std::exchange(moe->statistics().balance_loss_sum, 0);
@@ -119,10 +128,10 @@ std::string first_bad_tensor(ParameterStore& store) {
     });
   };
   for (const Parameter& p : store.all()) {
-    if (bad(p.value())) return format("the weights {}", p.name());
+    if (bad(store.own_value(p))) return format("the weights {}", p.name());
   }
   for (const Parameter& p : store.all()) {
-    if (bad(p.grad())) return format("the gradient of {}", p.name());
+    if (bad(store.own_grad(p))) return format("the gradient of {}", p.name());
   }
   return {};
 }
@@ -148,17 +157,18 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
   const double scale = result.targets > 0 ? 1 / result.targets : 0;
   watch.lap(result.seconds.reduce);
 
+  expect_passes(t);
   TrainStages stages(t, microbatches, {.step = step, .scale = scale, .training = true});
   t.pipeline.run(stages);
   add(result.seconds, t.pipeline.records());
 
   watch = Stopwatch();
-  run(t.parameters.reduce_grads());
+  run(t.model.data().reduce_grads());
   const double loss = t.mesh.coordinate(Axis::tp) == 0 ? stages.loss() : 0;  // its ranks have the same
   const std::array losses = run(sum_over(t.mesh.world(), std::array{loss, take_balance_loss(t.model)}));
   result.loss = losses[0] * scale;
   result.balance_loss = losses[1] * scale;
-  result.grad_norm = run(t.parameters.grad_norm());
+  result.grad_norm = run(t.model.data().grad_norm());
   watch.lap(result.seconds.reduce);
   return result;
 }
@@ -170,7 +180,7 @@ StepResult train_step(Trainer& t, std::span<const Batch> microbatches, double lr
   const bool clips = t.clip > 0 && result.grad_norm > t.clip;
   t.optimizer.step(lr, clips ? t.clip / (result.grad_norm + 1e-6) : 1);
   watch.lap(result.seconds.update);
-  run(t.parameters.gather_values());
+  run(t.model.data().gather_values());
   watch.lap(result.seconds.reduce);
   return result;
 }

@@ -126,7 +126,10 @@ void add_parallel(ConfigTable& table, ParallelConfig& p) {
   s.add("ranks", &p.ranks, "number of ranks; 0: those of the layout").at_least(0).at_most(1 << 16);
   s.add("layout", &p.layout, "sizes of the axes, as in dp=4,ep=2; dp may be left out");
   s.add("sequence", &p.sequence, "sequence parallelism: between layers each rank of tp has its own rows");
-  s.add("zero", &p.zero, "ZeRO's stage; 1: replicas share out the optimizer's state").at_least(0).at_most(1);
+  s.add("zero", &p.zero, "ZeRO's stage: shares out 1 moments, 2 gradients too, 3 weights too")
+      .at_least(0)
+      .at_most(3);
+  s.add("shard", &p.shard, "ranks that share one copy; 0: all").at_least(0).at_most(1 << 16);
   s.add("chunks", &p.chunks, "stages on each rank of pp; 0: as the schedule has")
       .at_least(0)
       .at_most(kLayers);

@@ -38,6 +38,7 @@ struct ParallelConfig {
   std::string layout = "";  ///< "dp=4,ep=2"; without dp, dp takes the ranks that the others leave
   bool sequence = true;     ///< between layers each rank of tp has its own rows (sequence parallelism)
   int zero = 0;             ///< ZeRO's stage (parallel/parameter.h)
+  int shard = 0;            ///< ranks that share out one copy of what ZeRO shares; 0: all
   int chunks = 0;           ///< of the model on each rank of pp; 0: the schedule's own number
   std::string layers = "";  ///< of each stage of pp, "3,4,5"; "": as many on each as go round
   TransportKind transport = TransportKind::threads;

@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kSteps = 3;
 constexpr double kLearningRate = 1e-2;
+constexpr std::chrono::seconds kPatience(60);  // without a step forward: a case that hangs is a failure
 
 using FullTensors = std::map<std::string, std::vector<double>>;
 
@@ -56,17 +57,17 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh) {
   return batches;
 }
 
-// Writes this rank's part of each parameter into the full tensors: of gradients its share.
+// Writes what this rank updates of each parameter into the full tensors.
 void collect(FullTensors& full, ParameterStore& store, bool grads) {
   for (const Parameter& p : store.all()) {
     std::vector<double>& out = full[p.name()];
     out.resize(static_cast<size_t>(p.slice().full.numel()));
-    const Tensor local = grads ? p.grad() : p.value();
-    const FlatRange range = grads ? store.share_of(p) : FlatRange{0, local.numel()};
-    visit_float(local.dtype(), [&](auto t) {
-      for (int64_t i = range.begin; i < range.end; ++i) {
-        out[static_cast<size_t>(p.slice().global_index(i))] =
-            static_cast<double>(local.data<decltype(t)>()[i]);
+    const Tensor own = grads ? store.own_grad(p) : store.own_value(p);
+    const int64_t first = store.share_of(p).begin;
+    visit_float(own.dtype(), [&](auto t) {
+      for (int64_t i = 0; i < own.numel(); ++i) {
+        out[static_cast<size_t>(p.slice().global_index(first + i))] =
+            static_cast<double>(own.data<decltype(t)>()[i]);
       }
     });
   }
@@ -80,9 +81,9 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
   check_trainable(c.layout);  // an axis that no layer cuts would agree and prove nothing
   Outcome out;
   std::mutex mutex;
-  run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
+  run_thread_ranks({.ranks = c.layout.ranks(), .deadlines = {.progress = kPatience}}, [&](Group& world) {
     Mesh mesh(world, c.layout);
-    ParameterStore store(mesh, o.dtype, c.zero);
+    ParameterStore store(mesh, o.dtype, {.stage = c.zero, .shard = c.shard});
     const Schedule schedule = schedule_of(c, o.microbatches);
     Transformer model(store, o.model, o.seed, c.sequence,
                       parts_of_rank(schedule, mesh.coordinate(Axis::pp), o.model.layers));
@@ -146,7 +147,8 @@ std::vector<std::string> schedules_of(const ModelConfig& model, int pp) {
 
 // What is to meet in pairs: the axes that cut something, and how.
 Settings settings_of(const VerifyCase& c) {
-  Settings s = {c.layout.text(), {"schedule " + c.schedule, format("zero {}", static_cast<int>(c.zero))}};
+  Settings s = {c.layout.text(),
+                {"schedule " + c.schedule, format("zero {} shard {}", static_cast<int>(c.zero), c.shard)}};
   const Layout& l = c.layout;
   if (l.tp > 1) s.values.push_back(c.sequence ? "sequence" : "alike");
   const std::pair<const char*, int> axes[] = {
@@ -186,8 +188,12 @@ std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector
     for (const std::string& schedule : schedules_of(model, layout.pp)) {
       for (const bool sequence : {false, true}) {
         if (sequence && layout.tp == 1) continue;
-        for (const Zero zero : {Zero::none, Zero::optimizer}) {
+        for (const Zero zero : {Zero::none, Zero::optimizer, Zero::gradients, Zero::weights}) {
           all.push_back({layout, schedule, sequence, zero});
+          // Two copies of what is shared out, or more.
+          if (zero != Zero::none && layout.dp * layout.cp % 4 == 0) {
+            all.push_back({layout, schedule, sequence, zero, 2});
+          }
         }
       }
     }

@@ -8,7 +8,7 @@
 
 #include "phalanx/comm/mesh.h"
 #include "phalanx/model/config.h"
-#include "phalanx/parallel/parameter.h"
+#include "phalanx/parallel/parameter_store.h"
 #include "phalanx/tensor/dtype.h"
 
 namespace phalanx {
@@ -18,6 +18,7 @@ struct VerifyCase {
   std::string schedule = "sequential";
   bool sequence = false;  ///< sequence parallelism over tp
   Zero zero = Zero::none;
+  int shard = 0;  ///< ranks that share one copy of the state; 0: all
 };
 
 struct VerifyOptions {

@@ -199,7 +199,8 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
     TensorParallel tensor(mesh, c.sequence);
     const ModelConfig model = resolved(config);
     ContextParallel context(mesh);
-    Moe moe({store, tensor, context, model}, "m");
+    DataParallel data(store);
+    Moe moe({store, data, tensor, context, model}, "m");
     store.initialise(1);
     for (const Parameter& p : store.all()) {
       const auto local = p.value().span<double>();
@@ -222,7 +223,7 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
     const Tensor y = run(moe.forward(tensor.stream_rows(mine(v.at("x"))), pass, tape));
     const Tensor dx = run(moe.backward(tensor.stream_rows(mine(dy)), pass, tape));
     EXPECT_TRUE(tape.empty());
-    run(store.reduce_grads());
+    run(DataParallel(store).reduce_grads());
 
     const std::lock_guard lock(mutex);
     const int64_t at = (first + (tensor.sequence() ? tensor.rank() * y.rows() : 0)) * kWidth;

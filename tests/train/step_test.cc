@@ -103,7 +103,7 @@ Outcome train(const Case& c, unsigned seed) {
     {
       const std::lock_guard lock(mutex);
       out.first = first;
-      for (const Parameter& p : rank.store.all()) place(out.grads[p.name()], p, p.grad());
+      for (Parameter& p : rank.store.all()) place(out.grads[p.name()], p, p.grad());
     }
     StepResult last{};
     for (uint64_t i = 0; i < 3; ++i) last = train_step(rank.trainer, micro, 1e-2, i);
@@ -149,7 +149,9 @@ TEST_P(StepTest, EqualsOneRank) {
   EXPECT_NEAR(many.first.balance_loss, one.first.balance_loss, tolerance * one.first.loss);
   EXPECT_NEAR(many.first.grad_norm, one.first.grad_norm, tolerance * one.first.grad_norm);
   EXPECT_EQ(many.first.targets, one.first.targets);
-  EXPECT_LT(many.last_loss, many.first.loss);
+  if (c.config.dropout == 0) {  // else its noise may hide what three steps gain
+    EXPECT_LT(many.last_loss, many.first.loss);
+  }
   for (const auto& [name, grad] : one.grads) {
     if (vanishes(name)) {
       EXPECT_LT(norm(many.grads.at(name)), 1e-5 * many.first.grad_norm) << name;
@@ -287,7 +289,7 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
     int compared = 0;
     int rerouted = 0;  // the loss has no derivative where a token changes its expert
     for (Parameter& p : rank.store.all()) {
-      const auto grad = ParameterStore::part_of(analytic, p).span<double>();
+      const auto grad = rank.store.own_part(analytic, p).span<double>();
       for (size_t i = seed % 5; i < grad.size(); i += 17) {
         double& w = p.value().span<double>()[i];
         const double before = w;

@@ -26,8 +26,9 @@ const char* schedule_name(const VerifyRow& row) { return row.run.overlapped ? "o
 
 // The layout, and what beside it tells cases apart.
 std::string case_name(const VerifyRow& row) {
-  return row.run.layout.text() + (row.run.sequence ? " sequence" : "") +
-         (row.run.zero == Zero::none ? "" : " zero1");
+  return row.run.layout.text() +
+         (row.run.layout.cp == 1 ? "" : format(" ulysses={}", row.run.ulysses)) +
+         (row.run.sequence ? " sequence" : "") + (row.run.zero == Zero::none ? "" : " zero1");
 }
 
 nlohmann::json json_of(const VerifyRow& r) {
@@ -35,6 +36,7 @@ nlohmann::json json_of(const VerifyRow& r) {
                       {"schedule", schedule_name(r)},
                       {"sequence", r.run.sequence},
                       {"zero", static_cast<int>(r.run.zero)},
+                      {"ulysses", r.run.ulysses},
                       {"transport", "threads"},
                       {"max_rel_grad_err", r.max_rel_grad_err},
                       {"worst_tensor", r.worst_tensor},
@@ -57,17 +59,17 @@ std::vector<VerifyCase> cases_of(const Options& o, const ModelConfig& model) {
     const std::string item = o.layouts.substr(at, o.layouts.find(';', at) - at);
     at += item.size() + 1;
     const Layout layout = layout_of({.layout = item});
-    add_cases(layout, cases);
+    add_cases(model, layout, cases);
   }
   return cases;
 }
 
 void print(const VerifyRow& r) {
   if (!r.error.empty()) {
-    std::printf("%-30s %-11s FAILED  %s\n", case_name(r).c_str(), schedule_name(r), r.error.c_str());
+    std::printf("%-40s %-11s FAILED  %s\n", case_name(r).c_str(), schedule_name(r), r.error.c_str());
     return;
   }
-  std::printf("%-30s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %7.2f s\n", case_name(r).c_str(), schedule_name(r),
+  std::printf("%-40s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %7.2f s\n", case_name(r).c_str(), schedule_name(r),
               r.pass ? "ok" : "FAILED", r.max_rel_grad_err, r.worst_tensor.c_str(), r.loss_err, r.weights_err,
               r.seconds);
   std::fflush(stdout);
@@ -77,7 +79,7 @@ void run_verify(const Options& o) {
   refuse_launcher("verify");
   // Of the config's own layout only the number of ranks matters here.
   ConfigOptions of_one_rank = o.config;
-  of_one_rank.set.insert(of_one_rank.set.begin(), "parallel.layout=");
+  of_one_rank.set.insert(of_one_rank.set.begin(), {"parallel.layout=", "parallel.ulysses=0"});
   of_one_rank.ranks = 1;
   const TrainConfig config = of_one_rank.load();
   VerifyOptions options;
@@ -89,7 +91,7 @@ void run_verify(const Options& o) {
   const bool table = o.json != "-";
   if (table && !o.json.empty()) check_can_write(o.json);
   if (table) {
-    std::printf("%-30s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
+    std::printf("%-40s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
                 "loss", "weights");
   }
   int failed = 0;

@@ -22,8 +22,8 @@ Parameter& add_positions(const Builder& b) {
                       .gradient = b.tensor.sequence() ? OverTp::parts : OverTp::alike});
 }
 
-const ModelConfig& checked(const ModelConfig& c, const Mesh& mesh) {
-  const std::string why = misfit(c, mesh.layout());
+const ModelConfig& checked(const ModelConfig& c, const Mesh& mesh, int ulysses) {
+  const std::string why = misfit(c, mesh.layout(), ulysses);
   if (!why.empty()) throw Error("layout {}: {}", mesh.layout().text(), why);
   return c;
 }
@@ -78,10 +78,11 @@ Task<Tensor> Block::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   co_return co_await backward(&branches_[0], dh_TD, pass, tape.scope("attention"));
 }
 
-Transformer::Transformer(ParameterStore& store, const ModelConfig& c, uint64_t seed, bool sequence)
-    : config_(checked(c, store.mesh())),
+Transformer::Transformer(ParameterStore& store, const ModelConfig& c, uint64_t seed, bool sequence,
+                         int ulysses)
+    : config_(checked(c, store.mesh(), ulysses)),
       tensor_(store.mesh(), sequence),
-      context_(store.mesh()),
+      context_(store.mesh(), ulysses_ranks(c, store.mesh().layout(), ulysses)),
       embedding_({store, tensor_, context_, config_}, "embedding.w"),
       positions_(c.positions == Positions::learned ? &add_positions({store, tensor_, context_, config_})
                                                    : nullptr),

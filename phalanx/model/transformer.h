@@ -39,9 +39,10 @@ class Block final : public Layer {
 /// unless tied.
 class Transformer {
  public:
-  /// `config` is resolved. `seed` names the dropout. `sequence`: sequence parallelism over tp. Error: the
-  /// mesh's axes do not divide the model.
-  Transformer(ParameterStore& store, const ModelConfig& config, uint64_t seed, bool sequence = false);
+  /// `config` is resolved. `seed` names the dropout. `sequence`: sequence parallelism over tp. `ulysses`: see
+  /// ulysses_ranks. Error: the mesh's axes do not divide the model.
+  Transformer(ParameterStore& store, const ModelConfig& config, uint64_t seed, bool sequence = false,
+              int ulysses = 0);
 
   /// Σ loss over the batch's targets that count. The tape keeps what backward needs.
   Task<double> forward(Pass pass, Tape& tape);
@@ -51,6 +52,8 @@ class Transformer {
   Task<Tensor> next_token_logits(Pass pass, Tape& tape);
 
   const ModelConfig& config() const { return config_; }
+  /// Which rows of a microbatch this rank has.
+  const ContextShare& context_share() const { return context_.share(); }
   /// The MoE layers, by depth.
   const std::vector<Moe*>& moe_layers() const { return moe_layers_; }
 

@@ -24,10 +24,7 @@ Steps schedule_of(ScheduleKind kind, int64_t microbatches) {
 }
 
 RowShare share_of(const RunConfig& config, const Mesh& mesh) {
-  RowShare share = row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
-  share.cp = mesh.size(Axis::cp);
-  share.cp_rank = mesh.coordinate(Axis::cp);
-  return share;
+  return row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
 }
 
 // Error: a rank's weights, gradients and optimizer state alone are more than the machine's memory.
@@ -65,13 +62,16 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       mesh_(world, trainable(layout_of(config.parallel))),
       share_(share_of(config.train, mesh_)),
       parameters_(mesh_, config.train.dtype, static_cast<Zero>(config.parallel.zero)),
-      model_(parameters_, config_.model, config.train.seed, config.parallel.sequence),
+      model_(parameters_, config_.model, config.train.seed, config.parallel.sequence,
+             config.parallel.ulysses),
       optimizer_(initialised(parameters_, config), config.optimizer),
       trainer_{mesh_,
                parameters_,
                model_,
                optimizer_,
                schedule_of(config.train.schedule, share_.microbatches()),
-               config.clip} {}
+               config.clip} {
+  share_.context = model_.context_share();
+}
 
 }  // namespace phalanx

@@ -28,7 +28,7 @@ struct Outcome {
 
 // Random tokens for the whole job; a rank holds the sequences of its dp coordinate. One target in eight is
 // ignored.
-std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh) {
+std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, const ContextShare& share) {
   const int64_t context = o.model.context;
   const int64_t local = o.sequences / mesh.size(Axis::dp);
   const int64_t rows = local * context;
@@ -50,7 +50,7 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh) {
       b.rows.data<int64_t>()[i] = row;
     }
     for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
-    batches.push_back(own_tokens(std::move(b), mesh.coordinate(Axis::cp), mesh.size(Axis::cp)));
+    batches.push_back(own_tokens(std::move(b), share));
   }
   return batches;
 }
@@ -78,14 +78,14 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
     Mesh mesh(world, c.layout);
     ParameterStore store(mesh, o.dtype, c.zero);
-    Transformer model(store, o.model, o.seed, c.sequence);
+    Transformer model(store, o.model, o.seed, c.sequence, c.ulysses);
     store.initialise(o.seed);
     Optimizer optimizer(
         store, {.kind = o.dtype == DType::f64 ? OptimizerConfig::Kind::adamw : OptimizerConfig::Kind::sgd});
     Trainer trainer{
         mesh, store, model, optimizer, c.overlapped ? overlapped(o.microbatches) : sequential(o.microbatches),
         1.0};
-    const std::vector<Batch> batches = random_batches(o, mesh);
+    const std::vector<Batch> batches = random_batches(o, mesh, model.context_share());
     const StepResult first = compute_gradients(trainer, batches, 0);
     {
       const std::lock_guard lock(mutex);
@@ -130,12 +130,14 @@ double relative(double a, double b) { return std::abs(a - b) / std::max(std::abs
 
 }  // namespace
 
-void add_cases(const Layout& layout, std::vector<VerifyCase>& cases) {
-  for (const bool sequence : {false, true}) {
-    if (sequence && layout.tp == 1) continue;
-    for (const bool overlaps : {false, true}) {
-      for (const Zero zero : {Zero::none, Zero::optimizer}) {
-        cases.push_back({layout, overlaps, sequence, zero});
+void add_cases(const ModelConfig& model, const Layout& layout, std::vector<VerifyCase>& cases) {
+  for (const int ulysses : ulysses_choices(model, layout)) {
+    for (const bool sequence : {false, true}) {
+      if (sequence && layout.tp == 1) continue;
+      for (const bool overlaps : {false, true}) {
+        for (const Zero zero : {Zero::none, Zero::optimizer}) {
+          cases.push_back({layout, overlaps, sequence, zero, ulysses});
+        }
       }
     }
   }
@@ -149,7 +151,7 @@ std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks) {
       for (int ep = 1; ep <= ranks; ++ep) {
         if (!divides(tp * cp) || !divides(ep)) continue;
         const Layout layout{.dp = ranks / (tp * cp), .cp = cp, .tp = tp, .ep = ep};
-        if (misfit(model, layout).empty()) add_cases(layout, cases);
+        if (misfit(model, layout).empty()) add_cases(model, layout, cases);
       }
     }
   }

@@ -18,6 +18,7 @@ struct VerifyCase {
   bool overlapped = false;  ///< the schedule: overlapped, else sequential
   bool sequence = false;    ///< sequence parallelism over tp
   Zero zero = Zero::none;
+  int ulysses = 0;  ///< ranks of cp that exchange heads (model/config.h)
 };
 
 struct VerifyOptions {
@@ -43,9 +44,9 @@ struct VerifyRow {
   std::string error;  ///< what the run threw; empty if nothing
 };
 
-/// Appends the cases of one layout: both schedules, with tp without and with sequence parallelism, and each
-/// without and with ZeRO-1.
-void add_cases(const Layout& layout, std::vector<VerifyCase>& cases);
+/// Appends the cases of one layout: both schedules, with tp without and with sequence parallelism, with cp
+/// every way to share it out between Ulysses and ring, and each without and with ZeRO-1.
+void add_cases(const ModelConfig& model, const Layout& layout, std::vector<VerifyCase>& cases);
 
 /// The cases of all layouts of `ranks` ranks that fit the model: every tp and cp, dp of
 /// the rest, every ep.

@@ -86,13 +86,19 @@ ModelConfig with_vocabulary(ModelConfig c, int64_t vocabulary) {
   return c;
 }
 
+ModelConfig with_one_kv_head(ModelConfig c) {
+  c.kv_heads = 1;
+  return c;
+}
+
 ModelConfig with_dropout(ModelConfig c) {
   c.dropout = 0.2;
   return c;
 }
 
 // The rows of a microbatch that this rank holds: dp ranks take consecutive runs of the same sequences.
-std::vector<Batch> batches(const Mesh& mesh, const ModelConfig& config, unsigned seed) {
+std::vector<Batch> batches(const Mesh& mesh, const ContextShare& share, const ModelConfig& config,
+                           unsigned seed) {
   const int64_t context = config.context;
   const auto vocabulary = static_cast<uint64_t>(config.vocabulary);
   std::mt19937 random(seed);
@@ -114,7 +120,7 @@ std::vector<Batch> batches(const Mesh& mesh, const ModelConfig& config, unsigned
     for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
     for (Tensor* t : {&b.tokens, &b.targets, &b.positions, &b.rows})
       *t = t->slice(begin, begin + local * context);
-    out.push_back(own_tokens(b, mesh.coordinate(Axis::cp), mesh.size(Axis::cp)));
+    out.push_back(own_tokens(b, share));
   }
   return out;
 }
@@ -122,10 +128,10 @@ std::vector<Batch> batches(const Mesh& mesh, const ModelConfig& config, unsigned
 // Everything one rank needs for a step.
 struct Rank {
   Rank(Group& world, const Layout& layout, const ModelConfig& config, DType dtype, bool overlap,
-       uint64_t seed, bool sequence = false)
+       uint64_t seed, bool sequence = false, int ulysses = 0)
       : mesh(world, layout),
         store(mesh, dtype),
-        model(store, resolved(config), seed, sequence),
+        model(store, resolved(config), seed, sequence, ulysses),
         optimizer((store.initialise(seed), store), {}),
         trainer{
             mesh, store, model, optimizer, overlap ? overlapped(kMicrobatches) : sequential(kMicrobatches),
@@ -144,6 +150,7 @@ struct Case {
   Layout layout;
   bool overlap;
   bool sequence = false;
+  int ulysses = 0;
 };
 
 struct Outcome {
@@ -168,8 +175,8 @@ Outcome train(const Case& c, unsigned seed) {
   Outcome out;
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
-    Rank rank(world, c.layout, c.config, c.dtype, c.overlap, seed, c.sequence);
-    const std::vector<Batch> micro = batches(rank.mesh, c.config, seed);
+    Rank rank(world, c.layout, c.config, c.dtype, c.overlap, seed, c.sequence, c.ulysses);
+    const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), c.config, seed);
     const StepResult first = compute_gradients(rank.trainer, micro, 5);
     for (const Tape& tape : rank.trainer.tapes) EXPECT_TRUE(tape.empty());
     {
@@ -300,6 +307,39 @@ INSTANTIATE_TEST_SUITE_P(
              {.dp = 2, .cp = 2, .tp = 2, .ep = 4},
              true,
              true},
+        Case{"gpt_ring_cp2", gpt(), DType::f64, {.cp = 2}, true},
+        Case{"gpt_dropout_ring_cp4", six_tokens(with_dropout(gpt())), DType::f64, {.cp = 4}, true, false, 1},
+        Case{"gpt_uneven_chunks_dp2_ring_cp4",
+             six_tokens(gpt()),
+             DType::f64,
+             {.dp = 2, .cp = 4},
+             false,
+             false,
+             1},
+        Case{
+            "llama_ring_cp2_tp2_sequence", divisible(llama()), DType::f64, {.cp = 2, .tp = 2}, true, true, 1},
+        Case{"llama_shared_kv_heads_usp_cp4",
+             with_one_kv_head(six_tokens(llama())),
+             DType::f64,
+             {.cp = 4},
+             true,
+             false,
+             2},
+        Case{"moe_uneven_chunks_dp4_ring_cp2_ep4",
+             six_tokens(moe()),
+             DType::f64,
+             {.dp = 4, .cp = 2, .ep = 4},
+             true,
+             false,
+             1},
+        Case{"sigmoid_dp2_ring_cp2_tp2_ep4",
+             six_tokens(sigmoid_moe_with_dropout()),
+             DType::f64,
+             {.dp = 2, .cp = 2, .tp = 2, .ep = 4},
+             true,
+             true,
+             1},
+        Case{"moe_usp_cp4_ep2", divisible(moe()), DType::f64, {.cp = 4, .ep = 2}, true, false, 2},
         Case{"moe_cp2_tp2_ep4", divisible(moe()), DType::f64, {.cp = 2, .tp = 2, .ep = 4}, true},
         Case{"sigmoid_cp4_ep2", divisible(sigmoid_moe_with_dropout()), DType::f64, {.cp = 4, .ep = 2}, true},
         Case{"gpt_f32_dp2", gpt(), DType::f32, {.dp = 2}, true},
@@ -327,7 +367,7 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
   const Case& c = GetParam();
   run_thread_ranks({.ranks = 1, .threads_per_rank = 1}, [&](Group& world) {
     Rank rank(world, {}, c.config, DType::f64, true, seed);
-    const std::vector<Batch> micro = batches(rank.mesh, c.config, seed);
+    const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), c.config, seed);
     compute_gradients(rank.trainer, micro, 5);
     const Tensor analytic =
         Tensor::of(rank.store.grads().shape(), std::span<const double>(rank.store.grads().span<double>()));
@@ -372,7 +412,7 @@ TEST(Step, ANonFiniteGradientStopsEveryRankAndNamesTheTensor) {
   try {
     run_thread_ranks({.ranks = 2}, [&](Group& world) {
       Rank rank(world, {.dp = 2}, gpt(), DType::f32, false, 1);
-      const std::vector<Batch> micro = batches(rank.mesh, gpt(), 1);
+      const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), gpt(), 1);
       for (Parameter& p : rank.store.all()) {
         if (p.name() == "layers.1.mlp.up.w") p.value().span<float>()[3] = std::nanf("");
       }

@@ -26,8 +26,7 @@ const char* schedule_name(const VerifyRow& row) { return row.run.overlapped ? "o
 
 // The layout, and what beside it tells cases apart.
 std::string case_name(const VerifyRow& row) {
-  return row.run.layout.text() +
-         (row.run.layout.cp == 1 ? "" : format(" ulysses={}", row.run.ulysses)) +
+  return row.run.layout.text() + (row.run.layout.cp == 1 ? "" : format(" ulysses={}", row.run.ulysses)) +
          (row.run.sequence ? " sequence" : "") + (row.run.zero == Zero::none ? "" : " zero1");
 }
 

@@ -5,7 +5,7 @@ import unittest
 
 from command import MOE, Case
 
-ROW = {"layout", "schedule", "sequence", "zero", "transport", "max_rel_grad_err", "worst_tensor", "loss_err",
+ROW = {"layout", "schedule", "sequence", "ulysses", "zero", "transport", "max_rel_grad_err", "worst_tensor", "loss_err",
        "pass", "seconds"}
 
 
@@ -14,10 +14,13 @@ class Verify(Case):
         told = json.loads(self.succeed("verify", self.config, *MOE, "--ranks", "4", "--json", "-"))
         self.assertEqual(told["failed"], 0)
         self.assertIn("dp=1", told["reference"])
-        runs = {(row["layout"], row["sequence"], row["zero"], row["schedule"]) for row in told["layouts"]}
+        runs = {(row["layout"], row["ulysses"], row["sequence"], row["zero"], row["schedule"])
+                for row in told["layouts"]}
         dense = {"dp=4", "dp=2,tp=2", "tp=4", "dp=2,cp=2", "cp=2,tp=2", "cp=4"}
         layouts = dense | {f"{axes},ep={ep}" for axes in dense for ep in (2, 4)}
-        self.assertEqual(runs, {(layout, sequence, zero, schedule) for layout in layouts for zero in (0, 1)
+        ulysses = {"cp=2,tp=2": {1, 2}, "dp=2,cp=2": {1, 2}, "cp=4": {1, 2, 4}}
+        self.assertEqual(runs, {(layout, ranks, sequence, zero, schedule) for layout in layouts for zero in (0, 1)
+                                for ranks in ulysses.get(layout.partition(",ep")[0], {1})
                                 for sequence in ({False, True} if "tp" in layout else {False})
                                 for schedule in ("sequential", "overlapped")})
         for row in told["layouts"]:

@@ -62,8 +62,8 @@ std::string misfit(const ModelConfig& c, const Layout& layout, int ulysses) {
   }
   const std::vector<int> choices = ulysses_choices(c, layout);
   if (ulysses != 0 && std::ranges::find(choices, ulysses) == choices.end()) {
-    return format("parallel.ulysses {} does not fit cp = {} and model.heads {}: it may be {}", ulysses,
-                  layout.cp, c.heads, one_of(choices));
+    return format("parallel.ulysses {} does not fit cp = {} and the {} heads of a rank of tp: it may be {}",
+                  ulysses, layout.cp, c.heads / layout.tp, one_of(choices));
   }
   if (layout.ep == 1) return {};
   if (c.mlp != MlpKind::moe) return format("ep = {} needs model.mlp = \"moe\"", layout.ep);

@@ -7,8 +7,8 @@
 // Bytes of Ulysses: with n = (u − 1)/u · T/cp elements of width one and u = ulysses, a microbatch sends from
 // each rank, for each layer of H heads and G KV heads of width d, 2 · n · (2·H + 2·max(G, u)) · d: q, k, v
 // and y forward, their gradients backward. Where there are fewer KV heads than ranks, neighbours share one
-// and it is sent to each. The ring adds (6·ring − 4) · T/ring · max(G/u, 1) · d, so that it is the dearer
-// part where KV heads are many.
+// and it is sent to each. A ring of several
+// ranks adds (6·ring − 4) · T/ring · max(G/u, 1) · d elements (ring_attention.h).
 #pragma once
 
 #include "phalanx/base/task.h"

@@ -5,8 +5,8 @@ import unittest
 
 from command import MOE, Case
 
-ROW = {"layout", "schedule", "sequence", "ulysses", "zero", "transport", "max_rel_grad_err", "worst_tensor", "loss_err",
-       "pass", "seconds"}
+ROW = {"layout", "schedule", "sequence", "ulysses", "zero", "transport", "max_rel_grad_err", "worst_tensor",
+       "loss_err", "pass", "seconds"}
 
 
 class Verify(Case):
@@ -19,7 +19,8 @@ class Verify(Case):
         dense = {"dp=4", "dp=2,tp=2", "tp=4", "dp=2,cp=2", "cp=2,tp=2", "cp=4"}
         layouts = dense | {f"{axes},ep={ep}" for axes in dense for ep in (2, 4)}
         ulysses = {"cp=2,tp=2": {1, 2}, "dp=2,cp=2": {1, 2}, "cp=4": {1, 2, 4}}
-        self.assertEqual(runs, {(layout, ranks, sequence, zero, schedule) for layout in layouts for zero in (0, 1)
+        self.assertEqual(runs, {(layout, ranks, sequence, zero, schedule)
+                                for layout in layouts for zero in (0, 1)
                                 for ranks in ulysses.get(layout.partition(",ep")[0], {1})
                                 for sequence in ({False, True} if "tp" in layout else {False})
                                 for schedule in ("sequential", "overlapped")})

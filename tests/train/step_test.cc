@@ -10,91 +10,13 @@
 #include <random>
 
 #include "phalanx/comm/transport/threads.h"
+#include "tests/train/step_models.h"
 
 namespace phalanx {
 namespace {
 
-constexpr int64_t kVocabulary = 11;
-constexpr int64_t kContext = 7;
 constexpr int64_t kSequences = 4;  // in a microbatch of the whole job
 constexpr int kMicrobatches = 3;
-
-ModelConfig base_config() {
-  ModelConfig c;
-  c.vocabulary = kVocabulary;
-  c.layers = 2;
-  c.width = 12;
-  c.heads = 3;
-  c.context = kContext;
-  c.mlp_width = 10;
-  c.init_std = 0.3;  // far from uniform, so that routing and attention matter
-  return c;
-}
-
-ModelConfig gpt() {
-  ModelConfig c = base_config();
-  c.norm = NormKind::layernorm;
-  c.positions = Positions::learned;
-  c.mlp = MlpKind::gelu;
-  c.bias = true;
-  return c;
-}
-
-ModelConfig llama() {
-  ModelConfig c = base_config();
-  c.kv_heads = 1;
-  c.tied = false;
-  return c;
-}
-
-ModelConfig moe() {
-  ModelConfig c = llama();
-  c.mlp = MlpKind::moe;
-  c.layers = 3;
-  c.moe = {.experts = 4, .top_k = 2, .expert_width = 5, .shared_experts = 1, .dense_layers = 1};
-  return c;
-}
-
-ModelConfig sigmoid_moe_with_dropout() {
-  ModelConfig c = moe();
-  c.moe.scores = Scores::sigmoid;
-  c.moe.scaling = 1.5;
-  c.moe.shared_experts = 0;
-  c.dropout = 0.2;
-  return c;
-}
-
-// With heads and widths that tp = 2 and 4 divide.
-ModelConfig divisible(ModelConfig c) {
-  c.heads = 4;
-  c.head_dim = 4;
-  c.mlp_width = 12;
-  if (c.kv_heads > 0) c.kv_heads = 2;  // fewer than four ranks
-  c.moe.expert_width = 8;
-  return c;
-}
-
-// So that ranks of cp = 2 or 4 meet within a sequence.
-ModelConfig six_tokens(ModelConfig c) {
-  c = divisible(c);
-  c.context = 6;
-  return c;
-}
-
-ModelConfig with_vocabulary(ModelConfig c, int64_t vocabulary) {
-  c.vocabulary = vocabulary;
-  return c;
-}
-
-ModelConfig with_one_kv_head(ModelConfig c) {
-  c.kv_heads = 1;
-  return c;
-}
-
-ModelConfig with_dropout(ModelConfig c) {
-  c.dropout = 0.2;
-  return c;
-}
 
 // The rows of a microbatch that this rank holds: dp ranks take consecutive runs of the same sequences, each
 // of which is cut into two documents.

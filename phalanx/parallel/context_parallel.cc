@@ -65,7 +65,10 @@ Tensor unpacked(const Tensor& y, const Runs& runs) {
 Group& ranks_of_cp(Mesh& mesh, const char* name, int first, int count, int stride) {
   const std::vector<int>& all = mesh.group(Axis::cp).info().members;
   std::vector<int> members;
-  for (int i = 0; i < count; ++i) members.push_back(all[static_cast<size_t>(first + i * stride)]);
+  for (int i = 0; i < count; ++i) {
+    const int rank = first + i * stride;
+    members.push_back(all[static_cast<size_t>(rank)]);
+  }
   return mesh.group(name, members);
 }
 

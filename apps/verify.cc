@@ -24,7 +24,8 @@ struct Options {
 
 // The layout, and what beside it tells cases apart.
 std::string case_name(const VerifyRow& row) {
-  return row.run.layout.text() + (row.run.sequence ? " sequence" : "") +
+  return row.run.layout.text() + (row.run.layout.cp == 1 ? "" : format(" ulysses={}", row.run.ulysses)) +
+         (row.run.sequence ? " sequence" : "") +
          (row.run.zero == Zero::none ? "" : format(" zero{}", static_cast<int>(row.run.zero))) +
          (row.run.shard == 0 ? "" : format(" shard{}", row.run.shard));
 }
@@ -35,6 +36,7 @@ nlohmann::json json_of(const VerifyRow& r) {
                       {"sequence", r.run.sequence},
                       {"zero", static_cast<int>(r.run.zero)},
                       {"shard", r.run.shard},
+                      {"ulysses", r.run.ulysses},
                       {"transport", "threads"},
                       {"max_rel_grad_err", r.max_rel_grad_err},
                       {"worst_tensor", r.worst_tensor},
@@ -81,7 +83,7 @@ void run_verify(const Options& o) {
   refuse_launcher("verify");
   // Of the config's own layout only the number of ranks matters here.
   ConfigOptions of_one_rank = o.config;
-  of_one_rank.set.insert(of_one_rank.set.begin(), "parallel.layout=");
+  of_one_rank.set.insert(of_one_rank.set.begin(), {"parallel.layout=", "parallel.ulysses=0"});
   of_one_rank.ranks = 1;
   const TrainConfig config = of_one_rank.load();
   VerifyOptions options;

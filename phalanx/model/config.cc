@@ -42,19 +42,28 @@ std::vector<int> sizes_where(int most, F fits) {
 
 }  // namespace
 
-std::string misfit(const ModelConfig& c, const Layout& layout) {
+std::vector<int> ulysses_choices(const ModelConfig& c, const Layout& layout) {
+  const int heads = c.heads / layout.tp;
+  const int kv_heads = c.kv_heads / std::min(c.kv_heads, layout.tp);
+  return sizes_where(layout.cp, [&](int ranks) {
+    return layout.cp % ranks == 0 && heads % ranks == 0 && (kv_heads % ranks == 0 || ranks % kv_heads == 0);
+  });
+}
+
+int ulysses_ranks(const ModelConfig& c, const Layout& layout, int wanted) {
+  return wanted != 0 ? wanted : ulysses_choices(c, layout).back();
+}
+
+std::string misfit(const ModelConfig& c, const Layout& layout, int ulysses) {
   const std::string undivided = undivided_by_tp(c, layout.tp);
   if (!undivided.empty()) {
     const auto sizes = sizes_where(c.heads, [&](int tp) { return undivided_by_tp(c, tp).empty(); });
     return format("tp = {} does not fit {}: it may be {}", layout.tp, undivided, one_of(sizes));
   }
-  const int heads = c.heads / layout.tp;
-  const int kv_heads = c.kv_heads / std::min(c.kv_heads, layout.tp);
-  const auto cp_fits = [&](int cp) { return heads % cp == 0 && (kv_heads % cp == 0 || cp % kv_heads == 0); };
-  if (!cp_fits(layout.cp)) {
-    return format(
-        "cp = {} does not fit the {} heads and {} KV heads of a rank of tp (model.heads): it may be {}",
-        layout.cp, heads, kv_heads, one_of(sizes_where(heads, cp_fits)));
+  const std::vector<int> choices = ulysses_choices(c, layout);
+  if (ulysses != 0 && std::ranges::find(choices, ulysses) == choices.end()) {
+    return format("parallel.ulysses {} does not fit cp = {} and the {} heads of a rank of tp: it may be {}",
+                  ulysses, layout.cp, c.heads / layout.tp, one_of(choices));
   }
   if (layout.ep == 1) return {};
   if (c.mlp != MlpKind::moe) return format("ep = {} needs model.mlp = \"moe\"", layout.ep);

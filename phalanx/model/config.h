@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "phalanx/comm/mesh.h"
 #include "phalanx/ops/route.h"
@@ -51,8 +52,15 @@ struct ModelConfig {
   MoeConfig moe;
 };
 
-/// Why a layout cannot cut a (resolved) model, and which sizes of the axis can; empty if it can.
-std::string misfit(const ModelConfig& config, const Layout& layout);
+/// Why a layout cannot cut a (resolved) model, and which sizes of the axis can; empty if it can. `ulysses`:
+/// see ulysses_ranks.
+std::string misfit(const ModelConfig& config, const Layout& layout, int ulysses = 0);
+
+/// How many ranks of cp may exchange heads (parallel/context_parallel.h), ascending from 1: what divides cp
+/// and the heads of a rank of tp, and the KV heads or is a multiple of them.
+std::vector<int> ulysses_choices(const ModelConfig& config, const Layout& layout);
+/// How many do: `wanted`, or, if 0, the most.
+int ulysses_ranks(const ModelConfig& config, const Layout& layout, int wanted);
 
 /// The config with every 0 that means "from the others" replaced. Error: sizes that do not divide.
 ModelConfig resolved(ModelConfig config);

@@ -5,8 +5,8 @@
 namespace phalanx {
 namespace {
 
-const ModelConfig& checked(const ModelConfig& c, const Mesh& mesh) {
-  const std::string why = misfit(c, mesh.layout());
+const ModelConfig& checked(const ModelConfig& c, const Mesh& mesh, int ulysses) {
+  const std::string why = misfit(c, mesh.layout(), ulysses);
   if (!why.empty()) throw Error("layout {}: {}", mesh.layout().text(), why);
   return c;
 }
@@ -14,11 +14,11 @@ const ModelConfig& checked(const ModelConfig& c, const Mesh& mesh) {
 }  // namespace
 
 Transformer::Transformer(ParameterStore& store, const ModelConfig& c, uint64_t seed, bool sequence,
-                         std::vector<StagePart> parts)
-    : config_(checked(c, store.mesh())),
+                         int ulysses, std::vector<StagePart> parts)
+    : config_(checked(c, store.mesh(), ulysses)),
       data_(store),
       tensor_(store.mesh(), sequence),
-      context_(store.mesh()) {
+      context_(store.mesh(), ulysses_ranks(c, store.mesh().layout(), ulysses)) {
   if (parts.empty()) parts = cut_into_stages(c.layers, 1);
   const Builder build = {store, data_, tensor_, context_, config_};
   for (const StagePart& part : parts) stages_.push_back(std::make_unique<Stage>(build, part, seed));

@@ -12,10 +12,11 @@ namespace phalanx {
 /// learned, layers.N.…, norm.…, head.w [V, D] unless tied.
 class Transformer {
  public:
-  /// `config` is resolved. `seed` names the dropout. `sequence`: sequence parallelism over tp. `parts`: the
-  /// rank's stages, by chunk; none: the whole model as one. Error: the mesh's axes do not divide the model.
+  /// `config` is resolved. `seed` names the dropout. `sequence`: sequence parallelism over tp. `ulysses`: see
+  /// ulysses_ranks. `parts`: the rank's stages, by chunk; none: the whole model as one. Error: the mesh's
+  /// axes do not divide the model.
   Transformer(ParameterStore& store, const ModelConfig& config, uint64_t seed, bool sequence = false,
-              std::vector<StagePart> parts = {});
+              int ulysses = 0, std::vector<StagePart> parts = {});
 
   int chunks() const { return static_cast<int>(stages_.size()); }
   Stage& stage(int chunk) { return *stages_[static_cast<size_t>(chunk)]; }
@@ -31,6 +32,8 @@ class Transformer {
   const ModelConfig& config() const { return config_; }
   /// What sums the gradients and gathers the weights.
   DataParallel& data() { return data_; }
+  /// Which rows of a microbatch this rank has.
+  const ContextShare& context_share() const { return context_.share(); }
   /// The MoE layers that this rank has.
   const std::vector<Moe*>& moe_layers() const { return moe_layers_; }
   /// The MoE layer of that number; null: it is dense, or this rank does not have it.

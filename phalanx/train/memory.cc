@@ -25,13 +25,15 @@ struct BranchMemory {
 // One rank's layers.
 class Layers {
  public:
-  Layers(const ModelConfig& model, DType dtype, int64_t tokens, const Layout& layout, bool sequence)
+  Layers(const ModelConfig& model, DType dtype, int64_t tokens, const Layout& layout, bool sequence,
+         int ulysses)
       : c_(model),
         item_(static_cast<int64_t>(dtype_size(dtype))),
         t_(tokens),
         own_(tokens / layout.tp),
         tp_(layout.tp),
-        cp_(layout.cp),
+        ulysses_(ulysses),
+        ring_(layout.cp / ulysses),
         ep_(layout.ep),
         sequence_(sequence && layout.tp > 1) {}
 
@@ -52,16 +54,19 @@ class Layers {
 
   BranchMemory attention() const {
     const int64_t heads = c_.heads / tp_;
+    const int kv_heads = c_.kv_heads / std::min(c_.kv_heads, tp_);
     const int64_t q = block(t_ * heads * c_.head_dim);
-    const int64_t kv = 2 * block(t_ * c_.kv_heads / std::min(c_.kv_heads, tp_) * c_.head_dim);
+    const int64_t kv = 2 * block(t_ * kv_heads * c_.head_dim);
+    // Inside Ulysses: ranks may share heads.
+    const int64_t inner_kv = 2 * block(t_ * ulysses_ * std::max(kv_heads / ulysses_, 1) * c_.head_dim);
     BranchMemory m;
-    m.saved = norm() + x() + 2 * q + kv + block(t_ * heads);  // normed; q and y; k and v; log-sum-exp
-    if (cp_ > 1) m.saved += q;                                // y by heads, and by rows
-    // dy; of y, q, k and v; then parts of dq (ops/attention.h), or dx by q, k and v and two sums of those,
-    // less the normed input.
-    const int64_t parts = c_.context >= 512 ? 2 * q : 0;
+    m.saved = norm() + x() + 2 * q + inner_kv + block(t_ * heads);  // normed; q, y; k, v; log-sum-exp
+    if (ulysses_ > 1) m.saved += q;                                 // y by heads, and by rows
+    // dy; of y, q, k and v; then parts of dq (ops/attention.h) and what is on its way around the ring, or dx
+    // by q, k and v and two sums of those, less the normed input.
     const int64_t inputs = sequence_ ? 2 * gathered() : 4 * x();
-    m.working = x() + 2 * q + kv + std::max(parts, inputs) + dropped();
+    const int64_t attending = inner_kv + (longest_square() >= 512 ? 2 * q : 0) + travelling() * inner_kv;
+    m.working = x() + 2 * q + std::max(attending, kv + inputs) + dropped();
     m.deferred = normed() + 2 * q + kv + x() + gathered();  // normed, y, dq, dk, dv, dy and that gathered
     m.undropped = x();
     return m;
@@ -84,6 +89,12 @@ class Layers {
 
  private:
   int64_t stream_rows() const { return sequence_ ? own_ : t_; }
+
+  // Rows of the longest sequence, or part of one, that attention sees at once.
+  int64_t longest_square() const { return ring_ == 1 ? c_.context : std::min(c_.context, t_ * ulysses_ / 2); }
+  // Blocks of k and v, or of their gradients, that backward holds beside the rank's own: of another rank, the
+  // next one, and gradients that leave and arrive.
+  int travelling() const { return ring_ == 1 ? 0 : ring_ == 2 ? 3 : 4; }
 
   // With dropout, a branch's dy is not the residual's.
   int64_t dropped() const { return c_.dropout > 0 ? x() : 0; }
@@ -140,7 +151,8 @@ class Layers {
   int64_t t_;    // rows inside a layer
   int64_t own_;  // of them this rank's
   int tp_;
-  int cp_;
+  int ulysses_;
+  int ring_;
   int64_t ep_;
   bool sequence_;
 };
@@ -202,7 +214,8 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary) {
   const Layout layout = layout_of(config.parallel);
   const RowShare share = row_share(config.train.batch, config.train.microbatch, layout.dp, 0);
   const int64_t tokens = share.microbatch * model.context / layout.cp;
-  const Layers layers(model, config.train.dtype, tokens, layout, config.parallel.sequence);
+  const Layers layers(model, config.train.dtype, tokens, layout, config.parallel.sequence,
+                      ulysses_ranks(model, layout, config.parallel.ulysses));
 
   const int64_t parameters = count_local_parameters(model, layout);
   const bool overlaps = config.train.schedule == "overlapped";

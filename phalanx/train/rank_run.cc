@@ -19,10 +19,7 @@ TrainConfig with_vocabulary(TrainConfig config, int64_t vocabulary) {
 }
 
 RowShare share_of(const RunConfig& config, const Mesh& mesh) {
-  RowShare share = row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
-  share.cp = mesh.size(Axis::cp);
-  share.cp_rank = mesh.coordinate(Axis::cp);
-  return share;
+  return row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
 }
 
 // Error: a rank's weights, gradients and optimizer state alone are more than the machine's memory.
@@ -62,10 +59,12 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       schedule_(schedule_of(config, share_.microbatches())),
       parameters_(mesh_, config.train.dtype,
                   {.stage = static_cast<Zero>(config.parallel.zero), .shard = config.parallel.shard}),
-      model_(parameters_, config_.model, config.train.seed, config.parallel.sequence,
+      model_(parameters_, config_.model, config.train.seed, config.parallel.sequence, config.parallel.ulysses,
              parts_of_rank(schedule_, mesh_.coordinate(Axis::pp), config.model.layers,
                            stage_layers(config.parallel))),
       optimizer_(initialised(parameters_, config), config.optimizer),
-      trainer_{mesh_, parameters_, model_, optimizer_, Pipeline(schedule_, mesh_), config.clip} {}
+      trainer_{mesh_, parameters_, model_, optimizer_, Pipeline(schedule_, mesh_), config.clip} {
+  share_.context = model_.context_share();
+}
 
 }  // namespace phalanx

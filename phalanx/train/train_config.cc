@@ -126,6 +126,9 @@ void add_parallel(ConfigTable& table, ParallelConfig& p) {
   s.add("ranks", &p.ranks, "number of ranks; 0: those of the layout").at_least(0).at_most(1 << 16);
   s.add("layout", &p.layout, "sizes of the axes, as in dp=4,ep=2; dp may be left out");
   s.add("sequence", &p.sequence, "sequence parallelism: between layers each rank of tp has its own rows");
+  s.add("ulysses", &p.ulysses, "ranks of cp that exchange heads, in a ring; 0: the most")
+      .at_least(0)
+      .at_most(1 << 16);
   s.add("zero", &p.zero, "ZeRO's stage: shares out 1 moments, 2 gradients too, 3 weights too")
       .at_least(0)
       .at_most(3);
@@ -295,8 +298,9 @@ TrainConfig checked(TrainConfig c) {
   const Layout layout = layout_of(c.parallel);
   c.parallel.layout = layout.text();
   c.parallel.ranks = layout.ranks();
-  const std::string why = misfit(c.model, layout);
+  const std::string why = misfit(c.model, layout, c.parallel.ulysses);
   if (!why.empty()) throw Error("parallel.layout \"{}\": {}", c.parallel.layout, why);
+  c.parallel.ulysses = ulysses_ranks(c.model, layout, c.parallel.ulysses);
   const RowShare share = row_share(c.train.batch, c.train.microbatch, layout.dp, 0);
   c.train.microbatch = share.microbatch;
   check_pipeline(c, layout, share.microbatches());

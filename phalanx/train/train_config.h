@@ -44,6 +44,7 @@ struct ParallelConfig {
   TransportKind transport = TransportKind::threads;
   double progress_timeout = 600;  ///< seconds in which a waiting rank must get a step further
   double liveness_timeout = 10;   ///< seconds of silence after which a process is taken for dead
+  int ulysses = 0;                ///< ranks of cp that exchange heads; 0: as many as the heads allow
 };
 
 struct TrainConfig {

@@ -30,7 +30,7 @@ struct Outcome {
 
 // Random tokens for the whole job; a rank holds the sequences of its dp coordinate. One target in eight is
 // ignored.
-std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh) {
+std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, const ContextShare& share) {
   const int64_t context = o.model.context;
   const int64_t local = o.sequences / mesh.size(Axis::dp);
   const int64_t rows = local * context;
@@ -52,7 +52,7 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh) {
       b.rows.data<int64_t>()[i] = row;
     }
     for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
-    batches.push_back(own_tokens(std::move(b), mesh.coordinate(Axis::cp), mesh.size(Axis::cp)));
+    batches.push_back(own_tokens(std::move(b), share));
   }
   return batches;
 }
@@ -85,13 +85,13 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
     Mesh mesh(world, c.layout);
     ParameterStore store(mesh, o.dtype, {.stage = c.zero, .shard = c.shard});
     const Schedule schedule = schedule_of(c, o.microbatches);
-    Transformer model(store, o.model, o.seed, c.sequence,
+    Transformer model(store, o.model, o.seed, c.sequence, c.ulysses,
                       parts_of_rank(schedule, mesh.coordinate(Axis::pp), o.model.layers));
     store.initialise(o.seed);
     Optimizer optimizer(
         store, {.kind = o.dtype == DType::f64 ? OptimizerConfig::Kind::adamw : OptimizerConfig::Kind::sgd});
     Trainer trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0};
-    const std::vector<Batch> batches = random_batches(o, mesh);
+    const std::vector<Batch> batches = random_batches(o, mesh, model.context_share());
     const StepResult first = compute_gradients(trainer, batches, 0);
     {
       const std::lock_guard lock(mutex);
@@ -145,11 +145,22 @@ std::vector<std::string> schedules_of(const ModelConfig& model, int pp) {
   return names;
 }
 
+void add_each_zero(VerifyCase c, std::vector<VerifyCase>& cases) {
+  for (c.zero = Zero::none; c.zero <= Zero::weights;
+       c.zero = static_cast<Zero>(static_cast<int>(c.zero) + 1)) {
+    cases.push_back(c);
+    if (c.zero == Zero::none || c.layout.dp * c.layout.cp % 4 != 0) continue;
+    cases.push_back(c);
+    cases.back().shard = 2;  // two copies of what is shared out, or more
+  }
+}
+
 // What is to meet in pairs: the axes that cut something, and how.
 Settings settings_of(const VerifyCase& c) {
   Settings s = {c.layout.text(),
                 {"schedule " + c.schedule, format("zero {} shard {}", static_cast<int>(c.zero), c.shard)}};
   const Layout& l = c.layout;
+  if (l.cp > 1) s.values.push_back(format("ulysses {} of {}", c.ulysses, l.cp));
   if (l.tp > 1) s.values.push_back(c.sequence ? "sequence" : "alike");
   const std::pair<const char*, int> axes[] = {
       {"pp", l.pp}, {"dp", l.dp}, {"cp", l.cp}, {"tp", l.tp}, {"ep", l.ep}};
@@ -186,14 +197,10 @@ std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector
   std::vector<VerifyCase> all;
   for (const Layout& layout : layouts) {
     for (const std::string& schedule : schedules_of(model, layout.pp)) {
-      for (const bool sequence : {false, true}) {
-        if (sequence && layout.tp == 1) continue;
-        for (const Zero zero : {Zero::none, Zero::optimizer, Zero::gradients, Zero::weights}) {
-          all.push_back({layout, schedule, sequence, zero});
-          // Two copies of what is shared out, or more.
-          if (zero != Zero::none && layout.dp * layout.cp % 4 == 0) {
-            all.push_back({layout, schedule, sequence, zero, 2});
-          }
+      for (const int ulysses : ulysses_choices(model, layout)) {
+        for (const bool sequence : {false, true}) {
+          if (sequence && layout.tp == 1) continue;
+          add_each_zero({layout, schedule, sequence, Zero::none, 0, ulysses}, all);
         }
       }
     }

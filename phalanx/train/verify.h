@@ -18,7 +18,8 @@ struct VerifyCase {
   std::string schedule = "sequential";
   bool sequence = false;  ///< sequence parallelism over tp
   Zero zero = Zero::none;
-  int shard = 0;  ///< ranks that share one copy of the state; 0: all
+  int shard = 0;    ///< ranks that share one copy of the state; 0: all
+  int ulysses = 0;  ///< ranks of cp that exchange heads (model/config.h)
 };
 
 struct VerifyOptions {

@@ -5,8 +5,8 @@ import unittest
 
 from command import MOE, Case
 
-ROW = {"layout", "schedule", "sequence", "zero", "transport", "max_rel_grad_err", "worst_tensor", "loss_err",
-       "pass", "seconds"}
+ROW = {"layout", "schedule", "sequence", "ulysses", "zero", "transport", "max_rel_grad_err", "worst_tensor",
+       "loss_err", "pass", "seconds"}
 
 
 class Verify(Case):

@@ -198,7 +198,7 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
     ParameterStore store(mesh, DType::f64);
     TensorParallel tensor(mesh, c.sequence);
     const ModelConfig model = resolved(config);
-    ContextParallel context(mesh);
+    ContextParallel context(mesh, 1);
     DataParallel data(store);
     Moe moe({store, data, tensor, context, model}, "m");
     store.initialise(1);

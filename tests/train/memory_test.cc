@@ -69,6 +69,21 @@ void alike(TrainConfig& c) {
 }
 void zero1(TrainConfig& c) { c.parallel.zero = 1; }
 void one_microbatch(TrainConfig& c) { c.train.microbatch = 8 / c.parallel.ranks; }
+void ring(TrainConfig& c) {
+  many_tokens(c);
+  c.parallel.ulysses = 1;
+}
+void usp(TrainConfig& c) {
+  many_tokens(c);
+  c.parallel.ulysses = 2;
+}
+void long_ring(TrainConfig& c) {
+  c.model.context = 2048;
+  c.data.validation_fraction = 0;
+  c.train.batch = 1;
+  c.train.microbatch = 1;
+  c.parallel.ulysses = 1;
+}
 void dropout(TrainConfig& c) {
   many_tokens(c);
   c.model.dropout = 0.1;
@@ -106,11 +121,27 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"gpt_many_cp2", small_gpt, {.cp = 2}, kSequential, many_tokens},
         Case{"llama_many_cp4", small_llama, {.cp = 4}, kSequential, many_tokens},
         Case{"llama_many_cp2_tp2", small_llama, {.cp = 2, .tp = 2}, kSequential, many_tokens},
+        Case{"gpt_ring_cp2", small_gpt, {.cp = 2}, kSequential, ring},
+        Case{"llama_ring_cp4", small_llama, {.cp = 4}, kSequential, ring},
+        Case{"llama_long_ring_cp2", small_llama, {.cp = 2}, kSequential, long_ring},
+        Case{"llama_usp_cp4", small_llama, {.cp = 4}, kSequential, usp},
+        Case{"gpt_ring_cp2_tp2", small_gpt, {.cp = 2, .tp = 2}, kSequential, ring},
+        Case{"moe_ring_cp2_ep2", small_moe, {.cp = 2, .ep = 2}, kSequential, ring},
         Case{"moe_cp2_ep2", small_moe, {.cp = 2, .ep = 2}, kSequential, many_tokens},
         Case{"moe_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential, many_tokens},
         Case{"moe_ep4", small_moe, {.dp = 4, .ep = 4}, kSequential, many_tokens},
         Case{"moe_ep2_overlapped", small_moe, {.dp = 4, .ep = 2}, kOverlapped, many_tokens}),
     [](const auto& info) { return info.param.name; });
+
+// The same microbatch over more ranks: what each saves falls as 1/cp.
+TEST(RingMemory, ActivationsFallAsOneOverCp) {
+  const auto activations = [](int cp) {
+    TrainConfig config = small_llama({.cp = cp}, kSequential);
+    ring(config);
+    return static_cast<double>(memory_account(config, 60).activations);
+  };
+  for (const int cp : {2, 4, 8}) EXPECT_NEAR(cp * activations(cp) / activations(1), 1, 0.05) << cp;
+}
 
 }  // namespace
 }  // namespace phalanx

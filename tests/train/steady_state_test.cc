@@ -48,6 +48,7 @@ struct Case {
   Layout layout;
   const char* schedule;
   int zero = 0;
+  int ulysses = 0;
 };
 
 // So many tokens and experts that what ops keep for each piece of work is long.
@@ -74,6 +75,7 @@ TEST_P(SteadyState, AllocatesNothing) {
   SCOPED_TRACE(seed);
   TrainConfig config = GetParam().config(GetParam().layout, GetParam().schedule);
   config.parallel.zero = GetParam().zero;
+  config.parallel.ulysses = GetParam().ulysses;
   const Dataset data = random_text(config, seed);
   constexpr int kSteps = 3;
   run_thread_ranks({.ranks = config.parallel.ranks, .threads_per_rank = 2}, [&](Group& world) {
@@ -119,6 +121,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"gpt_pp2_1f1b", small_gpt, {.pp = 2}, "1f1b"},
                     Case{"moe_pp2_dualpipe", small_moe, {.pp = 2}, "dualpipe"},
                     Case{"llama_cp2", small_llama, {.cp = 2}, kSequential},
+                    Case{"moe_ring_cp2_overlapped", small_moe, {.cp = 2}, kOverlapped, 0, 1},
+                    Case{"llama_usp_cp4", small_llama, {.cp = 4}, kSequential, 0, 2},
                     Case{"gpt_tp2", small_gpt, {.tp = 2}, kSequential},
                     Case{"moe_dp2_tp2_ep4_overlapped", small_moe, {.dp = 2, .tp = 2, .ep = 4}, kOverlapped},
                     Case{"moe_dp2_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential},

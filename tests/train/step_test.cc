@@ -16,10 +16,12 @@ namespace phalanx {
 namespace {
 
 constexpr int64_t kSequences = 4;  // in a microbatch of the whole job
-constexpr int kMicrobatches = 3;   // not a multiple of the stages
+constexpr int kMicrobatches = 3;
 
-// The rows of a microbatch that this rank holds: dp ranks take consecutive runs of the same sequences.
-std::vector<Batch> batches(const Mesh& mesh, const ModelConfig& config, unsigned seed) {
+// The rows of a microbatch that this rank holds: dp ranks take consecutive runs of the same sequences, each
+// of which is cut into two documents.
+std::vector<Batch> batches(const Mesh& mesh, const ContextShare& share, const ModelConfig& config,
+                           unsigned seed) {
   const int64_t context = config.context;
   const auto vocabulary = static_cast<uint64_t>(config.vocabulary);
   std::mt19937 random(seed);
@@ -29,19 +31,27 @@ std::vector<Batch> batches(const Mesh& mesh, const ModelConfig& config, unsigned
   for (int64_t m = 0; m < kMicrobatches; ++m) {
     const int64_t tokens = kSequences * context;
     Batch b = {Tensor::empty({tokens}, DType::i32), Tensor::empty({tokens}, DType::i32),
-               Tensor::empty({tokens}, DType::i32), Tensor::empty({local + 1}, DType::i64),
+               Tensor::empty({tokens}, DType::i32), Tensor::empty({2 * local + 1}, DType::i64),
                Tensor::empty({tokens}, DType::i64)};
+    std::vector<int64_t> starts;  // of documents
+    for (int64_t at = 0; at < tokens; at += context) {
+      const auto cut = static_cast<int64_t>(random() % static_cast<uint64_t>(context + 1));
+      starts.insert(starts.end(), {at, at + cut});
+    }
+    starts.push_back(tokens);
     for (int64_t i = 0; i < tokens; ++i) {
       const auto token = [&] { return static_cast<int32_t>(random() % vocabulary); };
       b.tokens.data<int32_t>()[i] = token();
       b.targets.data<int32_t>()[i] = random() % 5 == 0 ? -1 : token();
-      b.positions.data<int32_t>()[i] = static_cast<int32_t>(i % context);
+      b.positions.data<int32_t>()[i] = static_cast<int32_t>(i - *(std::ranges::upper_bound(starts, i) - 1));
       b.rows.data<int64_t>()[i] = m * tokens + i;
     }
-    for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
+    for (int64_t s = 0; s <= 2 * local; ++s) {
+      b.sequence_offsets.data<int64_t>()[s] = starts[static_cast<size_t>(begin / context * 2 + s)] - begin;
+    }
     for (Tensor* t : {&b.tokens, &b.targets, &b.positions, &b.rows})
       *t = t->slice(begin, begin + local * context);
-    out.push_back(own_tokens(b, mesh.coordinate(Axis::cp), mesh.size(Axis::cp)));
+    out.push_back(own_tokens(b, share));
   }
   return out;
 }
@@ -49,11 +59,11 @@ std::vector<Batch> batches(const Mesh& mesh, const ModelConfig& config, unsigned
 // Everything one rank needs for a step.
 struct Rank {
   Rank(Group& world, const Layout& layout, const ModelConfig& config, DType dtype, const char* name,
-       uint64_t seed, bool sequence = false)
+       uint64_t seed, bool sequence = false, int ulysses = 0)
       : mesh(world, layout),
         store(mesh, dtype),
         schedule(make_schedule(name, {.ranks = layout.pp, .microbatches = kMicrobatches})),
-        model(store, resolved(config), seed, sequence,
+        model(store, resolved(config), seed, sequence, ulysses,
               parts_of_rank(schedule, mesh.coordinate(Axis::pp), config.layers)),
         optimizer((store.initialise(seed), store), {}),
         trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0} {}
@@ -72,6 +82,7 @@ struct Case {
   Layout layout;
   const char* schedule;
   bool sequence = false;
+  int ulysses = 0;
 };
 
 struct Outcome {
@@ -96,8 +107,8 @@ Outcome train(const Case& c, unsigned seed) {
   Outcome out;
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
-    Rank rank(world, c.layout, c.config, c.dtype, c.schedule, seed, c.sequence);
-    const std::vector<Batch> micro = batches(rank.mesh, c.config, seed);
+    Rank rank(world, c.layout, c.config, c.dtype, c.schedule, seed, c.sequence, c.ulysses);
+    const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), c.config, seed);
     const StepResult first = compute_gradients(rank.trainer, micro, 5);
     for (const Tape& tape : rank.trainer.tapes) EXPECT_TRUE(tape.empty());
     {
@@ -245,6 +256,50 @@ INSTANTIATE_TEST_SUITE_P(
              {.dp = 2, .cp = 2, .tp = 2, .ep = 4},
              "overlapped",
              true},
+        Case{"gpt_ring_cp2", gpt(), DType::f64, {.cp = 2}, "overlapped"},
+        Case{"gpt_dropout_ring_cp4",
+             six_tokens(with_dropout(gpt())),
+             DType::f64,
+             {.cp = 4},
+             "overlapped",
+             false,
+             1},
+        Case{"gpt_uneven_chunks_dp2_ring_cp4",
+             six_tokens(gpt()),
+             DType::f64,
+             {.dp = 2, .cp = 4},
+             "sequential",
+             false,
+             1},
+        Case{"llama_ring_cp2_tp2_sequence",
+             divisible(llama()),
+             DType::f64,
+             {.cp = 2, .tp = 2},
+             "overlapped",
+             true,
+             1},
+        Case{"llama_shared_kv_heads_usp_cp4",
+             with_one_kv_head(six_tokens(llama())),
+             DType::f64,
+             {.cp = 4},
+             "overlapped",
+             false,
+             2},
+        Case{"moe_uneven_chunks_dp4_ring_cp2_ep4",
+             six_tokens(moe()),
+             DType::f64,
+             {.dp = 4, .cp = 2, .ep = 4},
+             "overlapped",
+             false,
+             1},
+        Case{"sigmoid_dp2_ring_cp2_tp2_ep4",
+             six_tokens(sigmoid_moe_with_dropout()),
+             DType::f64,
+             {.dp = 2, .cp = 2, .tp = 2, .ep = 4},
+             "overlapped",
+             true,
+             1},
+        Case{"moe_usp_cp4_ep2", divisible(moe()), DType::f64, {.cp = 4, .ep = 2}, "overlapped", false, 2},
         Case{"moe_cp2_tp2_ep4", divisible(moe()), DType::f64, {.cp = 2, .tp = 2, .ep = 4}, "overlapped"},
         Case{"sigmoid_cp4_ep2",
              divisible(sigmoid_moe_with_dropout()),
@@ -281,7 +336,7 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
   const Case& c = GetParam();
   run_thread_ranks({.ranks = 1, .threads_per_rank = 1}, [&](Group& world) {
     Rank rank(world, {}, c.config, DType::f64, "overlapped", seed);
-    const std::vector<Batch> micro = batches(rank.mesh, c.config, seed);
+    const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), c.config, seed);
     compute_gradients(rank.trainer, micro, 5);
     const Tensor analytic =
         Tensor::of(rank.store.grads().shape(), std::span<const double>(rank.store.grads().span<double>()));
@@ -327,7 +382,7 @@ TEST(Step, ANonFiniteGradientStopsEveryRankAndNamesTheTensor) {
   try {
     run_thread_ranks({.ranks = 2}, [&](Group& world) {
       Rank rank(world, {.dp = 2}, gpt(), DType::f32, "sequential", 1);
-      const std::vector<Batch> micro = batches(rank.mesh, gpt(), 1);
+      const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), gpt(), 1);
       for (Parameter& p : rank.store.all()) {
         if (p.name() == "layers.1.mlp.up.w") p.value().span<float>()[3] = std::nanf("");
       }

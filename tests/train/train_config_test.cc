@@ -230,6 +230,27 @@ TEST(TrainConfig, PipelinesThatCannotRunAreRefused) {
             (std::vector<int>{0, 4, 0}));
 }
 
+TEST(TrainConfig, UlyssesTakesWhatTheHeadsAllow) {
+  const auto ulysses = [](const char* layout, const char* heads, const char* wanted) {
+    return parse("", {layout, heads, wanted, "model.width=144", "model.context=72"}).parallel.ulysses;
+  };
+  EXPECT_EQ(ulysses("parallel.layout=dp=1", "model.heads=6", "parallel.ulysses=0"), 1);
+  EXPECT_EQ(ulysses("parallel.layout=cp=6", "model.heads=6", "parallel.ulysses=0"), 6);
+  EXPECT_EQ(ulysses("parallel.layout=cp=4", "model.heads=6", "parallel.ulysses=0"), 2);
+  EXPECT_EQ(ulysses("parallel.layout=cp=4,tp=2", "model.heads=6", "parallel.ulysses=0"), 1);
+  EXPECT_EQ(ulysses("parallel.layout=cp=6,tp=2", "model.heads=6", "parallel.ulysses=0"), 3);
+  EXPECT_EQ(ulysses("parallel.layout=cp=8", "model.heads=12", "model.kv_heads=2"), 4);  // shared
+  EXPECT_EQ(ulysses("parallel.layout=cp=6", "model.heads=12", "model.kv_heads=4"), 2);
+  EXPECT_EQ(ulysses("parallel.layout=cp=6", "model.heads=6", "parallel.ulysses=2"), 2);
+  EXPECT_EQ(
+      refusal("", {"parallel.layout=cp=4", "parallel.ulysses=3"}),
+      "--set parallel.layout=cp=4: parallel.layout \"cp=4\": parallel.ulysses 3 does not fit cp = 4 and "
+      "the 4 heads of a rank of tp: it may be 1, 2 or 4");
+  EXPECT_THAT(refusal("", {"parallel.layout=cp=4,tp=2", "parallel.ulysses=4"}),
+              HasSubstr("it may be 1 or 2"));
+  EXPECT_THAT(refusal("", {"parallel.ulysses=2"}), HasSubstr("it may be 1"));
+}
+
 TEST(TrainConfig, ListsEveryKeyForHelp) {
   TrainConfig c;
   const std::string listing = train_table(c).listing();

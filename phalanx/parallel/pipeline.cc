@@ -115,7 +115,8 @@ void Pipeline::give(bool gradients, int chunk, int microbatch, Tensor stream) {
   const auto outlet = std::ranges::find_if(
       outlets_, [&](const Outlet& o) { return o.gradients == gradients && o.chunk == chunk; });
   if (outlet->sending) outlet->sending->wait();
-  outlet->sending = send(*outlet->group, std::move(stream));
+  outlet->stream = std::move(stream);
+  outlet->sending = send(*outlet->group, outlet->stream);
 }
 
 void Pipeline::run_step(const Step& s, StageRunner& stages) {
@@ -155,6 +156,7 @@ void Pipeline::run(StageRunner& stages) {
   for (Outlet& outlet : outlets_) {
     if (outlet.sending) outlet.sending->wait();
     outlet.sending.reset();
+    outlet.stream = Tensor();
   }
 }
 

@@ -68,6 +68,8 @@ class Pipeline {
     bool gradients;
     int chunk;  // of this rank
     Group* group;
+    Tensor stream =
+        {};  // kept until the next one, so that what a rank holds does not depend on how soon it went
     std::optional<Work> sending = {};
   };
   // What one chunk gave to another one of this rank.

@@ -129,9 +129,7 @@ void add_parallel(ConfigTable& table, ParallelConfig& p) {
   s.add("ulysses", &p.ulysses, "ranks of cp that exchange heads, in a ring; 0: the most")
       .at_least(0)
       .at_most(1 << 16);
-  s.add("zero", &p.zero, "ZeRO's stage: shares out 1 moments, 2 gradients too, 3 weights too")
-      .at_least(0)
-      .at_most(3);
+  s.add("zero", &p.zero, "ZeRO's stage: 1 shares out moments, 2 gradients, 3 weights").at_least(0).at_most(3);
   s.add("shard", &p.shard, "ranks that share one copy; 0: all").at_least(0).at_most(1 << 16);
   s.add("chunks", &p.chunks, "stages on each rank of pp; 0: as the schedule has")
       .at_least(0)

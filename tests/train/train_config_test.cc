@@ -264,7 +264,7 @@ TEST(TrainConfig, ListsEveryKeyForHelp) {
     longest = std::max(longest, end - at);
     at = end + 1;
   }
-  EXPECT_LE(longest, 140u);
+  EXPECT_LE(longest, 140u) << listing;
 }
 
 TEST(TrainConfig, MissingFile) {

@@ -40,6 +40,13 @@ std::vector<int> sizes_where(int most, F fits) {
   return sizes;
 }
 
+// That an axis does not divide a size, and what can; empty if it does.
+std::string does_not_divide(const char* axis, int size, const char* key, int64_t n) {
+  if (n % size == 0) return {};
+  const auto sizes = sizes_where(static_cast<int>(n), [n](int fits) { return n % fits == 0; });
+  return format("{} = {} does not divide {} {}: it may be {}", axis, size, key, n, one_of(sizes));
+}
+
 }  // namespace
 
 std::string misfit(const ModelConfig& c, const Layout& layout) {
@@ -56,14 +63,14 @@ std::string misfit(const ModelConfig& c, const Layout& layout) {
         "cp = {} does not fit the {} heads and {} KV heads of a rank of tp (model.heads): it may be {}",
         layout.cp, heads, kv_heads, one_of(sizes_where(heads, cp_fits)));
   }
-  if (layout.ep == 1) return {};
-  if (c.mlp != MlpKind::moe) return format("ep = {} needs model.mlp = \"moe\"", layout.ep);
-  if (c.moe.experts % layout.ep != 0) {
-    const auto sizes = sizes_where(c.moe.experts, [&](int ep) { return c.moe.experts % ep == 0; });
-    return format("ep = {} does not divide moe.experts {}: it may be {}", layout.ep, c.moe.experts,
-                  one_of(sizes));
+  if (layout.ep * layout.etp == 1) return {};
+  if (c.mlp != MlpKind::moe) {
+    return format("{} = {} needs model.mlp = \"moe\"", layout.ep > 1 ? "ep" : "etp",
+                  layout.ep > 1 ? layout.ep : layout.etp);
   }
-  return {};
+  const std::string experts = does_not_divide("ep", layout.ep, "moe.experts", c.moe.experts);
+  return experts.empty() ? does_not_divide("etp", layout.etp, "moe.expert_width", c.moe.expert_width)
+                         : experts;
 }
 
 ModelConfig resolved(ModelConfig c) {

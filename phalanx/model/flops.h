@@ -24,8 +24,8 @@ struct ParameterCount {
 };
 ParameterCount count_parameters(const ModelConfig& config);
 
-/// Those of the rank of a layout that has most: matrices are cut over tp, experts over ep, norms and routers
-/// are whole.
+/// Those of the rank of a layout that has most: matrices are cut over tp, experts over ep and etp, norms and
+/// routers are whole.
 int64_t count_local_parameters(const ModelConfig& config, const Layout& layout);
 
 }  // namespace phalanx

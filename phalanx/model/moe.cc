@@ -9,7 +9,7 @@
 
 namespace phalanx {
 
-// T tokens, D model width, E experts, K top-k, R received rows, F expert width
+// T tokens, D model width, E experts, K top-k, R received rows, F expert width (a slice of it under etp)
 
 namespace {
 
@@ -83,12 +83,12 @@ Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
 Experts::Experts(const Builder& b, const std::string& name)
     : gate_up_(b.store.add({.name = name + ".gate_up",
                             .shape = {b.config.moe.experts, 2, b.config.moe.expert_width, b.config.width},
-                            .placement = {{.axis = Axis::ep, .dim = 0}},
+                            .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
                             .init = {.std = b.config.init_std},
                             .gradient = OverTp::parts})),
       down_(b.store.add({.name = name + ".down",
                          .shape = {b.config.moe.experts, b.config.width, b.config.moe.expert_width},
-                         .placement = {{.axis = Axis::ep, .dim = 0}},
+                         .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
                          .init = {.std = b.config.init_std / std::sqrt(2.0 * b.config.layers)},
                          .gradient = OverTp::parts})) {}
 
@@ -118,7 +118,7 @@ Moe::Moe(const Builder& b, const std::string& name)
     : tensor_(b.tensor),
       router_(b, name + ".router"),
       experts_(b, name + ".experts"),
-      buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts),
+      buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts, &b.store.mesh().group(Axis::etp)),
       shared_(b.config.moe.shared_experts == 0
                   ? nullptr
                   : std::make_unique<SwigluMlp>(b, name + ".shared",

@@ -40,11 +40,13 @@ class Router {
   MoeStatistics statistics_;
 };
 
-/// SwiGLU experts, cut over ep. Parameters NAME.gate_up [E, 2, F, D] (gate first), NAME.down [E, D, F].
+/// SwiGLU experts, cut over ep, and each one's hidden width over etp. Parameters NAME.gate_up [E, 2, F, D]
+/// (gate first), NAME.down [E, D, F].
 class Experts {
  public:
   Experts(const Builder& build, const std::string& name);
-  /// x: rows in expert order, cut by offsets i64 [E_local+1].
+  /// x: rows in expert order, cut by offsets i64 [E_local+1]. Gives the part that this rank's slice adds to
+  /// the sum over etp.
   Task<Rows> forward(Rows x, Tensor offsets, Tape& tape);
   Task<Rows> backward(Rows dy, Tensor offsets, Tape& tape);
 

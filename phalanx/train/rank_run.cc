@@ -56,8 +56,8 @@ ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& confi
 }  // namespace
 
 void check_trainable(const Layout& layout) {
-  if (layout.pp * layout.etp == 1) return;
-  throw Error("layout {}: this version trains with dp, cp, tp and ep; pp and etp must be 1", layout.text());
+  if (layout.pp == 1) return;
+  throw Error("layout {}: this version trains with dp, cp, tp, ep and etp; pp must be 1", layout.text());
 }
 
 RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)

@@ -147,9 +147,11 @@ std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks) {
   for (int tp = 1; tp <= ranks; ++tp) {
     for (int cp = 1; cp <= ranks / tp; ++cp) {
       for (int ep = 1; ep <= ranks; ++ep) {
-        if (!divides(tp * cp) || !divides(ep)) continue;
-        const Layout layout{.dp = ranks / (tp * cp), .cp = cp, .tp = tp, .ep = ep};
-        if (misfit(model, layout).empty()) add_cases(layout, cases);
+        for (int etp = 1; etp <= ranks / ep; ++etp) {
+          if (!divides(tp * cp) || !divides(ep * etp)) continue;
+          const Layout layout{.dp = ranks / (tp * cp), .cp = cp, .tp = tp, .ep = ep, .etp = etp};
+          if (misfit(model, layout).empty()) add_cases(layout, cases);
+        }
       }
     }
   }

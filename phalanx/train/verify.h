@@ -48,7 +48,7 @@ struct VerifyRow {
 void add_cases(const Layout& layout, std::vector<VerifyCase>& cases);
 
 /// The cases of all layouts of `ranks` ranks that fit the model: every tp and cp, dp of
-/// the rest, every ep.
+/// the rest, every ep and etp.
 std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks);
 
 /// Runs every case on thread ranks, with random tokens and weights of `seed`; `on_row` sees each row as it

@@ -16,9 +16,10 @@ class Verify(Case):
         self.assertIn("dp=1", told["reference"])
         runs = {(row["layout"], row["sequence"], row["zero"], row["schedule"]) for row in told["layouts"]}
         dense = {"dp=4", "dp=2,tp=2", "tp=4", "dp=2,cp=2", "cp=2,tp=2", "cp=4"}
-        layouts = dense | {f"{axes},ep={ep}" for axes in dense for ep in (2, 4)}
+        experts = ("ep=2", "ep=4", "etp=2", "etp=4", "ep=2,etp=2")
+        layouts = dense | {f"{axes},{cut}" for axes in dense for cut in experts}
         self.assertEqual(runs, {(layout, sequence, zero, schedule) for layout in layouts for zero in (0, 1)
-                                for sequence in ({False, True} if "tp" in layout else {False})
+                                for sequence in ({False, True} if ",tp" in "," + layout else {False})
                                 for schedule in ("sequential", "overlapped")})
         for row in told["layouts"]:
             self.assertLessEqual(ROW, set(row))

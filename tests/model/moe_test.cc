@@ -307,6 +307,8 @@ INSTANTIATE_TEST_SUITE_P(
                   }),
              {.dp = 2, .ep = 2}},
         Case{"softmax_tp2_ep2", kSoftmax, {.tp = 2, .ep = 2}},
+        Case{"three_slices_dp2_tp3_etp3", kSoftmax, {.dp = 2, .tp = 3, .etp = 3}},
+        Case{"three_slices_tp6_ep2_etp3_sequence", kSoftmax, {.tp = 6, .ep = 2, .etp = 3}, true},
         Case{"a_sequence_on_two_ranks_tp3", kSoftmax, {.tp = 3}},
         Case{"a_sequence_on_two_ranks_tp3_shared_sequence",
              with(kSoftmax, [](MoeConfig& c) { c.shared_experts = 2; }),

@@ -108,6 +108,9 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"llama_many_cp2_tp2", small_llama, {.cp = 2, .tp = 2}, kSequential, many_tokens},
         Case{"moe_cp2_ep2", small_moe, {.cp = 2, .ep = 2}, kSequential, many_tokens},
         Case{"moe_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential, many_tokens},
+        Case{"moe_etp2", small_moe, {.dp = 2, .etp = 2}, kSequential, many_tokens},
+        Case{"moe_tp2_ep2_etp2", small_moe, {.dp = 2, .tp = 2, .ep = 2, .etp = 2}, kSequential, many_tokens},
+        Case{"moe_dp4_etp2_zero1", small_moe, {.dp = 4, .etp = 2}, kSequential, zero1},
         Case{"moe_ep4", small_moe, {.dp = 4, .ep = 4}, kSequential, many_tokens},
         Case{"moe_ep2_overlapped", small_moe, {.dp = 4, .ep = 2}, kOverlapped, many_tokens}),
     [](const auto& info) { return info.param.name; });

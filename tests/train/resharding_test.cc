@@ -97,6 +97,8 @@ INSTANTIATE_TEST_SUITE_P(
                   Run{"dp2_tp2_zero1", small_llama, {.dp = 2, .tp = 2}, 1}},
         std::pair{Run{"moe_dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1},
                   Run{"dp2_tp2_ep4", small_moe, {.dp = 2, .tp = 2, .ep = 4}}},
+        std::pair{Run{"moe_dp4_ep2_etp2_zero1", small_moe, {.dp = 4, .ep = 2, .etp = 2}, 1},
+                  Run{"tp2_etp2", small_moe, {.tp = 2, .etp = 2}}},
         std::pair{Run{"moe_tp2_ep2", small_moe, {.tp = 2, .ep = 2}},
                   Run{"dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1}}),
     [](const auto& info) { return std::string(info.param.first.name) + "_to_" + info.param.second.name; });

@@ -117,6 +117,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"llama_cp2", small_llama, {.cp = 2}, kSequential},
                     Case{"gpt_tp2", small_gpt, {.tp = 2}, kSequential},
                     Case{"moe_dp2_tp2_ep4_overlapped", small_moe, {.dp = 2, .tp = 2, .ep = 4}, kOverlapped},
+                    Case{"moe_tp2_etp2", small_moe, {.tp = 2, .etp = 2}, kSequential},
                     Case{"moe_dp2_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential},
                     Case{"moe_dp2_ep2_overlapped", small_moe, {.dp = 2, .ep = 2}, kOverlapped}),
     [](const auto& info) { return info.param.name; });

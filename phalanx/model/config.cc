@@ -73,6 +73,26 @@ std::string misfit(const ModelConfig& c, const Layout& layout) {
                          : experts;
 }
 
+namespace {
+
+// Error: a token cannot find its experts in its groups.
+void check_groups(const MoeConfig& m) {
+  if (m.experts % m.groups != 0) {
+    throw Error("moe.groups {} does not divide moe.experts {}: it may be {}", m.groups, m.experts,
+                one_of(sizes_where(m.experts, [&](int groups) { return m.experts % groups == 0; })));
+  }
+  if (m.top_groups > m.groups) {
+    throw Error("moe.top_groups {} is more than moe.groups {}", m.top_groups, m.groups);
+  }
+  const int eligible = m.experts / m.groups * m.top_groups;
+  if (m.top_k > eligible) {
+    throw Error("moe.top_k {} is more than the {} experts of moe.top_groups {}", m.top_k, eligible,
+                m.top_groups);
+  }
+}
+
+}  // namespace
+
 ModelConfig resolved(ModelConfig c) {
   if (c.kv_heads == 0) c.kv_heads = c.heads;
   if (c.head_dim == 0) {
@@ -93,6 +113,7 @@ ModelConfig resolved(ModelConfig c) {
   if (c.moe.top_k > c.moe.experts) {
     throw Error("moe.top_k {} is more than moe.experts {}", c.moe.top_k, c.moe.experts);
   }
+  check_groups(c.moe);
   return c;
 }
 

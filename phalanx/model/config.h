@@ -25,6 +25,12 @@ struct MoeConfig {
   bool normalise = true;       ///< chosen weights are divided by their sum
   double scaling = 1;          ///< of the chosen weights
   double balance_loss = 0.01;  ///< coefficient of the balance loss (route.h)
+  int groups = 1;              ///< experts of a token come from the best `top_groups` of so many groups
+  int top_groups = 1;
+  /// After each step the bias by which experts are chosen grows by this for those chosen less often than the
+  /// mean, and falls for the others (L. Wang et al. 2024, algorithm 1). 0: it stays as it is, at first 0.
+  double bias_rate = 0;
+  double z_loss = 0;  ///< coefficient of the router z-loss (route.h)
 };
 
 /// A decoder of `layers` blocks: x += attention(norm(x)); x += mlp(norm(x)).

@@ -1,4 +1,4 @@
-// Choosing experts: scores, the best K, their weights, and the balance loss.
+// Choosing experts: scores, the best K, their weights, the balance loss and the z-loss.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,11 @@ struct RoutingConfig {
   int top_k = 1;
   bool normalise = true;  ///< divide the chosen scores by their sum (+ 1e-20)
   double scaling = 1;     ///< times this, after that
+  /// Experts lie in so many equal groups, neighbours in one, and a token chooses from the best `top_groups`
+  /// alone: those whose two best experts' scores sum to most, ties to the lower group (DeepSeek-V3, section
+  /// 2.1.2).
+  int groups = 1;
+  int top_groups = 1;
 };
 
 /// topk_idx i64 [T, K], best first, ties to the lower expert; weights [T, K]; scores [T, E] are kept for
@@ -24,8 +29,9 @@ struct Routing {
   Tensor weights_TK;
   Tensor scores_TE;
 };
-/// logits [T, E].
-Routing route(const Tensor& logits_TE, const RoutingConfig& config);
+/// logits [T, E]. bias [E], or empty: added to the scores for the choice of groups and experts alone, not for
+/// the weights (L. Wang et al., Auxiliary-Loss-Free Load Balancing, 2024).
+Routing route(const Tensor& logits_TE, const RoutingConfig& config, const Tensor& bias_E = {});
 /// The gradient of the logits from that of the weights, plus that of the scores themselves (dscores [T, E],
 /// the balance loss's; may be empty).
 Tensor route_backward(const Tensor& dweights_TK, const Tensor& dscores_TE, const Routing& routing,
@@ -43,5 +49,14 @@ double balance_loss(const Routing& routing, const Tensor& sequence_offsets, cons
 /// The gradient of scale · balance_loss by the scores, [T, E].
 Tensor balance_loss_backward(const Routing& routing, const Tensor& sequence_offsets, const Tensor& counts_BE,
                              double scale);
+
+/// log Σ_e exp(logit_e) of each row, [T].
+Tensor log_sum_exp(const Tensor& logits_TE);
+/// The router z-loss of ST-MoE (Zoph et al. 2022, equation 5) times the number of rows: Σ of the squares of
+/// log_sum_exp.
+double z_loss(const Tensor& log_sum_exp_T);
+/// Adds the gradient of scale · z_loss by the logits.
+void z_loss_backward_into(const Tensor& dlogits_TE, const Tensor& logits_TE, const Tensor& log_sum_exp_T,
+                          double scale);
 
 }  // namespace phalanx

@@ -59,6 +59,10 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
   return parameters_.emplace_back(std::move(spec), slice);
 }
 
+Tensor ParameterStore::add_state(std::string name, const Shape& shape) {
+  return states_.emplace_back(State{std::move(name), Tensor::zeros(shape, dtype_)}).value;
+}
+
 ParameterStore::GradSum& ParameterStore::sum_of(const Parameter& parameter, const std::vector<int>& all) {
   constexpr Axis kDense[] = {Axis::dp, Axis::cp, Axis::tp};
   constexpr Axis kExperts[] = {Axis::edp, Axis::ep, Axis::etp};

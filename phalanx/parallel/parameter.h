@@ -31,6 +31,13 @@ struct ParameterSpec {
   OverTp gradient = OverTp::alike;
 };
 
+/// What training keeps beside the parameters and without a gradient (a router's bias): whole on every rank of
+/// the stage, and equal. Saved and loaded as the weights are.
+struct State {
+  std::string name;
+  Tensor value;
+};
+
 class Parameter;
 
 /// The right to read a parameter's value while it lives.
@@ -131,6 +138,10 @@ class ParameterStore {
   /// Takes the memory and fills in initial values: the same numbers in every layout. After the last add.
   void initialise(uint64_t seed);
 
+  /// Registers a state, of zeros in the store's dtype; gives its value, which the caller updates in place.
+  Tensor add_state(std::string name, const Shape& shape);
+  const std::vector<State>& states() const { return states_; }
+
   std::deque<Parameter>& all() { return parameters_; }
   /// The part of a tensor laid out as values() is (a gradient, a moment) that belongs to `parameter`, in its
   /// shape.
@@ -183,6 +194,7 @@ class ParameterStore {
   Tensor grads_;
   std::vector<GradSum> sums_;
   std::vector<FlatRange> shares_;
+  std::vector<State> states_;
 };
 
 }  // namespace phalanx

@@ -120,7 +120,8 @@ class Layers {
     const int64_t index =
         2 * block(rows * k, 8) + block(rows * k) + block(own_ * std::min<int64_t>(k, ep_), 8);
     const int64_t experts = 2 * x_expert + a_expert + h_expert + index;  // x, y, a, h; order, weights, handle
-    const int64_t router = block(own_ * k, 8) + block(own_ * k) + scores;
+    const int64_t for_z_loss = c_.moe.z_loss != 0 ? scores + block(own_) : 0;
+    const int64_t router = block(own_ * k, 8) + block(own_ * k) + scores + for_z_loss;
     const bool shares = c_.moe.shared_experts > 0;
     const BranchMemory shared = shares ? dense(c_.moe.shared_experts * width / tp_, true) : BranchMemory();
     const int64_t shared_dx = shares ? x() : 0;

@@ -7,11 +7,18 @@
 namespace phalanx {
 namespace {
 
+// And the states, which the first rank of a stage writes.
 std::vector<NamedTensor> weights_of(ParameterStore& parameters) {
   std::vector<NamedTensor> tensors;
   for (const Parameter& p : parameters.all()) {
     tensors.push_back(
         {.name = p.name(), .local = p.value(), .slice = p.slice(), .written_here = p.is_owner()});
+  }
+  Mesh& mesh = parameters.mesh();
+  const bool first = mesh.stage_ranks().front() == mesh.world().rank();
+  for (const State& s : parameters.states()) {
+    const LocalSlice whole = {.full = s.value.shape(), .local = s.value.shape()};
+    tensors.push_back({.name = s.name, .local = s.value, .slice = whole, .written_here = first});
   }
   return tensors;
 }
@@ -40,7 +47,7 @@ std::vector<NamedTensor> tensors_of(RankRun& rank) {
 // Keys of [model] and [moe] under which the same weights may be trained on.
 bool may_change(const std::string& key) {
   return key == "model.context" || key == "model.dropout" || key == "model.init_std" ||
-         key == "moe.balance_loss";
+         key == "moe.balance_loss" || key == "moe.z_loss" || key == "moe.bias_rate";
 }
 
 // Error: the checkpoint's weights mean something else in this run.

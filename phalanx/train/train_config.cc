@@ -62,6 +62,11 @@ void add_moe(ConfigTable& table, MoeConfig& m) {
   s.add("normalise", &m.normalise, "the chosen weights sum to one");
   s.add("scaling", &m.scaling, "factor of the chosen weights").above(0);
   s.add("balance_loss", &m.balance_loss, "coefficient of the balance loss").at_least(0);
+  s.add("z_loss", &m.z_loss, "coefficient of the router z-loss").at_least(0);
+  s.add("bias_rate", &m.bias_rate, "change of a bias by which experts are chosen, a step; 0: none")
+      .at_least(0);
+  s.add("groups", &m.groups, "equal groups of experts").at_least(1).at_most(kExperts);
+  s.add("top_groups", &m.top_groups, "groups that a token's experts come from").at_least(1).at_most(kExperts);
 }
 
 void add_data(ConfigTable& table, DataConfig& d) {

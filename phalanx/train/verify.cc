@@ -55,7 +55,8 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh) {
   return batches;
 }
 
-// Writes this rank's part of each parameter into the full tensors: of gradients its share.
+// Writes this rank's part of each parameter into the full tensors: of gradients its share, of values all, and
+// the states.
 void collect(FullTensors& full, ParameterStore& store, bool grads) {
   for (const Parameter& p : store.all()) {
     std::vector<double>& out = full[p.name()];
@@ -67,6 +68,13 @@ void collect(FullTensors& full, ParameterStore& store, bool grads) {
         out[static_cast<size_t>(p.slice().global_index(i))] =
             static_cast<double>(local.data<decltype(t)>()[i]);
       }
+    });
+  }
+  for (const State& s : store.states()) {
+    if (grads) return;
+    visit_float(s.value.dtype(), [&](auto t) {
+      const auto values = s.value.span<decltype(t)>();
+      full[s.name].assign(values.begin(), values.end());
     });
   }
 }

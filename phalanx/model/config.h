@@ -30,7 +30,8 @@ struct MoeConfig {
   /// After each step the bias by which experts are chosen grows by this for those chosen less often than the
   /// mean, and falls for the others (L. Wang et al. 2024, algorithm 1). 0: it stays as it is, at first 0.
   double bias_rate = 0;
-  double z_loss = 0;  ///< coefficient of the router z-loss (route.h)
+  double z_loss = 0;    ///< coefficient of the router z-loss (route.h)
+  double capacity = 0;  ///< of an expert, in even loads of a sequence (within_capacity, route.h); 0: no limit
 };
 
 /// A decoder of `layers` blocks: x += attention(norm(x)); x += mlp(norm(x)).

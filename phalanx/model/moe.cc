@@ -56,16 +56,35 @@ Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
     const Tensor lse_T = tape.save(log_sum_exp(tape.save(logits_TE)));
     if (pass.training) statistics_.z_loss_sum += z_loss(lse_T);
   }
-  const Routing routing = tape.save(route(logits_TE, config_, bias_E_));
-  if (!pass.training && moe_.balance_loss == 0) co_return routing;
-  const Tensor offsets = own_offsets(*pass.batch);
-  Tensor counts_BE = tape.save(balance_counts(routing, offsets));
-  if (sharers_.size() > 1) {
-    Work work = sharers_.all_reduce(counts_BE);
-    co_await work;
+  Routing routing = tape.save(route(logits_TE, config_, bias_E_));
+  if (pass.training || moe_.balance_loss != 0) {
+    const Tensor offsets = own_offsets(*pass.batch);
+    Tensor counts_BE = tape.save(balance_counts(routing, offsets));
+    if (sharers_.size() > 1) {
+      Work work = sharers_.all_reduce(counts_BE);
+      co_await work;
+    }
+    if (pass.training) record(routing, offsets, counts_BE);
   }
-  if (pass.training) record(routing, offsets, counts_BE);
+  if (moe_.capacity == 0 || pass.cache) co_return routing;
+  routing.topk_idx_TK = co_await within_capacity(routing.topk_idx_TK, pass.batch);
   co_return routing;
+}
+
+// Every rank that shares a sequence decides for all its rows, and keeps its own.
+Task<Tensor> Router::within_capacity(Tensor topk_idx_TK, const Batch* batch) {
+  Tensor numbers_T = tensor_.own_rows(batch->rows);
+  Tensor all_TK = topk_idx_TK;
+  if (sharers_.size() > 1) {
+    Work gather_numbers = sharers_.all_gather(numbers_T);
+    Work gather_choices = sharers_.all_gather(topk_idx_TK);
+    numbers_T = co_await gather_numbers;
+    all_TK = co_await gather_choices;
+  }
+  const Tensor kept_TK =
+      phalanx::within_capacity(all_TK, numbers_T, batch->sequence_offsets, moe_.experts, moe_.capacity);
+  const int64_t own = topk_idx_TK.rows();
+  co_return kept_TK.slice(sharers_.rank() * own, (sharers_.rank() + 1) * own);
 }
 
 void Router::record(const Routing& routing, const Tensor& offsets, const Tensor& counts_BE) {

@@ -24,6 +24,7 @@ struct MoeStatistics {
 class Router {
  public:
   Router(const Builder& build, const std::string& name);
+  /// topk_idx is −1 where an expert has no room for the token.
   Task<Routing> forward(Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> backward(Tensor dweights_TK, Pass pass, Tape& tape);
   MoeStatistics& statistics() { return statistics_; }
@@ -34,6 +35,8 @@ class Router {
   void update_bias(std::span<const int64_t> tokens);
 
  private:
+  // The choices that experts have room for, in whole sequences.
+  Task<Tensor> within_capacity(Tensor topk_idx_TK, const Batch* batch);
   // Adds the batch to the statistics; counts_BE are those of whole sequences.
   void record(const Routing& routing, const Tensor& offsets, const Tensor& counts_BE);
   // Of the sequences' parts in this rank's own rows.

@@ -65,6 +65,8 @@ void add_moe(ConfigTable& table, MoeConfig& m) {
   s.add("z_loss", &m.z_loss, "coefficient of the router z-loss").at_least(0);
   s.add("bias_rate", &m.bias_rate, "change of a bias by which experts are chosen, a step; 0: none")
       .at_least(0);
+  s.add("capacity", &m.capacity, "tokens an expert takes of a sequence, in even loads; 0: all that choose it")
+      .at_least(0);
   s.add("groups", &m.groups, "equal groups of experts").at_least(1).at_most(kExperts);
   s.add("top_groups", &m.top_groups, "groups that a token's experts come from").at_least(1).at_most(kExperts);
 }

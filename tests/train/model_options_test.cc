@@ -128,7 +128,7 @@ INSTANTIATE_TEST_SUITE_P(
                       std::vector<std::string>{"model.mlp=moe", "moe.z_loss=0.2", "moe.groups=3",
                                                "moe.top_groups=2", "moe.bias_rate=0.01"},
                       std::vector<std::string>{"model.mlp=moe", "moe.z_loss=0.2", "moe.scores=sigmoid",
-                                               "moe.balance_loss=0"},
+                                               "moe.balance_loss=0", "moe.capacity=0.6"},
                       std::vector<std::string>{"model.mlp=moe", "moe.top_k=1", "moe.normalise=false",
                                                "moe.dense_layers=1"},
                       std::vector<std::string>{"model.mlp=moe", "moe.top_k=3", "moe.balance_loss=0",

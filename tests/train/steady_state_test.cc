@@ -76,6 +76,7 @@ TEST_P(SteadyState, AllocatesNothing) {
   config.parallel.zero = GetParam().zero;
   config.model.moe.bias_rate = 1e-9;  // takes its path; no token changes its experts
   config.model.moe.z_loss = 1e-3;
+  config.model.moe.capacity = 1;
   const Dataset data = random_text(config, seed);
   constexpr int kSteps = 3;
   run_thread_ranks({.ranks = config.parallel.ranks, .threads_per_rank = 2}, [&](Group& world) {

@@ -24,7 +24,8 @@ ModelConfig every_option(Scores scores) {
            .groups = 4,
            .top_groups = 2,
            .bias_rate = 0.02,
-           .z_loss = 0.02};
+           .z_loss = 0.02,
+           .capacity = 1.1};  // ⌈1.1 · 12 · 3 / 8⌉ = 5 tokens
   return resolved(c);
 }
 

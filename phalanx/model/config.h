@@ -21,6 +21,7 @@ struct MoeConfig {
   int64_t expert_width = 0;  ///< 0: mlp_width / top_k
   int shared_experts = 0;    ///< of expert_width each, seen by every token
   int dense_layers = 0;      ///< the first layers have a dense SwiGLU of mlp_width instead
+  int share_layers = 1;      ///< so many neighbouring MoE layers use the same experts, each by its own router
   Scores scores = Scores::softmax;
   bool normalise = true;       ///< chosen weights are divided by their sum
   double scaling = 1;          ///< of the chosen weights
@@ -32,6 +33,9 @@ struct MoeConfig {
   double bias_rate = 0;
   double z_loss = 0;    ///< coefficient of the router z-loss (route.h)
   double capacity = 0;  ///< of an expert, in even loads of a sequence (within_capacity, route.h); 0: no limit
+
+  /// The first of the layers that use the same experts as this one.
+  int layer_of_experts(int layer) const { return layer - (layer - dense_layers) % share_layers; }
 };
 
 /// A decoder of `layers` blocks: x += attention(norm(x)); x += mlp(norm(x)).

@@ -17,7 +17,8 @@ struct TokenFlops {
 /// `config` is resolved.
 TokenFlops training_flops_per_token(const ModelConfig& config);
 
-/// Parameters in all, and those that a token passes through (fewer with experts).
+/// Parameters in all, and those that a token passes through: fewer with experts; those of experts that layers
+/// share count in each of them.
 struct ParameterCount {
   int64_t total = 0;
   int64_t active = 0;

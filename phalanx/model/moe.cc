@@ -150,16 +150,17 @@ Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
 }
 
 Experts::Experts(const Builder& b, const std::string& name)
-    : gate_up_(b.store.add({.name = name + ".gate_up",
-                            .shape = {b.config.moe.experts, 2, b.config.moe.expert_width, b.config.width},
-                            .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
-                            .init = {.std = b.config.init_std},
-                            .gradient = OverTp::parts})),
-      down_(b.store.add({.name = name + ".down",
-                         .shape = {b.config.moe.experts, b.config.width, b.config.moe.expert_width},
-                         .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
-                         .init = {.std = b.config.init_std / std::sqrt(2.0 * b.config.layers)},
-                         .gradient = OverTp::parts})) {}
+    : gate_up_(
+          b.store.add_shared({.name = name + ".gate_up",
+                              .shape = {b.config.moe.experts, 2, b.config.moe.expert_width, b.config.width},
+                              .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
+                              .init = {.std = b.config.init_std},
+                              .gradient = OverTp::parts})),
+      down_(b.store.add_shared({.name = name + ".down",
+                                .shape = {b.config.moe.experts, b.config.width, b.config.moe.expert_width},
+                                .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
+                                .init = {.std = b.config.init_std / std::sqrt(2.0 * b.config.layers)},
+                                .gradient = OverTp::parts})) {}
 
 Task<Rows> Experts::forward(Rows x, Tensor offsets, Tape& tape) {
   const Lease gate_up = co_await gate_up_.use();
@@ -183,10 +184,10 @@ Task<Rows> Experts::backward(Rows dy, Tensor offsets, Tape& tape) {
   co_return grouped_matmul(dh, stacked(gate_up.value()), offsets);
 }
 
-Moe::Moe(const Builder& b, const std::string& name)
+Moe::Moe(const Builder& b, const std::string& name, const std::string& experts)
     : tensor_(b.tensor),
       router_(b, name + ".router"),
-      experts_(b, name + ".experts"),
+      experts_(b, experts),
       buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts, &b.store.mesh().group(Axis::etp)),
       shared_(b.config.moe.shared_experts == 0
                   ? nullptr

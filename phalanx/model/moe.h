@@ -57,7 +57,7 @@ class Router {
 };
 
 /// SwiGLU experts, cut over ep, and each one's hidden width over etp. Parameters NAME.gate_up [E, 2, F, D]
-/// (gate first), NAME.down [E, D, F].
+/// (gate first), NAME.down [E, D, F], which layers of one NAME share.
 class Experts {
  public:
   Experts(const Builder& build, const std::string& name);
@@ -74,7 +74,8 @@ class Experts {
 /// Ranks of tp share out the rows of the stream, each routes its own.
 class Moe final : public Layer {
  public:
-  Moe(const Builder& build, const std::string& name);
+  /// `experts` names theirs: other layers may have the same.
+  Moe(const Builder& build, const std::string& name, const std::string& experts);
   Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
   MoeStatistics& statistics() { return router_.statistics(); }

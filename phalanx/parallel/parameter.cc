@@ -59,6 +59,14 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
   return parameters_.emplace_back(std::move(spec), slice);
 }
 
+Parameter& ParameterStore::add_shared(ParameterSpec spec) {
+  const auto same = std::ranges::find(parameters_, spec.name, &Parameter::name);
+  if (same == parameters_.end()) return add(std::move(spec));
+  PHX_CHECK(same->spec().shape == spec.shape, "parameter {} of {} is shared as {}", spec.name,
+            same->spec().shape, spec.shape);
+  return *same;
+}
+
 Tensor ParameterStore::add_state(std::string name, const Shape& shape) {
   return states_.emplace_back(State{std::move(name), Tensor::zeros(shape, dtype_)}).value;
 }

@@ -138,6 +138,9 @@ class ParameterStore {
   /// Takes the memory and fills in initial values: the same numbers in every layout. After the last add.
   void initialise(uint64_t seed);
 
+  /// The parameter of that name, registered by the first layer that asks: layers that share it add to one
+  /// gradient.
+  Parameter& add_shared(ParameterSpec spec);
   /// Registers a state, of zeros in the store's dtype; gives its value, which the caller updates in place.
   Tensor add_state(std::string name, const Shape& shape);
   const std::vector<State>& states() const { return states_; }

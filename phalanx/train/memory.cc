@@ -195,9 +195,9 @@ int64_t beside_backward(const Layers& layers, const ModelConfig& c) {
 // the same ones.
 int64_t updated_parameters(const ModelConfig& c, int64_t parameters, const Layout& layout) {
   const int64_t expert = 3 * c.width * c.moe.expert_width;
-  const int64_t experts = c.mlp == MlpKind::moe ? (c.layers - c.moe.dense_layers) *
-                                                      (c.moe.experts / layout.ep) * (expert / layout.etp)
-                                                : 0;
+  const int64_t sets = (c.layers - c.moe.dense_layers + c.moe.share_layers - 1) / c.moe.share_layers;
+  const int64_t experts =
+      c.mlp == MlpKind::moe ? sets * (c.moe.experts / layout.ep) * (expert / layout.etp) : 0;
   const int64_t edp = layout.dp * layout.cp * layout.tp / (layout.ep * layout.etp);
   return (parameters - experts) / (layout.dp * layout.cp) + experts / edp;
 }

@@ -57,6 +57,9 @@ void add_moe(ConfigTable& table, MoeConfig& m) {
   s.add("dense_layers", &m.dense_layers, "first layers that have a dense MLP instead")
       .at_least(0)
       .at_most(kLayers);
+  s.add("share_layers", &m.share_layers, "neighbouring layers that use the same experts")
+      .at_least(1)
+      .at_most(kLayers);
   s.choice("scores", &m.scores, {{"softmax", Scores::softmax}, {"sigmoid", Scores::sigmoid}},
            "of the router's logits");
   s.add("normalise", &m.normalise, "the chosen weights sum to one");

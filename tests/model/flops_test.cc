@@ -81,7 +81,8 @@ TEST(Flops, ParametersAreThoseOfTheModel) {
                .top_k = 2,
                .expert_width = 6,
                .shared_experts = has(6) ? 2 : 0,
-               .dense_layers = has(7) ? 1 : 0};
+               .dense_layers = has(7) ? 1 : 0,
+               .share_layers = has(0) ? 2 : 1};
       const testing::TinyModel model(world, {}, c, 1);
       EXPECT_EQ(count_parameters(resolved(c)).total, model.store.values().numel()) << "options " << options;
     }

@@ -205,7 +205,7 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
     TensorParallel tensor(mesh, c.sequence);
     const ModelConfig model = resolved(config);
     ContextParallel context(mesh);
-    Moe moe({store, tensor, context, model}, "m");
+    Moe moe({store, tensor, context, model}, "m", "m.experts");
     store.initialise(1);
     for (const Parameter& p : store.all()) {
       const auto local = p.value().span<double>();

@@ -18,6 +18,7 @@ ModelConfig every_option(Scores scores) {
            .expert_width = 8,
            .shared_experts = 1,
            .dense_layers = 1,
+           .share_layers = 2,
            .scores = scores,
            .scaling = 1.5,
            .balance_loss = 0.05,

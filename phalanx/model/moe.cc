@@ -51,7 +51,7 @@ Router::Router(const Builder& b, const std::string& name)
 
 Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
   const Lease w = co_await w_.use();
-  const Tensor logits_TE = matmul_nt(tape.save(x_TD), w.value());
+  const Tensor logits_TE = router_logits(tape.save(x_TD), w.value());
   if (moe_.z_loss != 0) {
     const Tensor lse_T = tape.save(log_sum_exp(tape.save(logits_TE)));
     if (pass.training) statistics_.z_loss_sum += z_loss(lse_T);

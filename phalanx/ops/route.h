@@ -7,6 +7,10 @@
 
 namespace phalanx {
 
+/// x · wᵀ, [T, E], of x [T, D] and w [E, D]. A row's bits do not depend on the rows beside it, as they may in
+/// a matrix product of a library: wherever a token is routed, it finds the same experts.
+Tensor router_logits(const Tensor& x_TD, const Tensor& w_ED);
+
 /// How logits become scores. softmax: over all experts; sigmoid: each by itself (DeepSeek-V3).
 enum class Scores : uint8_t { softmax, sigmoid };
 

@@ -24,7 +24,8 @@ Block::Block(const Builder& b, int layer, uint64_t seed) : tensor_(b.tensor), dr
   auto mlp_norm = make_norm(b, name + ".mlp_norm");
   std::unique_ptr<Layer> mlp;
   if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {
-    auto moe = std::make_unique<Moe>(b, name + ".moe");
+    const std::string experts = format("layers.{}.moe.experts", c.moe.layer_of_experts(layer));
+    auto moe = std::make_unique<Moe>(b, name + ".moe", experts);
     moe_ = moe.get();
     mlp = std::move(moe);
   } else if (c.mlp == MlpKind::gelu || c.mlp == MlpKind::gelu_tanh) {

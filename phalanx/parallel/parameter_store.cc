@@ -47,6 +47,10 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
   return added;
 }
 
+Tensor ParameterStore::add_state(std::string name, const Shape& shape) {
+  return states_.emplace_back(State{std::move(name), Tensor::zeros(shape, dtype_)}).value;
+}
+
 // Who has which share of a bucket whose gradients `members` sum. Stages come to it at different times, so
 // that each has a copy of its own; its members follow each other.
 void ParameterStore::share_out(Bucket& bucket, const std::vector<int>& members,
@@ -98,7 +102,9 @@ void ParameterStore::fill_buckets() {
   std::ranges::sort(ordered, {}, &Parameter::name);
   std::vector<HeldTensor> held;
   for (const Parameter* p : ordered) held.push_back({p->name(), p->spec().shape, p->spec().placement});
+  for (const State& s : states_) held.push_back({s.name, s.value.shape(), {}});
   const std::vector<std::vector<int>> all = holders_of(held, mesh_);
+  find_state_holders(std::span(all).subspan(ordered.size()));
   for (size_t i = 0; i < ordered.size(); ++i) {
     Parameter& p = *ordered[i];
     p.owner_ = all[i].front() == mesh_.world().rank();
@@ -107,6 +113,15 @@ void ParameterStore::fill_buckets() {
     p.bucket_->parameters.push_back(&p);
     p.bucket_->elements += p.slice().local.numel();
   }
+}
+
+// All of a rank's layers lie on the same ranks: of DualPipe those of two stages, else of one.
+void ParameterStore::find_state_holders(std::span<const std::vector<int>> holders) {
+  for (size_t i = 0; i < states_.size(); ++i) {
+    PHX_CHECK(holders[i] == holders[0], "{} and {} lie on different ranks", states_[i].name, states_[0].name);
+    states_[i].written_here = holders[i].front() == mesh_.world().rank();
+  }
+  if (!states_.empty()) state_holders_ = group_of(mesh_, "states", holders[0]);
 }
 
 void ParameterStore::initialise(uint64_t seed) {

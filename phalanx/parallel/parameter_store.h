@@ -26,6 +26,14 @@ struct ZeroConfig {
   int shard = 0;
 };
 
+/// What training keeps beside the parameters and without a gradient (a router's bias): whole on every rank of
+/// the stages that have it, and equal. Saved and loaded as the weights are.
+struct State {
+  std::string name;
+  Tensor value;
+  bool written_here = true;  ///< by one of the ranks that hold it
+};
+
 /// Parameters lie in buckets, ordered by name, and those in one flat tensor.
 class ParameterStore {
  public:
@@ -37,6 +45,8 @@ class ParameterStore {
   Parameter& add(ParameterSpec spec);
   /// Every parameter that `add` gave so far, in that order.
   const std::vector<Parameter*>& added() const { return added_; }
+  /// Registers a state, of zeros in the store's dtype; gives its value, which the caller updates in place.
+  Tensor add_state(std::string name, const Shape& shape);
   /// Takes the memory and fills in initial values: the same numbers in every layout. After the last add.
   /// Collective over pp.
   void initialise(uint64_t seed);
@@ -44,6 +54,9 @@ class ParameterStore {
   std::deque<Parameter>& all() { return parameters_; }
   std::deque<Bucket>& buckets() { return buckets_; }
   static Bucket& bucket_of(const Parameter& parameter) { return *parameter.bucket_; }
+  const std::vector<State>& states() const { return states_; }
+  /// The ranks that hold this rank's states; null: no others do.
+  Group* state_holders() { return state_holders_; }
   DType dtype() const { return dtype_; }
   Mesh& mesh() { return mesh_; }
   Zero zero() const { return zero_.stage; }
@@ -88,6 +101,7 @@ class ParameterStore {
   }
   void share_out(Bucket& bucket, const std::vector<int>& members, const std::string& axes) const;
   void fill_buckets();
+  void find_state_holders(std::span<const std::vector<int>> holders);
   Tensor own_part(const Tensor& flat, bool shares, const Parameter& parameter) const;
   static Tensor share_in(const Tensor& flat, bool shares, const Bucket& bucket);
   void fill(const Parameter& parameter, uint64_t seed) const;
@@ -98,6 +112,8 @@ class ParameterStore {
   std::deque<Parameter> parameters_;
   std::vector<Parameter*> added_;
   std::deque<Bucket> buckets_;
+  std::vector<State> states_;
+  Group* state_holders_ = nullptr;
   int64_t share_elements_ = 0;
   Tensor values_;  // of all buckets, or this rank's shares of them
   Tensor grads_;   // the same

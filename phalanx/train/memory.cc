@@ -35,6 +35,7 @@ class Layers {
         ulysses_(ulysses),
         ring_(layout.cp / ulysses),
         ep_(layout.ep),
+        etp_(layout.etp),
         sequence_(sequence && layout.tp > 1) {}
 
   /// Bytes of a block for so many elements, of the compute dtype or of `item` bytes.
@@ -118,8 +119,10 @@ class Layers {
 
   BranchMemory moe() const {
     const int64_t k = c_.moe.top_k;
-    const int64_t width = c_.moe.expert_width;
-    const auto rows = static_cast<int64_t>(static_cast<double>(own_) * ranks_of_token());
+    const int64_t width = c_.moe.expert_width / etp_;
+    const auto own_rows = static_cast<int64_t>(static_cast<double>(own_) * ranks_of_token());
+    const int64_t rows = own_rows * etp_;  // that ranks of etp gather
+    const int64_t own_received = block(own_rows * c_.width);
     const int64_t received = block(rows * c_.width);       // [R, D]
     const int64_t x_expert = block(rows * k * c_.width);   // [C, D]
     const int64_t a_expert = block(rows * k * width);      // [C, F]
@@ -128,7 +131,8 @@ class Layers {
     const int64_t index =
         2 * block(rows * k, 8) + block(rows * k) + block(own_ * std::min<int64_t>(k, ep_), 8);
     const int64_t experts = 2 * x_expert + a_expert + h_expert + index;  // x, y, a, h; order, weights, handle
-    const int64_t router = block(own_ * k, 8) + block(own_ * k) + scores;
+    const int64_t for_z_loss = c_.moe.z_loss != 0 ? scores + block(own_) : 0;
+    const int64_t router = block(own_ * k, 8) + block(own_ * k) + scores + for_z_loss;
     const bool shares = c_.moe.shared_experts > 0;
     const BranchMemory shared = shares ? dense(c_.moe.shared_experts * width / tp_, true) : BranchMemory();
     const int64_t shared_dx = shares ? x() : 0;
@@ -137,9 +141,11 @@ class Layers {
     m.saved = norm() + x() + router + experts + shared.saved;
     // The rows of dy travel while the shared experts compute; then the experts' own backward, which drops a,
     // and in the end the rows of dx travel back, when all that the experts saved but y is dropped.
-    const int64_t sending = 2 * received + shared.working;
+    const int64_t sending = own_received + received + shared.working;
     const int64_t computing = received + x_expert + h_expert + shared_dx - shared.saved;
-    const int64_t returning = 3 * received + x_expert + shared_dx + x() - a_expert - h_expert - shared.saved;
+    const int64_t parts = etp_ > 1 ? received : 0;  // of own rows, from ranks of etp
+    const int64_t returning =
+        2 * received + own_received + parts + x_expert + shared_dx + x() - a_expert - h_expert - shared.saved;
     m.working = x() + dropped() + std::max({sending, computing, returning});
     m.deferred = 2 * x() + scores + 2 * x_expert + a_expert + h_expert + shared.deferred;
     m.undropped = a_expert + shared.deferred;
@@ -154,6 +160,7 @@ class Layers {
   int ulysses_;
   int ring_;
   int64_t ep_;
+  int64_t etp_;
   bool sequence_;
 };
 
@@ -200,8 +207,9 @@ int64_t beside_backward(const Layers& layers, const ModelConfig& c) {
 // the same ones.
 int64_t updated_parameters(const ModelConfig& c, int64_t parameters, const Layout& layout) {
   const int64_t expert = 3 * c.width * c.moe.expert_width;
+  const int64_t sets = (c.layers - c.moe.dense_layers + c.moe.share_layers - 1) / c.moe.share_layers;
   const int64_t experts =
-      c.mlp == MlpKind::moe ? (c.layers - c.moe.dense_layers) * (c.moe.experts / layout.ep) * expert : 0;
+      c.mlp == MlpKind::moe ? sets * (c.moe.experts / layout.ep) * (expert / layout.etp) : 0;
   const int64_t edp = layout.dp * layout.cp * layout.tp / (layout.ep * layout.etp);
   return (parameters - experts) / (layout.dp * layout.cp) + experts / edp;
 }

@@ -8,11 +8,6 @@
 namespace phalanx {
 namespace {
 
-Layout trainable(const Layout& layout) {
-  check_trainable(layout);
-  return layout;
-}
-
 TrainConfig with_vocabulary(TrainConfig config, int64_t vocabulary) {
   config.model.vocabulary = vocabulary;
   return config;
@@ -47,14 +42,9 @@ ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& confi
 
 }  // namespace
 
-void check_trainable(const Layout& layout) {
-  if (layout.etp == 1) return;
-  throw Error("layout {}: this version trains with pp, dp, cp, tp and ep; etp must be 1", layout.text());
-}
-
 RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
     : config_(with_vocabulary(config, vocabulary)),
-      mesh_(world, trainable(layout_of(config.parallel))),
+      mesh_(world, layout_of(config.parallel)),
       share_(share_of(config.train, mesh_)),
       schedule_(schedule_of(config, share_.microbatches())),
       parameters_(mesh_, config.train.dtype,

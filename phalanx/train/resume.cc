@@ -21,7 +21,7 @@ void add_share(std::vector<NamedTensor>& tensors, const ParameterStore& store, c
   }
 }
 
-// All that lies here: to load them is to have them.
+// All that lies here, and the states: to load them is to have them.
 std::vector<NamedTensor> weights_of(ParameterStore& parameters) {
   std::vector<NamedTensor> tensors;
   for (const Parameter& p : parameters.all()) {
@@ -31,6 +31,10 @@ std::vector<NamedTensor> weights_of(ParameterStore& parameters) {
       tensors.push_back(
           {.name = p.name(), .local = p.value(), .slice = p.slice(), .written_here = p.is_owner()});
     }
+  }
+  for (const State& s : parameters.states()) {
+    const LocalSlice whole = {.full = s.value.shape(), .local = s.value.shape()};
+    tensors.push_back({.name = s.name, .local = s.value, .slice = whole, .written_here = s.written_here});
   }
   return tensors;
 }
@@ -51,7 +55,7 @@ std::vector<NamedTensor> tensors_of(RankRun& rank) {
 // Keys of [model] and [moe] under which the same weights may be trained on.
 bool may_change(const std::string& key) {
   return key == "model.context" || key == "model.dropout" || key == "model.init_std" ||
-         key == "moe.balance_loss";
+         key == "moe.balance_loss" || key == "moe.z_loss" || key == "moe.bias_rate" || key == "moe.capacity";
 }
 
 // Error: the checkpoint's weights mean something else in this run.

@@ -114,9 +114,17 @@ void expect_passes(Trainer& t) {
   }
 }
 
-double take_balance_loss(Transformer& model) {
-  double sum = 0;
-  for (Moe* moe : model.moe_layers()) sum += std::exchange(moe->statistics().balance_loss_sum, 0);
+struct RouterLosses {
+  double balance = 0;
+  double z = 0;
+};
+
+RouterLosses take_router_losses(Transformer& model) {
+  RouterLosses sum;
+  for (Moe* moe : model.moe_layers()) {
+    sum.balance += std::exchange(moe->statistics().balance_loss_sum, 0);
+    sum.z += std::exchange(moe->statistics().z_loss_sum, 0);
+  }
   return sum;
 }
 
@@ -153,6 +161,7 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
   StepResult result;
   Stopwatch watch;
   t.parameters.zero_grads();
+  start_step(t.model.moe_layers());
   result.targets = run(sum_over(t.mesh.world(), std::array{count_targets(t.mesh, microbatches)}))[0];
   const double scale = result.targets > 0 ? 1 / result.targets : 0;
   watch.lap(result.seconds.reduce);
@@ -165,9 +174,11 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
   watch = Stopwatch();
   run(t.model.data().reduce_grads());
   const double loss = t.mesh.coordinate(Axis::tp) == 0 ? stages.loss() : 0;  // its ranks have the same
-  const std::array losses = run(sum_over(t.mesh.world(), std::array{loss, take_balance_loss(t.model)}));
+  const RouterLosses of_routers = take_router_losses(t.model);
+  const std::array losses = run(sum_over(t.mesh.world(), std::array{loss, of_routers.balance, of_routers.z}));
   result.loss = losses[0] * scale;
   result.balance_loss = losses[1] * scale;
+  result.z_loss = losses[2] * scale;
   result.grad_norm = run(t.model.data().grad_norm());
   watch.lap(result.seconds.reduce);
   return result;
@@ -180,6 +191,9 @@ StepResult train_step(Trainer& t, std::span<const Batch> microbatches, double lr
   const bool clips = t.clip > 0 && result.grad_norm > t.clip;
   t.optimizer.step(lr, clips ? t.clip / (result.grad_norm + 1e-6) : 1);
   watch.lap(result.seconds.update);
+  if (t.model.config().moe.bias_rate > 0) {
+    run(update_biases(t.model.moe_layers(), t.parameters.state_holders()));
+  }
   run(t.model.data().gather_values());
   watch.lap(result.seconds.reduce);
   return result;

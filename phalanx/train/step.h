@@ -46,6 +46,7 @@ struct StepResult {
       0;  ///< mean over tokens, summed over MoE layers, without its coefficient; 1 a layer is even
   double grad_norm = 0;  ///< before clipping
   double targets = 0;    ///< that counted
+  double z_loss = 0;     ///< as balance_loss
   PhaseSeconds seconds;
 };
 

@@ -95,7 +95,8 @@ class Run {
                               .lr = lr,
                               .grad_norm = result.grad_norm,
                               .tokens_per_s = static_cast<double>(tokens_of_step()) / seconds,
-                              .gemm_share = step_flops_ / seconds / machine_flops_});
+                              .gemm_share = step_flops_ / seconds / machine_flops_,
+                              .z_loss = result.z_loss});
     if (hooks_.on_step) hooks_.on_step(history_.steps.back());
   }
 

@@ -59,11 +59,21 @@ void add_moe(ConfigTable& table, MoeConfig& m) {
   s.add("dense_layers", &m.dense_layers, "first layers that have a dense MLP instead")
       .at_least(0)
       .at_most(kLayers);
+  s.add("share_layers", &m.share_layers, "neighbouring layers that use the same experts")
+      .at_least(1)
+      .at_most(kLayers);
   s.choice("scores", &m.scores, {{"softmax", Scores::softmax}, {"sigmoid", Scores::sigmoid}},
            "of the router's logits");
   s.add("normalise", &m.normalise, "the chosen weights sum to one");
   s.add("scaling", &m.scaling, "factor of the chosen weights").above(0);
   s.add("balance_loss", &m.balance_loss, "coefficient of the balance loss").at_least(0);
+  s.add("z_loss", &m.z_loss, "coefficient of the router z-loss").at_least(0);
+  s.add("bias_rate", &m.bias_rate, "change of a bias by which experts are chosen, a step; 0: none")
+      .at_least(0);
+  s.add("capacity", &m.capacity, "tokens an expert takes of a sequence, in even loads; 0: all that choose it")
+      .at_least(0);
+  s.add("groups", &m.groups, "equal groups of experts").at_least(1).at_most(kExperts);
+  s.add("top_groups", &m.top_groups, "groups that a token's experts come from").at_least(1).at_most(kExperts);
 }
 
 void add_data(ConfigTable& table, DataConfig& d) {

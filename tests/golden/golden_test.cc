@@ -117,7 +117,9 @@ TEST_P(Golden, TrainsAsPyTorchDoes) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Golden, ::testing::Values("gpt2", "llama", "llama_moe", "llama_moe_sigmoid"),
+INSTANTIATE_TEST_SUITE_P(Models, Golden,
+                         ::testing::Values("gpt2", "llama", "llama_moe", "llama_moe_sigmoid",
+                                           "llama_moe_deepseek"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -81,11 +81,26 @@ TEST(Flops, ParametersAreThoseOfTheModel) {
                .top_k = 2,
                .expert_width = 6,
                .shared_experts = has(6) ? 2 : 0,
-               .dense_layers = has(7) ? 1 : 0};
+               .dense_layers = has(7) ? 1 : 0,
+               .share_layers = has(0) ? 2 : 1};
       const testing::TinyModel model(world, {}, c, 1);
       EXPECT_EQ(count_parameters(resolved(c)).total, model.store.share_elements()) << "options " << options;
     }
   });
+}
+
+// Nor does it matter how ranks share them out.
+TEST(Flops, LocalParametersAreThoseOfARank) {
+  ModelConfig c = {.vocabulary = 16, .layers = 3, .width = 16, .heads = 4, .context = 5, .mlp_width = 8};
+  c.mlp = MlpKind::moe;
+  c.moe = {.experts = 4, .expert_width = 6, .shared_experts = 2, .dense_layers = 1};
+  for (const Layout& layout : {Layout{.tp = 2}, Layout{.dp = 4, .ep = 4}, Layout{.dp = 2, .tp = 2, .ep = 2},
+                               Layout{.dp = 2, .etp = 2}, Layout{.dp = 3, .tp = 2, .ep = 2, .etp = 3}}) {
+    run_thread_ranks({.ranks = layout.ranks()}, [&](Group& world) {
+      const testing::TinyModel model(world, layout, c, 1);
+      EXPECT_EQ(count_local_parameters(resolved(c), layout), model.store.values().numel()) << layout.text();
+    });
+  }
 }
 
 }  // namespace

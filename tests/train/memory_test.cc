@@ -68,6 +68,13 @@ void alike(TrainConfig& c) {
   c.parallel.sequence = false;
 }
 void zero1(TrainConfig& c) { c.parallel.zero = 1; }
+void shared_experts(TrainConfig& c) {
+  many_tokens(c);
+  c.parallel.zero = 1;
+  c.model.moe.share_layers = 2;
+  c.model.moe.z_loss = 1e-3;
+  c.model.moe.capacity = 1.5;
+}
 void one_microbatch(TrainConfig& c) { c.train.microbatch = 8 / c.parallel.ranks; }
 void ring(TrainConfig& c) {
   many_tokens(c);
@@ -129,6 +136,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"moe_ring_cp2_ep2", small_moe, {.cp = 2, .ep = 2}, kSequential, ring},
         Case{"moe_cp2_ep2", small_moe, {.cp = 2, .ep = 2}, kSequential, many_tokens},
         Case{"moe_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential, many_tokens},
+        Case{"moe_etp2", small_moe, {.dp = 2, .etp = 2}, kSequential, many_tokens},
+        Case{"moe_tp2_ep2_etp2", small_moe, {.dp = 2, .tp = 2, .ep = 2, .etp = 2}, kSequential, many_tokens},
+        Case{"moe_dp4_etp2_zero1", small_moe, {.dp = 4, .etp = 2}, kSequential, zero1},
+        Case{"moe_shared_ep2", small_moe, {.dp = 4, .ep = 2}, kSequential, shared_experts},
         Case{"moe_ep4", small_moe, {.dp = 4, .ep = 4}, kSequential, many_tokens},
         Case{"moe_ep2_overlapped", small_moe, {.dp = 4, .ep = 2}, kOverlapped, many_tokens}),
     [](const auto& info) { return info.param.name; });

@@ -159,6 +159,12 @@ TEST(TrainConfig, SizesThatDoNotFitAreNamedWithTheirPlace) {
   EXPECT_EQ(refusal("[model]\nmlp = \"moe\"\n[moe]\nexperts = 6\n[parallel]\nlayout = \"dp=4,ep=4\"\n"),
             "a.toml:6: parallel.layout \"dp=4,ep=4\": ep = 4 does not divide moe.experts 6: it may be 1, 2, "
             "3 or 6");
+  EXPECT_EQ(
+      refusal("[model]\nmlp = \"moe\"\n[moe]\nexpert_width = 6\n[parallel]\nlayout = \"dp=4,etp=4\"\n"),
+      "a.toml:6: parallel.layout \"dp=4,etp=4\": etp = 4 does not divide moe.expert_width 6: it may be 1, "
+      "2, 3 or 6");
+  EXPECT_THAT(refusal("[parallel]\nlayout = \"dp=2,etp=2\"\n"),
+              HasSubstr("etp = 2 needs model.mlp = \"moe\""));
   EXPECT_EQ(refusal("[train]\nbatch = 6\n[parallel]\nranks = 4\n"),
             "a.toml:2: train.batch 6 is not a multiple of the 4 data-parallel ranks");
   EXPECT_EQ(refusal("[train]\nbatch = 12\nmicrobatch = 4\n[parallel]\nranks = 2\n"),

@@ -22,19 +22,21 @@ struct Options {
   uint64_t seed = 1;
 };
 
-const char* schedule_name(const VerifyRow& row) { return row.run.overlapped ? "overlapped" : "sequential"; }
-
 // The layout, and what beside it tells cases apart.
 std::string case_name(const VerifyRow& row) {
-  return row.run.layout.text() + (row.run.sequence ? " sequence" : "") +
-         (row.run.zero == Zero::none ? "" : " zero1");
+  return row.run.layout.text() + (row.run.layout.cp == 1 ? "" : format(" ulysses={}", row.run.ulysses)) +
+         (row.run.sequence ? " sequence" : "") +
+         (row.run.zero == Zero::none ? "" : format(" zero{}", static_cast<int>(row.run.zero))) +
+         (row.run.shard == 0 ? "" : format(" shard{}", row.run.shard));
 }
 
 nlohmann::json json_of(const VerifyRow& r) {
   nlohmann::json j = {{"layout", r.run.layout.text()},
-                      {"schedule", schedule_name(r)},
+                      {"schedule", r.run.schedule},
                       {"sequence", r.run.sequence},
                       {"zero", static_cast<int>(r.run.zero)},
+                      {"shard", r.run.shard},
+                      {"ulysses", r.run.ulysses},
                       {"transport", "threads"},
                       {"max_rel_grad_err", r.max_rel_grad_err},
                       {"worst_tensor", r.worst_tensor},
@@ -48,28 +50,32 @@ nlohmann::json json_of(const VerifyRow& r) {
 }
 
 std::vector<VerifyCase> cases_of(const Options& o, const ModelConfig& model) {
-  if (o.layouts == "all") {
-    return verify_cases(model, o.config.ranks != 0 ? o.config.ranks : o.config.load().parallel.ranks);
+  const bool exhaustive = o.layouts == "exhaustive";
+  if (o.layouts == "all" || exhaustive) {
+    const int ranks = o.config.ranks != 0 ? o.config.ranks : o.config.load().parallel.ranks;
+    return verify_cases(model, verify_layouts(model, ranks),
+                        exhaustive ? Coverage::exhaustive : Coverage::pairs);
   }
-  if (o.layouts.empty()) throw Error("--layouts is empty: all, or a list such as \"dp=2;dp=4,ep=2\"");
-  std::vector<VerifyCase> cases;
+  if (o.layouts.empty()) {
+    throw Error("--layouts is empty: all, exhaustive, or a list such as \"dp=2;dp=4,ep=2\"");
+  }
+  std::vector<Layout> layouts;
   for (size_t at = 0; at < o.layouts.size();) {
     const std::string item = o.layouts.substr(at, o.layouts.find(';', at) - at);
     at += item.size() + 1;
-    const Layout layout = layout_of({.layout = item});
-    add_cases(layout, cases);
+    layouts.push_back(layout_of({.layout = item}));
   }
-  return cases;
+  return verify_cases(model, layouts, Coverage::exhaustive);
 }
 
 void print(const VerifyRow& r) {
   if (!r.error.empty()) {
-    std::printf("%-30s %-11s FAILED  %s\n", case_name(r).c_str(), schedule_name(r), r.error.c_str());
+    std::printf("%-40s %-11s FAILED  %s\n", case_name(r).c_str(), r.run.schedule.c_str(), r.error.c_str());
     return;
   }
-  std::printf("%-30s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %7.2f s\n", case_name(r).c_str(), schedule_name(r),
-              r.pass ? "ok" : "FAILED", r.max_rel_grad_err, r.worst_tensor.c_str(), r.loss_err, r.weights_err,
-              r.seconds);
+  std::printf("%-40s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %7.2f s\n", case_name(r).c_str(),
+              r.run.schedule.c_str(), r.pass ? "ok" : "FAILED", r.max_rel_grad_err, r.worst_tensor.c_str(),
+              r.loss_err, r.weights_err, r.seconds);
   std::fflush(stdout);
 }
 
@@ -77,7 +83,7 @@ void run_verify(const Options& o) {
   refuse_launcher("verify");
   // Of the config's own layout only the number of ranks matters here.
   ConfigOptions of_one_rank = o.config;
-  of_one_rank.set.insert(of_one_rank.set.begin(), "parallel.layout=");
+  of_one_rank.set.insert(of_one_rank.set.begin(), {"parallel.layout=", "parallel.ulysses=0"});
   of_one_rank.ranks = 1;
   const TrainConfig config = of_one_rank.load();
   VerifyOptions options;
@@ -89,7 +95,7 @@ void run_verify(const Options& o) {
   const bool table = o.json != "-";
   if (table && !o.json.empty()) check_can_write(o.json);
   if (table) {
-    std::printf("%-30s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
+    std::printf("%-40s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
                 "loss", "weights");
   }
   int failed = 0;
@@ -116,7 +122,10 @@ void add_verify(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App& command = *app.add_subcommand("verify", "Check that every layout gives one rank's gradients");
   options->config.add_to(command);
-  command.add_option("--layouts", options->layouts, "all, or a list: \"dp=2;dp=4,ep=2\"");
+  command.add_option(
+      "--layouts", options->layouts,
+      "all (each with some of the other settings, so that any two meet), exhaustive (with all of them), or "
+      "a list: \"dp=2;dp=4,ep=2\"");
   command.add_option("--json", options->json, "Write the table as JSON to this file (-: standard output)");
   command.add_option("--dtype", options->dtype, "f64 or f32")->check(CLI::IsMember({"f64", "f32"}));
   command.add_option("--vocabulary", options->vocabulary, "Tokens of the random text")

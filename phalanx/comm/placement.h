@@ -18,6 +18,7 @@ struct Shard {
   int parts = 0;
   /// Runs of ⌈n / parts⌉, the last ones shorter or empty: for a vocabulary that does not divide.
   bool uneven = false;
+  friend bool operator==(const Shard&, const Shard&) = default;
 };
 
 /// The shards of a tensor; it is replicated along every other axis.

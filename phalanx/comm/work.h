@@ -55,6 +55,8 @@ class [[nodiscard]] Work {
 
   /// Makes progress; never blocks.
   bool done() { return operation_->poll(); }
+  /// Blocks; the result stays.
+  void finish() { operation_->wait(); }
   /// Blocks; gives the result, once.
   Tensor wait() {
     operation_->wait();

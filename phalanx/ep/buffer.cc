@@ -44,9 +44,25 @@ Tensor scatter_sum(const Tensor& rows, const Tensor& tokens, int64_t count) {
   return out;
 }
 
+// Global expert numbers become those of `rank`'s, or −1 with weight 0.
+void keep_local(Tensor topk_idx, Tensor weights, int64_t local_experts, int rank) {
+  const int64_t first = rank * local_experts;
+  int64_t* local = topk_idx.data<int64_t>();
+  visit_float(weights.dtype(), [&](auto t) {
+    auto* w = weights.data<decltype(t)>();
+    for (int64_t i = 0; i < weights.numel(); ++i) {
+      local[i] -= first;
+      if (local[i] >= 0 && local[i] < local_experts) continue;
+      local[i] = -1;
+      w[i] = 0;
+    }
+  });
+}
+
 }  // namespace
 
-Buffer::Buffer(Group& ep, int experts) : group_(ep), local_experts_(experts / ep.size()) {
+Buffer::Buffer(Group& ep, int experts, Group* etp)
+    : group_(ep), slices_(etp), local_experts_(experts / ep.size()) {
   if (experts % ep.size() != 0) throw Error("ep = {} does not divide {} experts", ep.size(), experts);
 }
 
@@ -91,38 +107,35 @@ Task<Dispatched> Buffer::dispatch(Tensor x, Tensor topk_idx, Tensor weights) {
   Work send_weights = group_.all_to_all(gather(weights, h.send_tokens), h.send_rows, h.recv_rows);
   const Tensor received_x = co_await send_x;
   const Tensor received_idx = co_await send_idx;
-  out.weights_RK = co_await send_weights;
-  out.x_RD = all_rows(received_x);
-  out.topk_idx_RK = {received_idx, out.x_RD.live};
-
-  // Global expert numbers become local ones, or −1 with weight 0.
-  const int64_t first = static_cast<int64_t>(group_.rank()) * local_experts_;
-  int64_t* local = out.topk_idx_RK.data.data<int64_t>();
-  visit_float(weights.dtype(), [&](auto t) {
-    auto* w = out.weights_RK.data<decltype(t)>();
-    for (int64_t i = 0; i < out.weights_RK.numel(); ++i) {
-      local[i] -= first;
-      if (local[i] >= 0 && local[i] < local_experts_) continue;
-      local[i] = -1;
-      w[i] = 0;
-    }
-  });
+  const Tensor received_weights = co_await send_weights;
+  keep_local(received_idx, received_weights, local_experts_, group_.rank());
+  out.handle.slice_rows = co_await slices_.count(received_x.rows());
+  PooledVector<Tensor> own = {received_x, received_idx, received_weights};
+  PooledVector<Tensor> all = co_await slices_.gather(std::move(own), out.handle.slice_rows);
+  out.x_RD = all_rows(all[0]);
+  out.topk_idx_RK = {all[1], out.x_RD.live};
+  out.weights_RK = all[2];
   co_return out;
 }
 
 Task<Rows> Buffer::dispatch(Tensor x, Handle h) {
   Work send = group_.all_to_all(gather(x, h.send_tokens), h.send_rows, h.recv_rows);
   const Tensor received = co_await send;
-  co_return all_rows(received);
+  PooledVector<Tensor> own = {received};
+  const PooledVector<Tensor> all = co_await slices_.gather(std::move(own), h.slice_rows);
+  co_return all_rows(all[0]);
 }
 
 Task<Combined> Buffer::combine(Rows y, Handle h, Tensor weights) {
-  const int64_t rows = total(h.recv_rows);
+  const int64_t rows = total(h.slice_rows);
   PHX_CHECK(y.count() == rows, "combine of {} rows, {} were dispatched", y.count(), rows);
+  PooledVector<Tensor> parts = {y.data.slice(0, rows)};
+  if (weights.defined()) parts.push_back(weights.slice(0, rows));
+  const PooledVector<Tensor> own = co_await slices_.reduce(std::move(parts), h.slice_rows);
   Combined out;
-  Work send = group_.all_to_all(y.data.slice(0, rows), h.recv_rows, h.send_rows);
+  Work send = group_.all_to_all(own[0], h.recv_rows, h.send_rows);
   if (weights.defined()) {
-    Work send_weights = group_.all_to_all(weights.slice(0, rows), h.recv_rows, h.send_rows);
+    Work send_weights = group_.all_to_all(own[1], h.recv_rows, h.send_rows);
     const Tensor received_weights = co_await send_weights;
     out.weights_TK = scatter_sum(received_weights, h.send_tokens, h.tokens);
   }

@@ -2,7 +2,7 @@
 // DeepEP's.
 #pragma once
 
-#include "phalanx/comm/group.h"
+#include "phalanx/ep/slices.h"
 #include "phalanx/tensor/rows.h"
 
 namespace phalanx::ep {
@@ -10,12 +10,13 @@ namespace phalanx::ep {
 /// What combine (and a cached dispatch) needs of a dispatch.
 struct Handle {
   Tensor send_tokens;  // i64 [S]: the token behind each sent row; rows by destination, then token
-  PooledVector<int64_t> send_rows;  // [ranks]
-  PooledVector<int64_t> recv_rows;  // [ranks]
+  PooledVector<int64_t> send_rows;   // [ranks]
+  PooledVector<int64_t> recv_rows;   // [ranks]
+  PooledVector<int64_t> slice_rows;  // [etp]: what each rank with a slice of the same experts received
   int64_t tokens = 0;
 };
 
-/// One row for each (token, rank) pair, by source rank, then token.
+/// One row for each (token, rank) pair, by source rank, then token; under etp by its ranks first.
 struct Dispatched {
   Rows x_RD;
   Rows topk_idx_RK;   // i64: local experts, −1 for those elsewhere
@@ -30,11 +31,13 @@ struct Combined {
 };
 
 /// Experts 0…E−1 lie in equal runs on the ranks of `ep`: rank r owns r·E/R … (r+1)·E/R − 1. The reference
-/// implementation, over all_to_all; backward of dispatch is combine, and the reverse.
+/// implementation, over all_to_all; backward of dispatch is combine, and the reverse. Ranks of `etp` have
+/// slices of the same experts (slices.h): dispatch gives each the rows of all of them, and combine sums what
+/// they made of those.
 class Buffer {
  public:
   /// Error: the ranks do not divide the experts.
-  Buffer(Group& ep, int experts);
+  Buffer(Group& ep, int experts, Group* etp = nullptr);
 
   int local_experts() const { return local_experts_; }
   /// x [T, D], topk_idx i64 [T, K] of global experts (−1: none), weights [T, K].
@@ -46,6 +49,7 @@ class Buffer {
 
  private:
   Group& group_;
+  Slices slices_;
   int local_experts_;
 };
 

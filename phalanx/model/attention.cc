@@ -76,7 +76,7 @@ Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
   q = co_await context_.to_heads(q, heads_);
   k = co_await context_.to_heads(k, kv_heads_);
   v = co_await context_.to_heads(v, kv_heads_);
-  const Attended out = attention(q, k, v, pass.batch->sequence_offsets, config_);
+  const Attended out = co_await context_.ring().forward(q, k, v, pass.batch->sequence_offsets, config_);
   const Tensor y = co_await context_.to_rows(out.y_THd, heads_);
   Saved saved = {x_TD, q, k, v, out, y};
   tape.save(std::move(saved));
@@ -87,8 +87,9 @@ Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   auto saved = tape.take<Saved>();
   Tensor dy_THd = co_await o_.backward(dy_TD, saved.y, tape);
   dy_THd = co_await context_.to_heads(dy_THd, heads_);
+  AttentionBackward in = {dy_THd, saved.q, saved.k, saved.v, saved.out};
   AttentionGradients d =
-      attention_backward(dy_THd, saved.q, saved.k, saved.v, saved.out, pass.batch->sequence_offsets, config_);
+      co_await context_.ring().backward(std::move(in), pass.batch->sequence_offsets, config_);
   d.dq_THd = co_await context_.to_rows(d.dq_THd, heads_);
   d.dk_TGd = co_await context_.to_rows(d.dk_TGd, kv_heads_);
   d.dv_TGd = co_await context_.to_rows(d.dv_TGd, kv_heads_);

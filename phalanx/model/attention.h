@@ -8,7 +8,7 @@ namespace phalanx {
 
 /// Parameters NAME.q [H·d, D], NAME.k and NAME.v [G·d, D], NAME.o [D, H·d]. Each rank of tp has H/tp heads
 /// and the KV heads they use: G/tp, or one that it shares with its neighbours where there are fewer than
-/// ranks. Ranks of cp have rows, and inside some of those heads each.
+/// ranks. Ranks of cp have rows, and inside more rows of fewer of those heads (parallel/context_parallel.h).
 class Attention final : public Layer {
  public:
   Attention(const Builder& build, const std::string& name, int layer);
@@ -21,7 +21,7 @@ class Attention final : public Layer {
   TensorParallel& tensor_;
   ContextParallel& context_;
   int layer_;
-  int heads_;  // of this rank of tp, shared out over cp
+  int heads_;  // of this rank of tp, shared out over Ulysses ranks
   int kv_heads_;
   AttentionConfig config_;  // of this rank's heads
   Rotation rotation_;       // empty: positions are learned elsewhere

@@ -40,30 +40,46 @@ std::vector<int> sizes_where(int most, F fits) {
   return sizes;
 }
 
+// That an axis does not divide a size, and what can; empty if it does.
+std::string does_not_divide(const char* axis, int size, const char* key, int64_t n) {
+  if (n % size == 0) return {};
+  const auto sizes = sizes_where(static_cast<int>(n), [n](int fits) { return n % fits == 0; });
+  return format("{} = {} does not divide {} {}: it may be {}", axis, size, key, n, one_of(sizes));
+}
+
 }  // namespace
 
-std::string misfit(const ModelConfig& c, const Layout& layout) {
+std::vector<int> ulysses_choices(const ModelConfig& c, const Layout& layout) {
+  const int heads = c.heads / layout.tp;
+  const int kv_heads = c.kv_heads / std::min(c.kv_heads, layout.tp);
+  return sizes_where(layout.cp, [&](int ranks) {
+    return layout.cp % ranks == 0 && heads % ranks == 0 && (kv_heads % ranks == 0 || ranks % kv_heads == 0);
+  });
+}
+
+int ulysses_ranks(const ModelConfig& c, const Layout& layout, int wanted) {
+  return wanted != 0 ? wanted : ulysses_choices(c, layout).back();
+}
+
+std::string misfit(const ModelConfig& c, const Layout& layout, int ulysses) {
   const std::string undivided = undivided_by_tp(c, layout.tp);
   if (!undivided.empty()) {
     const auto sizes = sizes_where(c.heads, [&](int tp) { return undivided_by_tp(c, tp).empty(); });
     return format("tp = {} does not fit {}: it may be {}", layout.tp, undivided, one_of(sizes));
   }
-  const int heads = c.heads / layout.tp;
-  const int kv_heads = c.kv_heads / std::min(c.kv_heads, layout.tp);
-  const auto cp_fits = [&](int cp) { return heads % cp == 0 && (kv_heads % cp == 0 || cp % kv_heads == 0); };
-  if (!cp_fits(layout.cp)) {
-    return format(
-        "cp = {} does not fit the {} heads and {} KV heads of a rank of tp (model.heads): it may be {}",
-        layout.cp, heads, kv_heads, one_of(sizes_where(heads, cp_fits)));
+  const std::vector<int> choices = ulysses_choices(c, layout);
+  if (ulysses != 0 && std::ranges::find(choices, ulysses) == choices.end()) {
+    return format("parallel.ulysses {} does not fit cp = {} and the {} heads of a rank of tp: it may be {}",
+                  ulysses, layout.cp, c.heads / layout.tp, one_of(choices));
   }
-  if (layout.ep == 1) return {};
-  if (c.mlp != MlpKind::moe) return format("ep = {} needs model.mlp = \"moe\"", layout.ep);
-  if (c.moe.experts % layout.ep != 0) {
-    const auto sizes = sizes_where(c.moe.experts, [&](int ep) { return c.moe.experts % ep == 0; });
-    return format("ep = {} does not divide moe.experts {}: it may be {}", layout.ep, c.moe.experts,
-                  one_of(sizes));
+  if (layout.ep * layout.etp == 1) return {};
+  if (c.mlp != MlpKind::moe) {
+    return format("{} = {} needs model.mlp = \"moe\"", layout.ep > 1 ? "ep" : "etp",
+                  layout.ep > 1 ? layout.ep : layout.etp);
   }
-  return {};
+  const std::string experts = does_not_divide("ep", layout.ep, "moe.experts", c.moe.experts);
+  return experts.empty() ? does_not_divide("etp", layout.etp, "moe.expert_width", c.moe.expert_width)
+                         : experts;
 }
 
 namespace {
@@ -99,6 +115,22 @@ void resolve_mla(ModelConfig& c) {
   if (c.bias) throw Error("model.bias does not go with model.attention = \"mla\"");
 }
 
+// Error: a token cannot find its experts in its groups.
+void check_groups(const MoeConfig& m) {
+  if (m.experts % m.groups != 0) {
+    throw Error("moe.groups {} does not divide moe.experts {}: it may be {}", m.groups, m.experts,
+                one_of(sizes_where(m.experts, [&](int groups) { return m.experts % groups == 0; })));
+  }
+  if (m.top_groups > m.groups) {
+    throw Error("moe.top_groups {} is more than moe.groups {}", m.top_groups, m.groups);
+  }
+  const int eligible = m.experts / m.groups * m.top_groups;
+  if (m.top_k > eligible) {
+    throw Error("moe.top_k {} is more than the {} experts of moe.top_groups {}", m.top_k, eligible,
+                m.top_groups);
+  }
+}
+
 }  // namespace
 
 ModelConfig resolved(ModelConfig c) {
@@ -127,6 +159,7 @@ ModelConfig resolved(ModelConfig c) {
   if (c.moe.top_k > c.moe.experts) {
     throw Error("moe.top_k {} is more than moe.experts {}", c.moe.top_k, c.moe.experts);
   }
+  check_groups(c.moe);
   return c;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "phalanx/comm/mesh.h"
 #include "phalanx/ops/rope.h"
@@ -35,10 +36,21 @@ struct MoeConfig {
   int64_t expert_width = 0;  ///< 0: mlp_width / top_k
   int shared_experts = 0;    ///< of expert_width each, seen by every token
   int dense_layers = 0;      ///< the first layers have a dense SwiGLU of mlp_width instead
+  int share_layers = 1;      ///< so many neighbouring MoE layers use the same experts, each by its own router
   Scores scores = Scores::softmax;
   bool normalise = true;       ///< chosen weights are divided by their sum
   double scaling = 1;          ///< of the chosen weights
   double balance_loss = 0.01;  ///< coefficient of the balance loss (route.h)
+  int groups = 1;              ///< experts of a token come from the best `top_groups` of so many groups
+  int top_groups = 1;
+  /// After each step the bias by which experts are chosen grows by this for those chosen less often than the
+  /// mean, and falls for the others (L. Wang et al. 2024, algorithm 1). 0: it stays as it is, at first 0.
+  double bias_rate = 0;
+  double z_loss = 0;    ///< coefficient of the router z-loss (route.h)
+  double capacity = 0;  ///< of an expert, in even loads of a sequence (within_capacity, route.h); 0: no limit
+
+  /// The first of the layers that use the same experts as this one.
+  int layer_of_experts(int layer) const { return layer - (layer - dense_layers) % share_layers; }
 };
 
 /// A decoder of `layers` blocks: x += attention(norm(x)); x += mlp(norm(x)).
@@ -71,8 +83,15 @@ struct ModelConfig {
   int64_t value_dim() const { return attention == AttentionKind::mla ? mla.v_head_dim : head_dim; }
 };
 
-/// Why a layout cannot cut a (resolved) model, and which sizes of the axis can; empty if it can.
-std::string misfit(const ModelConfig& config, const Layout& layout);
+/// Why a layout cannot cut a (resolved) model, and which sizes of the axis can; empty if it can. `ulysses`:
+/// see ulysses_ranks.
+std::string misfit(const ModelConfig& config, const Layout& layout, int ulysses = 0);
+
+/// How many ranks of cp may exchange heads (parallel/context_parallel.h), ascending from 1: what divides cp
+/// and the heads of a rank of tp, and the KV heads or is a multiple of them.
+std::vector<int> ulysses_choices(const ModelConfig& config, const Layout& layout);
+/// How many do: `wanted`, or, if 0, the most.
+int ulysses_ranks(const ModelConfig& config, const Layout& layout, int wanted);
 
 /// The config with every 0 that means "from the others" replaced. Error: sizes that do not divide.
 ModelConfig resolved(ModelConfig config);

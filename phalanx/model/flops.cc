@@ -31,7 +31,9 @@ Matrices mlp_matrices(const ModelConfig& c, int layer, const Layout& layout) {
     const int64_t expert = 3 * c.width * c.moe.expert_width;
     const int64_t router = c.width * c.moe.experts;
     const int64_t shared = c.moe.shared_experts * expert / layout.tp;
-    return {router + shared + c.moe.experts / layout.ep * expert, router + shared + c.moe.top_k * expert};
+    const int64_t sets = c.moe.layer_of_experts(layer) == layer ? 1 : 0;  // of experts, counted here
+    return {router + shared + sets * c.moe.experts / layout.ep * (expert / layout.etp),
+            router + shared + c.moe.top_k * expert};
   }
   const bool gated = c.mlp == MlpKind::swiglu || c.mlp == MlpKind::moe;
   const int64_t n = (gated ? 3 : 2) * c.width * c.mlp_width;

@@ -17,15 +17,16 @@ struct TokenFlops {
 /// `config` is resolved.
 TokenFlops training_flops_per_token(const ModelConfig& config);
 
-/// Parameters in all, and those that a token passes through (fewer with experts).
+/// Parameters in all, and those that a token passes through: fewer with experts; those of experts that layers
+/// share count in each of them.
 struct ParameterCount {
   int64_t total = 0;
   int64_t active = 0;
 };
 ParameterCount count_parameters(const ModelConfig& config);
 
-/// Those of the rank of a layout that has most: matrices are cut over tp, experts over ep, norms, routers
-/// and what makes latents are whole.
+/// Those of the rank of a layout that has most: matrices are cut over tp, experts over ep and etp; norms,
+/// routers and what makes latents are whole.
 int64_t count_local_parameters(const ModelConfig& config, const Layout& layout);
 
 }  // namespace phalanx

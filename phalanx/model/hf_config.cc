@@ -37,11 +37,12 @@ std::string unfit(const ModelConfig& c, HfFamily family) {
       needs(gpt2 || c.mlp == MlpKind::swiglu || c.mlp == MlpKind::moe, "model.mlp = \"swiglu\""),
       needs(family != HfFamily::mixtral ||
                 (c.moe.scores == Scores::softmax && c.moe.normalise && c.moe.scaling == 1 &&
-                 c.moe.shared_experts == 0 && c.moe.dense_layers == 0),
-            "normalised softmax scores, no shared experts and no dense layers"),
+                 c.moe.shared_experts == 0 && c.moe.dense_layers == 0 && c.moe.top_groups == c.moe.groups),
+            "normalised softmax scores, one group, no shared experts and no dense layers"),
       needs(family != HfFamily::deepseek_v3 || c.mlp != MlpKind::moe ||
                 (c.moe.scores == Scores::sigmoid && c.moe.shared_experts > 0),
-            "moe.scores = \"sigmoid\" and shared experts")};
+            "moe.scores = \"sigmoid\" and shared experts"),
+      needs(c.mlp != MlpKind::moe || c.moe.share_layers == 1, "moe.share_layers = 1")};
   for (const std::string& what : all) {
     if (!what.empty()) return what;
   }
@@ -152,13 +153,12 @@ void read_experts(const Reader& r, HfFamily family, ModelConfig& c) {
            .dense_layers = r.integer("first_k_dense_replace", 3),
            .scores = Scores::sigmoid,
            .normalise = r.flag("norm_topk_prob", true),
-           .scaling = r.number("routed_scaling_factor", 2.5)};
-  if (c.moe.dense_layers >= c.layers) {
-    c.mlp = MlpKind::swiglu;
-    c.moe = MoeConfig();
-  } else if (r.count("topk_group", 4) < r.count("n_group", 8)) {
-    throw Error("{}: routing limited to groups of experts is not supported", r.place("topk_group"));
-  }
+           .scaling = r.number("routed_scaling_factor", 2.5),
+           .groups = r.integer("n_group", 8),
+           .top_groups = r.integer("topk_group", 4)};
+  if (c.moe.dense_layers < c.layers) return;
+  c.mlp = MlpKind::swiglu;
+  c.moe = MoeConfig();
 }
 
 void read_latents(const Reader& r, ModelConfig& c) {
@@ -233,8 +233,8 @@ void add_deepseek(const ModelConfig& c, Json& json) {
   json["rope_interleave"] = true;
   json["first_k_dense_replace"] = moe ? c.moe.dense_layers : c.layers;
   json["num_nextn_predict_layers"] = 0;
-  json["n_group"] = 1;
-  json["topk_group"] = 1;
+  json["n_group"] = c.moe.groups;
+  json["topk_group"] = c.moe.top_groups;
   if (!moe) return;
   json["n_routed_experts"] = c.moe.experts;
   json["num_experts_per_tok"] = c.moe.top_k;

@@ -141,8 +141,10 @@ std::vector<HfPiece> hf_pieces(const ModelConfig& c, HfFamily family, const std:
   const std::string_view kind = rest.substr(module.size() + 1);
   if (gpt2) return gpt2_pieces(layer, module, kind, shape);
   if (module == "moe.router") {
-    return {whole_piece(layer + (family == HfFamily::mixtral ? "block_sparse_moe" : "mlp") + ".gate.weight",
-                        shape)};
+    const char* theirs = kind == "bias"                ? "mlp.gate.e_score_correction_bias"
+                         : family == HfFamily::mixtral ? "block_sparse_moe.gate.weight"
+                                                       : "mlp.gate.weight";
+    return {whole_piece(layer + theirs, shape)};
   }
   if (module == "mlp.gate_up" || module == "moe.shared.gate_up") {
     const std::string mlp = layer + (module == "mlp.gate_up" ? "mlp" : "mlp.shared_experts");

@@ -27,7 +27,8 @@ struct HfPiece {
   int64_t their_row(int64_t i) const;
 };
 
-/// All pieces of the parameter of that name and full shape, ascending. `config` is of the family.
+/// All pieces of the parameter, or the router's bias, of that name and full shape, ascending. `config` is of
+/// the family.
 std::vector<HfPiece> hf_pieces(const ModelConfig& config, HfFamily family, const std::string& name,
                                const Shape& shape);
 

@@ -25,7 +25,32 @@ double element(const Tensor& t, int64_t i) {
   }
 }
 
-// The matrix of a rank's part of a parameter: its rows' places in the full one, and its columns.
+// A tensor of which elements lie here: a parameter's, or a router's bias.
+struct Part {
+  std::string name;
+  LocalSlice slice;
+  Tensor value;  // of the slice's elements first … first + numel − 1
+  int64_t first = 0;
+};
+
+std::vector<Part> parts_of(ParameterStore& store, HfFamily family) {
+  std::vector<Part> parts;
+  for (const Parameter& p : store.all()) {
+    const bool shared_out = store.zero() == Zero::weights;
+    parts.push_back({.name = p.name(),
+                     .slice = p.slice(),
+                     .value = shared_out ? store.own_value(p) : p.value(),
+                     .first = shared_out ? store.share_of(p).begin : 0});
+  }
+  for (const State& s : store.states()) {
+    if (family != HfFamily::deepseek_v3) break;  // others have no bias
+    const LocalSlice whole = {.full = s.value.shape(), .local = s.value.shape()};
+    parts.push_back({.name = s.name, .slice = whole, .value = s.value});
+  }
+  return parts;
+}
+
+// The matrix of a rank's slice of a tensor: its rows' places in the full one, and its columns.
 struct LocalRows {
   const LocalSlice& slice;
   int64_t columns;
@@ -39,7 +64,6 @@ struct LocalRows {
     first_column = s.begin[static_cast<size_t>(last)];
     all_columns = s.full[last];
   }
-  int64_t count() const { return slice.local.numel() / std::max<int64_t>(columns, 1); }
   int64_t global(int64_t row) const { return slice.global_index(row * columns) / all_columns; }
 };
 
@@ -50,9 +74,12 @@ struct Moves {
   int64_t most = -1;
 };
 
-Moves moves_of(const HfPiece& piece, const LocalRows& local) {
+// Of the rows that have elements here.
+Moves moves_of(const HfPiece& piece, const LocalRows& local, const Part& part) {
   Moves moves;
-  for (int64_t row = 0; row < local.count(); ++row) {
+  if (part.value.numel() == 0) return moves;
+  const int64_t last = part.first + part.value.numel() - 1;
+  for (int64_t row = part.first / local.columns; row <= last / local.columns; ++row) {
     const int64_t at = local.global(row) - piece.begin;
     if (at < 0 || at >= piece.rows) continue;
     const int64_t theirs = piece.their_row(at);
@@ -94,63 +121,57 @@ SafetensorsModel::Entry checked_entry(const SafetensorsModel& model, const HfPie
   return found->second;
 }
 
-void load_piece(const SafetensorsModel& model, const HfPiece& piece, Parameter& p) {
-  const SafetensorsModel::Entry entry = checked_entry(model, piece, p.name());
-  const LocalRows local(p.slice());
-  const Moves moves = moves_of(piece, local);
-  if (moves.rows.empty() || local.columns == 0) return;
+void load_piece(const SafetensorsModel& model, const HfPiece& piece, const Part& part) {
+  const SafetensorsModel::Entry entry = checked_entry(model, piece, part.name);
+  const LocalRows local(part.slice);
+  const Moves moves = moves_of(piece, local, part);
+  if (moves.rows.empty()) return;
   const Box box = box_of(piece, local, moves);
-  const Tensor part = Tensor::empty(box.extents(), *dtype_of_safetensors(entry.tensor->dtype));
-  entry.file->load(*entry.tensor, box, part);
+  const Tensor read = Tensor::empty(box.extents(), *dtype_of_safetensors(entry.tensor->dtype));
+  entry.file->load(*entry.tensor, box, read);
   const int64_t height = moves.most + 1 - moves.least;
-  visit_float(p.value().dtype(), [&](auto t) {
+  visit_float(part.value.dtype(), [&](auto t) {
     using T = decltype(t);
-    T* const to = p.value().data<T>();
+    const std::span<T> to = part.value.span<T>();
     for (const auto& [row, theirs] : moves.rows) {
       for (int64_t c = 0; c < local.columns; ++c) {
+        const int64_t element_here = row * local.columns + c - part.first;
+        if (element_here < 0 || element_here >= std::ssize(to)) continue;
         const int64_t at = theirs - moves.least;
         const int64_t from = piece.transposed ? c * height + at : at * local.columns + c;
-        to[row * local.columns + c] = static_cast<T>(element(part, from));
+        to[static_cast<size_t>(element_here)] = static_cast<T>(element(read, from));
       }
     }
   });
 }
 
-std::string correction_bias(int layer) {
-  return format("model.layers.{}.mlp.gate.e_score_correction_bias", layer);
-}
-
-void refuse_correction_bias(const SafetensorsModel& model, const ModelConfig& c) {
-  for (int layer = c.moe.dense_layers; layer < c.layers; ++layer) {
-    const auto found = model.tensors().find(correction_bias(layer));
-    if (found == model.tensors().end()) continue;
-    const auto& [file, stored] = found->second;
-    const HfPiece piece = {.tensor = stored->name, .shape = {c.moe.experts}};
-    checked_entry(model, piece, "the router");
-    const Tensor bias = Tensor::empty({c.moe.experts}, *dtype_of_safetensors(stored->dtype));
-    file->load(*stored, whole(bias.shape()), bias);
-    for (int64_t e = 0; e < c.moe.experts; ++e) {
-      if (element(bias, e) == 0) continue;
-      throw Error("{}: tensor \"{}\" is not zero: routers here have no correction bias",
-                  file->path().string(), stored->name);
+// Error: the family's routers have no bias, and one here is not zero.
+void refuse_biases(const ParameterStore& store, HfFamily family) {
+  if (family == HfFamily::deepseek_v3) return;
+  for (const State& s : store.states()) {
+    for (int64_t e = 0; e < s.value.numel(); ++e) {
+      if (element(s.value, e) == 0) continue;
+      throw Error("{} is not zero: of Hugging Face's models only DeepSeek's have such a bias", s.name);
     }
   }
 }
 
 // Their tensors of the whole model, by name, filled in from ours.
-std::map<std::string, Tensor> their_tensors(ParameterStore& parameters, const ModelConfig& c) {
+std::map<std::string, Tensor> their_tensors(ParameterStore& store, const ModelConfig& c) {
+  const HfFamily family = hf_family(c);
+  refuse_biases(store, family);
   std::map<std::string, Tensor> out;
-  for (const Parameter& p : parameters.all()) {
-    PHX_CHECK(p.slice().local == p.slice().full, "{}: a part of the parameter is here", p.name());
-    const LocalRows ours(p.slice());
-    for (const HfPiece& piece : hf_pieces(c, hf_family(c), p.name(), p.slice().full)) {
+  for (const Part& part : parts_of(store, family)) {
+    PHX_CHECK(part.value.numel() == part.slice.full.numel(), "{}: a part of it is here", part.name);
+    const LocalRows ours(part.slice);
+    for (const HfPiece& piece : hf_pieces(c, family, part.name, part.slice.full)) {
       Tensor& to = out[piece.tensor];
-      if (!to.defined()) to = Tensor::zeros(Shape(std::span<const int64_t>(piece.shape)), p.value().dtype());
+      if (!to.defined()) to = Tensor::zeros(Shape(std::span<const int64_t>(piece.shape)), part.value.dtype());
       const int64_t stride = to.shape().rank() == 1 ? 1 : to.dim(1);
       visit_float(to.dtype(), [&](auto t) {
         using T = decltype(t);
         for (int64_t i = 0; i < piece.rows; ++i) {
-          const T* from = p.value().data<const T>() + (piece.begin + i) * ours.columns;
+          const T* from = part.value.data<const T>() + (piece.begin + i) * ours.columns;
           const int64_t row = piece.their_row(i);
           for (int64_t k = 0; k < ours.columns; ++k) {
             to.data<T>()[piece.transposed ? k * stride + row : row * stride + k] = from[k];
@@ -158,10 +179,6 @@ std::map<std::string, Tensor> their_tensors(ParameterStore& parameters, const Mo
         }
       });
     }
-  }
-  if (c.attention != AttentionKind::mla || c.mlp != MlpKind::moe) return out;
-  for (int layer = c.moe.dense_layers; layer < c.layers; ++layer) {
-    out[correction_bias(layer)] = Tensor::zeros({c.moe.experts}, parameters.dtype());
   }
   return out;
 }
@@ -172,10 +189,11 @@ void load_hf_weights(ParameterStore& parameters, const ModelConfig& c,
                      const std::filesystem::path& directory) {
   const SafetensorsModel model = SafetensorsModel::open(directory);
   const HfFamily family = hf_family(c);
-  for (Parameter& p : parameters.all()) {
-    for (const HfPiece& piece : hf_pieces(c, family, p.name(), p.slice().full)) load_piece(model, piece, p);
+  for (const Part& part : parts_of(parameters, family)) {
+    for (const HfPiece& piece : hf_pieces(c, family, part.name, part.slice.full)) {
+      load_piece(model, piece, part);
+    }
   }
-  if (family == HfFamily::deepseek_v3 && c.mlp == MlpKind::moe) refuse_correction_bias(model, c);
 }
 
 void save_hf_model(ParameterStore& parameters, const ModelConfig& c, const std::filesystem::path& directory) {

@@ -8,14 +8,14 @@
 #include "phalanx/model/config.h"
 #include "phalanx/ops/attention.h"
 #include "phalanx/parallel/context_parallel.h"
-#include "phalanx/parallel/parameter.h"
+#include "phalanx/parallel/data_parallel.h"
 #include "phalanx/parallel/tensor_parallel.h"
 #include "phalanx/tensor/tape.h"
 
 namespace phalanx {
 
 /// One microbatch of the ranks of cp: B sequences, one after the other, T tokens in all; this rank's T/cp
-/// rows of it (parallel/context_parallel.h).
+/// rows of it (parallel/context_rows.h), which need not be one run.
 struct Batch {
   Tensor tokens;            // i32 [T/cp]
   Tensor targets;           // i32 [T/cp], kIgnore where none
@@ -25,9 +25,10 @@ struct Batch {
 };
 
 /// Of a whole microbatch, the part that is a rank's of cp.
-inline Batch own_tokens(Batch batch, int cp_rank, int cp) {
+inline Batch own_tokens(Batch batch, const ContextShare& share) {
+  const RowRuns rows = share.rows(batch.tokens.rows());
   for (Tensor* t : {&batch.tokens, &batch.targets, &batch.positions, &batch.rows}) {
-    *t = rows_in_run(*t, cp_rank, cp);
+    *t = rows_in(*t, rows);
   }
   return batch;
 }
@@ -53,6 +54,7 @@ struct Pass {
 /// What layers are built from; outlives them.
 struct Builder {
   ParameterStore& store;
+  DataParallel& data;
   TensorParallel& tensor;
   ContextParallel& context;
   const ModelConfig& config;

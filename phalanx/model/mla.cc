@@ -100,7 +100,7 @@ Task<Tensor> Mla::forward(Tensor x_TD, Pass pass, Tape& tape) {
   q = co_await context_.to_heads(q, count);
   const Tensor k = co_await context_.to_heads(heads.k_THd, count);
   const Tensor v = co_await context_.to_heads(heads.v_THd, count);
-  const Attended out = attention(q, k, v, pass.batch->sequence_offsets, config_);
+  const Attended out = co_await context_.ring().forward(q, k, v, pass.batch->sequence_offsets, config_);
   const Tensor y = co_await context_.to_rows(out.y_THd, count);
   Saved saved = {x_TD, q_in, kv_in, q, k, v, out, y};
   tape.save(std::move(saved));
@@ -112,8 +112,9 @@ Task<Tensor> Mla::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   const auto count = static_cast<int>(shape_.heads);
   Tensor dy_THd = co_await o_.backward(dy_TD, saved.y, tape);
   dy_THd = co_await context_.to_heads(dy_THd, count);
+  AttentionBackward in = {dy_THd, saved.q, saved.k, saved.v, saved.out};
   AttentionGradients d =
-      attention_backward(dy_THd, saved.q, saved.k, saved.v, saved.out, pass.batch->sequence_offsets, config_);
+      co_await context_.ring().backward(std::move(in), pass.batch->sequence_offsets, config_);
   d.dq_THd = co_await context_.to_rows(d.dq_THd, count);
   d.dk_TGd = co_await context_.to_rows(d.dk_TGd, count);
   d.dv_TGd = co_await context_.to_rows(d.dv_TGd, count);

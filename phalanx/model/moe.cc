@@ -9,7 +9,7 @@
 
 namespace phalanx {
 
-// T tokens, D model width, E experts, K top-k, R received rows, F expert width
+// T tokens, D model width, E experts, K top-k, R received rows, F expert width (a slice of it under etp)
 
 namespace {
 
@@ -35,43 +35,113 @@ Router::Router(const Builder& b, const std::string& name)
       config_{.scores = b.config.moe.scores,
               .top_k = b.config.moe.top_k,
               .normalise = b.config.moe.normalise,
-              .scaling = b.config.moe.scaling},
-      balance_loss_(b.config.moe.balance_loss),
+              .scaling = b.config.moe.scaling,
+              .groups = b.config.moe.groups,
+              .top_groups = b.config.moe.top_groups},
+      moe_(b.config.moe),
       w_(b.store.add({.name = name + ".w",
                       .shape = {b.config.moe.experts, b.config.width},
                       .init = {.std = b.config.init_std},
-                      .gradient = OverTp::parts})) {
+                      .gradient = OverTp::parts})),
+      bias_E_(b.store.add_state(name + ".bias", {b.config.moe.experts})),
+      step_tokens_(static_cast<size_t>(b.config.moe.experts)) {
   statistics_.expert_tokens.resize(static_cast<size_t>(b.config.moe.experts));
 }
 
 Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
   const Lease w = co_await w_.use();
-  const Tensor logits_TE = matmul_nt(tape.save(x_TD), w.value());
-  const Routing routing = tape.save(route(logits_TE, config_));
-  if (!pass.training && balance_loss_ == 0) co_return routing;
-  const Tensor offsets = own_offsets(*pass.batch);
-  Tensor counts_BE = tape.save(balance_counts(routing, offsets));
-  if (sharers_.size() > 1) {
-    Work work = sharers_.all_reduce(counts_BE);
-    co_await work;
+  const Tensor logits_TE = router_logits(tape.save(x_TD), w.value());
+  if (moe_.z_loss != 0) {
+    const Tensor lse_T = tape.save(log_sum_exp(tape.save(logits_TE)));
+    if (pass.training) statistics_.z_loss_sum += z_loss(lse_T);
   }
-  if (pass.training) {
-    for (const int64_t e : routing.topk_idx_TK.span<int64_t>())
-      ++statistics_.expert_tokens[static_cast<size_t>(e)];
-    statistics_.balance_loss_sum += balance_loss(routing, offsets, counts_BE);
+  Routing routing = tape.save(route(logits_TE, config_, bias_E_));
+  if (pass.training || moe_.balance_loss != 0) {
+    const Tensor offsets = own_offsets(*pass.batch);
+    Tensor counts_BE = tape.save(balance_counts(routing, offsets));
+    if (sharers_.size() > 1) {
+      Work work = sharers_.all_reduce(counts_BE);
+      co_await work;
+    }
+    if (pass.training) record(routing, offsets, counts_BE);
   }
+  if (moe_.capacity == 0 || pass.cache) co_return routing;
+  routing.topk_idx_TK = co_await within_capacity(routing.topk_idx_TK, pass.batch);
   co_return routing;
 }
 
+// Every rank that shares a sequence decides for all its rows, and keeps its own.
+Task<Tensor> Router::within_capacity(Tensor topk_idx_TK, const Batch* batch) {
+  Tensor numbers_T = tensor_.own_rows(batch->rows);
+  Tensor all_TK = topk_idx_TK;
+  if (sharers_.size() > 1) {
+    Work gather_numbers = sharers_.all_gather(numbers_T);
+    Work gather_choices = sharers_.all_gather(topk_idx_TK);
+    numbers_T = co_await gather_numbers;
+    all_TK = co_await gather_choices;
+  }
+  const Tensor kept_TK =
+      phalanx::within_capacity(all_TK, numbers_T, batch->sequence_offsets, moe_.experts, moe_.capacity);
+  const int64_t own = topk_idx_TK.rows();
+  co_return kept_TK.slice(sharers_.rank() * own, (sharers_.rank() + 1) * own);
+}
+
+void Router::record(const Routing& routing, const Tensor& offsets, const Tensor& counts_BE) {
+  for (const int64_t e : routing.topk_idx_TK.span<int64_t>()) {
+    ++statistics_.expert_tokens[static_cast<size_t>(e)];
+    ++step_tokens_[static_cast<size_t>(e)];
+  }
+  statistics_.balance_loss_sum += balance_loss(routing, offsets, counts_BE);
+}
+
+void Router::update_bias(std::span<const int64_t> tokens) {
+  const int64_t all = std::accumulate(tokens.begin(), tokens.end(), int64_t{0});
+  visit_float(bias_E_.dtype(), [&](auto t) {
+    using T = decltype(t);
+    const auto bias = bias_E_.span<T>();
+    for (size_t e = 0; e < bias.size(); ++e) {
+      const int64_t missing = all - tokens[e] * std::ssize(tokens);  // to the mean, times E
+      const int sign = missing > 0 ? 1 : missing < 0 ? -1 : 0;
+      bias[e] += static_cast<T>(sign * moe_.bias_rate);
+    }
+  });
+}
+
+void start_step(std::span<Moe* const> layers) {
+  for (Moe* moe : layers) std::ranges::fill(moe->router().step_tokens(), 0);
+}
+
+Task<> update_biases(std::span<Moe* const> layers, Group* holders) {
+  if (layers.empty()) co_return;
+  const auto experts = static_cast<int64_t>(layers.front()->router().step_tokens().size());
+  const Tensor tokens_LE = Tensor::empty({std::ssize(layers), experts}, DType::i64);
+  const auto all = tokens_LE.span<int64_t>();
+  for (size_t i = 0; i < layers.size(); ++i) {
+    std::ranges::copy(layers[i]->router().step_tokens(), all.begin() + static_cast<int64_t>(i) * experts);
+  }
+  if (holders) {
+    Work work = holders->all_reduce(tokens_LE);
+    co_await work;
+  }
+  for (size_t i = 0; i < layers.size(); ++i) {
+    layers[i]->router().update_bias(
+        all.subspan(i * static_cast<size_t>(experts), static_cast<size_t>(experts)));
+  }
+}
+
 Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
-  const Tensor counts_BE = pass.training || balance_loss_ != 0 ? tape.take() : Tensor();
+  const Tensor counts_BE = pass.training || moe_.balance_loss != 0 ? tape.take() : Tensor();
   const auto routing = tape.take<Routing>();
   Tensor dscores_TE;
-  if (balance_loss_ != 0) {
+  if (moe_.balance_loss != 0) {
     const Tensor offsets = own_offsets(*pass.batch);
-    dscores_TE = balance_loss_backward(routing, offsets, counts_BE, balance_loss_ * pass.scale);
+    dscores_TE = balance_loss_backward(routing, offsets, counts_BE, moe_.balance_loss * pass.scale);
   }
   const Tensor dlogits_TE = route_backward(dweights_TK, dscores_TE, routing, config_);
+  if (moe_.z_loss != 0) {
+    const Tensor lse_T = tape.take();
+    z_loss_backward_into(dlogits_TE, tape.take(), lse_T, moe_.z_loss * pass.scale);
+  }
   tape.defer([this, dlogits_TE, x_TD = tape.take()] {
     const auto [dw, into] = w_.grad_sum();
     matmul_tn_into(dw, dlogits_TE, x_TD, into);
@@ -83,12 +153,12 @@ Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
 Experts::Experts(const Builder& b, const std::string& name)
     : gate_up_(b.store.add({.name = name + ".gate_up",
                             .shape = {b.config.moe.experts, 2, b.config.moe.expert_width, b.config.width},
-                            .placement = {{.axis = Axis::ep, .dim = 0}},
+                            .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
                             .init = {.std = b.config.init_std},
                             .gradient = OverTp::parts})),
       down_(b.store.add({.name = name + ".down",
                          .shape = {b.config.moe.experts, b.config.width, b.config.moe.expert_width},
-                         .placement = {{.axis = Axis::ep, .dim = 0}},
+                         .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
                          .init = {.std = b.config.init_std / std::sqrt(2.0 * b.config.layers)},
                          .gradient = OverTp::parts})) {}
 
@@ -114,11 +184,11 @@ Task<Rows> Experts::backward(Rows dy, Tensor offsets, Tape& tape) {
   co_return grouped_matmul(dh, stacked(gate_up.value()), offsets);
 }
 
-Moe::Moe(const Builder& b, const std::string& name)
+Moe::Moe(const Builder& b, const std::string& name, const std::string& experts)
     : tensor_(b.tensor),
       router_(b, name + ".router"),
-      experts_(b, name + ".experts"),
-      buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts),
+      experts_(b, experts),
+      buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts, &b.store.mesh().group(Axis::etp)),
       shared_(b.config.moe.shared_experts == 0
                   ? nullptr
                   : std::make_unique<SwigluMlp>(b, name + ".shared",

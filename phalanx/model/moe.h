@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "phalanx/ep/buffer.h"
@@ -14,18 +15,29 @@ namespace phalanx {
 /// What one MoE layer saw in training on this rank since it was last cleared.
 struct MoeStatistics {
   std::vector<int64_t> expert_tokens;  // by global expert: how often this rank's tokens chose it
-  double balance_loss_sum = 0;         // without its coefficient
+  double balance_loss_sum = 0;         // without their coefficients
+  double z_loss_sum = 0;
 };
 
-/// Scores, top-k, weights of this rank's own rows; adds the balance loss's gradient. Parameter NAME.w [E, D].
+/// Scores, top-k, weights of this rank's own rows; adds the gradients of the balance loss and the z-loss.
+/// Parameter NAME.w [E, D], state NAME.bias [E].
 class Router {
  public:
   Router(const Builder& build, const std::string& name);
+  /// topk_idx is −1 where an expert has no room for the token.
   Task<Routing> forward(Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> backward(Tensor dweights_TK, Pass pass, Tape& tape);
   MoeStatistics& statistics() { return statistics_; }
+  /// By global expert: how often this rank's tokens chose it in the training step that runs.
+  std::vector<int64_t>& step_tokens() { return step_tokens_; }
+  /// Moves the bias by moe.bias_rate; `tokens` are those of all ranks.
+  void update_bias(std::span<const int64_t> tokens);
 
  private:
+  // The choices that experts have room for, in whole sequences.
+  Task<Tensor> within_capacity(Tensor topk_idx_TK, const Batch* batch);
+  // Adds the batch to the statistics; counts_BE are those of whole sequences.
+  void record(const Routing& routing, const Tensor& offsets, const Tensor& counts_BE);
   // Of the sequences' parts in this rank's own rows.
   Tensor own_offsets(const Batch& batch) const {
     return tensor_.own_offsets(context_.own_offsets(batch.sequence_offsets));
@@ -35,16 +47,20 @@ class Router {
   ContextParallel& context_;
   Group& sharers_;  // of the rows of a sequence: ranks of cp and tp
   RoutingConfig config_;
-  double balance_loss_;
+  MoeConfig moe_;
   Parameter& w_;
+  Tensor bias_E_;
   MoeStatistics statistics_;
+  std::vector<int64_t> step_tokens_;
 };
 
-/// SwiGLU experts, cut over ep. Parameters NAME.gate_up [E, 2, F, D] (gate first), NAME.down [E, D, F].
+/// SwiGLU experts, cut over ep, and each one's hidden width over etp. Parameters NAME.gate_up [E, 2, F, D]
+/// (gate first), NAME.down [E, D, F], which layers of one NAME share.
 class Experts {
  public:
   Experts(const Builder& build, const std::string& name);
-  /// x: rows in expert order, cut by offsets i64 [E_local+1].
+  /// x: rows in expert order, cut by offsets i64 [E_local+1]. Gives the part that this rank's slice adds to
+  /// the sum over etp.
   Task<Rows> forward(Rows x, Tensor offsets, Tape& tape);
   Task<Rows> backward(Rows dy, Tensor offsets, Tape& tape);
 
@@ -56,10 +72,12 @@ class Experts {
 /// Ranks of tp share out the rows of the stream, each routes its own.
 class Moe final : public Layer {
  public:
-  Moe(const Builder& build, const std::string& name);
+  /// `experts` names theirs: other layers may have the same.
+  Moe(const Builder& build, const std::string& name, const std::string& experts);
   Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
   MoeStatistics& statistics() { return router_.statistics(); }
+  Router& router() { return router_; }
 
  private:
   Task<Tensor> routed_forward(Tensor x_TD, Pass pass, Tape& tape);
@@ -71,5 +89,11 @@ class Moe final : public Layer {
   ep::Buffer buffer_;
   std::unique_ptr<SwigluMlp> shared_;  // or null
 };
+
+/// Starts the count of a step's tokens.
+void start_step(std::span<Moe* const> layers);
+/// After a step: moves each router's bias by the choices of all tokens of the step, on every rank alike;
+/// collective over the `holders` of the routers (ParameterStore::state_holders).
+Task<> update_biases(std::span<Moe* const> layers, Group* holders);
 
 }  // namespace phalanx

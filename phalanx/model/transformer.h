@@ -1,47 +1,27 @@
-// The model: embedding, blocks, norm, output head, loss.
+// The model: embedding, blocks, norm, output head, loss, in one stage or several.
 #pragma once
 
 #include <memory>
 #include <vector>
 
-#include "phalanx/base/philox.h"
-#include "phalanx/model/moe.h"
-#include "phalanx/model/token_table.h"
+#include "phalanx/model/stage.h"
 
 namespace phalanx {
 
-/// x += attention(norm(x)); x += mlp(norm(x)); dropout on each branch.
-class Block final : public Layer {
- public:
-  Block(const Builder& build, int layer, uint64_t seed);
-  Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
-  Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
-  /// Null when this block's MLP is dense.
-  Moe* moe() { return moe_; }
-
- private:
-  struct Branch {
-    std::unique_ptr<Layer> norm;
-    std::unique_ptr<Layer> layer;
-    RandomStream dropout;
-  };
-  Task<Tensor> forward(Branch* branch, Tensor x_TD, Pass pass, Tape& tape);
-  Task<Tensor> backward(Branch* branch, Tensor dy_TD, Pass pass, Tape& tape);
-
-  TensorParallel& tensor_;
-  double dropout_;
-  Moe* moe_ = nullptr;
-  std::vector<Branch> branches_;  // attention, mlp
-};
-
-/// Parameters: embedding.w [V, D], positions.w [context, D] when learned, layers.N.…, norm.…, head.w [V, D]
-/// unless tied.
+/// The stages of a model that one rank has. Parameters: embedding.w [V, D], positions.w [context, D] when
+/// learned, layers.N.…, norm.…, head.w [V, D] unless tied.
 class Transformer {
  public:
-  /// `config` is resolved. `seed` names the dropout. `sequence`: sequence parallelism over tp. Error: the
-  /// mesh's axes do not divide the model.
-  Transformer(ParameterStore& store, const ModelConfig& config, uint64_t seed, bool sequence = false);
+  /// `config` is resolved. `seed` names the dropout. `sequence`: sequence parallelism over tp. `ulysses`: see
+  /// ulysses_ranks. `parts`: the rank's stages, by chunk; none: the whole model as one. Error: the mesh's
+  /// axes do not divide the model.
+  Transformer(ParameterStore& store, const ModelConfig& config, uint64_t seed, bool sequence = false,
+              int ulysses = 0, std::vector<StagePart> parts = {});
 
+  int chunks() const { return static_cast<int>(stages_.size()); }
+  Stage& stage(int chunk) { return *stages_[static_cast<size_t>(chunk)]; }
+
+  // Of the whole model in one stage:
   /// Σ loss over the batch's targets that count. The tape keeps what backward needs.
   Task<double> forward(Pass pass, Tape& tape);
   /// Adds the gradient of pass.scale · (Σ loss + balance losses) to the parameters'.
@@ -50,23 +30,28 @@ class Transformer {
   Task<Tensor> next_token_logits(Pass pass, Tape& tape);
 
   const ModelConfig& config() const { return config_; }
-  /// The MoE layers, by depth.
+  /// What sums the gradients and gathers the weights.
+  DataParallel& data() { return data_; }
+  /// Which rows of a microbatch this rank has.
+  const ContextShare& context_share() const { return context_.share(); }
+  /// The MoE layers that this rank has.
   const std::vector<Moe*>& moe_layers() const { return moe_layers_; }
+  /// The MoE layer of that number; null: it is dense, or this rank does not have it.
+  Moe* moe(int layer);
+  /// The shape of the stream between stages for a microbatch of this rank (parallel/tensor_parallel.h).
+  Shape stream_shape(const Batch& batch) const {
+    return {tensor_.stream_rows(batch.rows).numel(), config_.width};
+  }
 
  private:
-  Task<Tensor> hidden(Pass pass, Tape& tape);
-  TokenTable& head() { return head_ ? *head_ : embedding_; }
+  Stage& whole();
 
   ModelConfig config_;
+  DataParallel data_;
   TensorParallel tensor_;
   ContextParallel context_;
-  TokenTable embedding_;
-  Parameter* positions_;  // or null: rope
-  std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<std::unique_ptr<Stage>> stages_;  // by chunk
   std::vector<Moe*> moe_layers_;
-  std::unique_ptr<Layer> norm_;
-  std::unique_ptr<TokenTable> head_;  // or null: tied
-  RandomStream dropout_;
 };
 
 }  // namespace phalanx

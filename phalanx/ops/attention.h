@@ -4,6 +4,7 @@
 
 #include <span>
 
+#include "phalanx/ops/attention_tiles.h"
 #include "phalanx/tensor/tensor.h"
 
 namespace phalanx {
@@ -45,6 +46,28 @@ struct AttentionGradients {
 AttentionGradients attention_backward(const Tensor& dy_THd, const Tensor& q_THd, const Tensor& k_TGd,
                                       const Tensor& v_TGd, const Attended& forward,
                                       const Tensor& sequence_offsets, const AttentionConfig& config);
+
+/// Attention in parts, where keys come one block after the other (ring attention): S rows of k and v, and
+/// tiles that say which rows of q see which of them (attention_tiles.h). Parts add up: y is the mean of v
+/// over the keys seen so far, its weights sum to one at their log-sum-exp.
+///
+/// What rows have that have seen no keys: y 0, log-sum-exp −∞.
+Attended attended_nothing(const Tensor& q_THd, const AttentionConfig& config);
+/// Adds the keys of `tiles` to what `sums` holds.
+void attention_into(const Attended& sums, const Tensor& q_THd, const Tensor& k_SGd, const Tensor& v_SGd,
+                    const AttentionTiles& tiles, const AttentionConfig& config);
+
+/// What backward takes: the gradient of y, the inputs, and what the forward gave, over all keys.
+struct AttentionBackward {
+  Tensor dy_THd;
+  Tensor q_THd;
+  Tensor k_SGd;
+  Tensor v_SGd;
+  Attended forward;
+};
+/// Adds what the keys of `tiles` give to the gradients. Deterministic, memory as above.
+void attention_backward_into(const AttentionGradients& sums, const AttentionBackward& in,
+                             const AttentionTiles& tiles, const AttentionConfig& config);
 
 /// A run of cached keys [n, G·d] and values [n, G·e]; row i stands at position first_position + i.
 struct KvSegment {

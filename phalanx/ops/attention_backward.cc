@@ -70,6 +70,17 @@ void copy_rows(int64_t rows, int64_t columns, Matrix<const T> from, Matrix<T> to
   }
 }
 
+/// to [rows, columns] += from [rows, columns].
+template <class T>
+void add_rows(int64_t rows, int64_t columns, Matrix<const T> from, Matrix<T> to) {
+  const Lanes<T> d;
+  for (int64_t r = 0; r < rows; ++r) {
+    for_lanes(d, columns, [&](auto at, int64_t c) PHX_LANES {
+      at.store(hn::Add(at.load(d, to.row(r) + c), at.load(d, from.row(r) + c)), d, to.row(r) + c);
+    });
+  }
+}
+
 /// Loads queries first … first + rows − 1 of one head. Pointers of `b` stand at that head.
 template <class T>
 void load_queries(const KeyRange<T>& b, int64_t first, int64_t rows, const Shape& shape,
@@ -146,7 +157,7 @@ void backward_tile(const KeyRange<T>& b, const Tile<T>& tile, int64_t key, int64
                                        .rows = shape.head_dim,
                                        .vectors = tile.vectors,
                                        .depth = tile.keys,
-                                       .accumulate = key > b.begin,
+                                       .accumulate = key > b.begin || b.adds_to_queries,
                                        .edge = tile.edge ? Edge::early_columns : Edge::none});
 }
 
@@ -155,15 +166,18 @@ void attend_backward(const KeyRange<T>& range, const Shape& shape, T* scratch) {
   const BackwardScratch<T> s = carve_backward(scratch, shape, range.end - range.begin);
   KeyRange<T> b = range;  // walks over the heads
   for (int64_t head = 0; head < range.group; ++head) {
-    for (int64_t first = range.begin; first < range.n; first += kWidth) {
+    for (int64_t first = range.first_query(); first < range.n; first += kWidth) {
       const int64_t rows = std::min(kWidth, range.n - first);
+      const Matrix<T> dq = {b.dq + (first - range.first_query()) * shape.query_stride, shape.query_stride};
       load_queries(b, first, rows, shape, s);
-      for (int64_t key = range.begin; key < std::min(range.end, first + rows); key += kWidth) {
-        const Tile<T> tile = {std::min(kWidth, range.n - key), whole_vectors<T>(rows) / lanes<T>(),
-                              key == first};
-        backward_tile(b, tile, key, rows, head == 0 && tile.edge, shape, s);
+      if (range.adds_to_queries) rows_to_lanes<T>(rows, shape.head_dim, T{1}, dq, s.dq);
+      const int64_t seen = range.causal ? std::min(range.end, first + rows) : range.end;
+      for (int64_t key = range.begin; key < seen; key += kWidth) {
+        const Tile<T> tile = {std::min(kWidth, range.end - key), whole_vectors<T>(rows) / lanes<T>(),
+                              range.causal && key == first};
+        const bool first_touch = head == 0 && first == (range.causal ? key : 0);
+        backward_tile(b, tile, key, rows, first_touch, shape, s);
       }
-      const Matrix<T> dq = {b.dq + (first - range.begin) * shape.query_stride, shape.query_stride};
       lanes_to_rows<T>(rows, shape.head_dim, s.one, s.dq, dq);
     }
     b.q += shape.head_dim;
@@ -172,8 +186,13 @@ void attend_backward(const KeyRange<T>& range, const Shape& shape, T* scratch) {
     b.dq += shape.head_dim;
     b.log_sum_exp += 1;
   }
-  const auto copy_out = [&](Matrix<const T> from, int64_t columns, T* to, int64_t stride) {
-    copy_rows<T>(range.end - range.begin, columns, from, {to + range.begin * stride, stride}, false);
+  const auto copy_out = [&](Matrix<const T> from, int64_t columns, T* to, int64_t stride) HWY_ATTR {
+    const Matrix<T> rows = {to + range.begin * stride, stride};
+    if (range.adds_to_keys) {
+      add_rows<T>(range.end - range.begin, columns, from, rows);
+    } else {
+      copy_rows<T>(range.end - range.begin, columns, from, rows, false);
+    }
   };
   copy_out(s.dk, shape.head_dim, range.dk, shape.key_stride);
   copy_out(s.dv, shape.value_dim, range.dv, shape.value_stride);

@@ -80,36 +80,48 @@ HWY_INLINE void online_softmax(const Tile<T>& tile, int64_t v, int64_t value_dim
   hn::Store(sum, d, s.sum + column);
 }
 
+/// Goes on from what other keys gave: their weights sum to one at their log-sum-exp.
+template <class T>
+void resume(const QueryBlock<T>& b, const Shape& shape, const ForwardScratch<T>& s) {
+  rows_to_lanes<T>(b.rows, shape.value_dim, T{1}, Matrix<const T>{b.y, shape.output_stride}, s.y);
+  for (int64_t i = 0; i < kWidth; ++i) {
+    s.max[i] = i < b.rows ? b.log_sum_exp[i * shape.heads] * std::numbers::log2e_v<T> : T{0};
+    s.sum[i] = 1;
+  }
+}
+
 template <class T>
 void attend(const QueryBlock<T>& b, const Shape& shape, T* scratch) {
   const Lanes<T> d;
   const auto [head_dim, value_dim] = std::pair(shape.head_dim, shape.value_dim);
   const int64_t vectors = whole_vectors<T>(b.rows) / lanes<T>();
   const ForwardScratch<T> s = carve_forward(scratch, shape);
-  const Matrix<const T> q = {b.q + b.first * shape.query_stride, shape.query_stride};
+  const Matrix<const T> q = {b.q, shape.query_stride};
   rows_to_lanes<T>(b.rows, head_dim, static_cast<T>(shape.scale * std::numbers::log2e), q, s.q);
-  for (int64_t key = 0; key < b.first + b.rows; key += kWidth) {
-    const Tile<T> tile = {std::min(kWidth, b.first + b.rows - key), vectors, key == b.first};
+  if (b.adds) resume(b, shape, s);
+  for (int64_t key = 0; key < b.keys; key += kWidth) {
+    const Tile<T> tile = {std::min(kWidth, b.keys - key), vectors, b.causal && key == b.keys - b.rows};
+    const bool first = key == 0 && !b.adds;
     const Matrix<const T> k = {b.k + key * shape.key_stride, shape.key_stride};
     const Matrix<const T> v = {b.v + key * shape.value_stride, shape.value_stride};
     scores<T>(tile, head_dim, k, s.q, s.p);
-    for (int64_t i = 0; i < vectors; ++i) online_softmax(tile, i, value_dim, key == 0, s);
+    for (int64_t i = 0; i < vectors; ++i) online_softmax(tile, i, value_dim, first, s);
     product<Side::columns>(d, Product<T>{.a = v,
                                          .b = s.p,
                                          .c = s.y,
                                          .rows = value_dim,
                                          .vectors = vectors,
                                          .depth = tile.keys,
-                                         .accumulate = key > 0,
+                                         .accumulate = !first,
                                          .edge = tile.edge ? Edge::early_columns : Edge::none});
   }
   for (int64_t i = 0; i < b.rows; i += lanes<T>()) {
     hn::Store(hn::Div(hn::Set(d, T{1}), hn::Load(d, s.sum + i)), d, s.factor + i);
   }
   for (int64_t i = 0; i < b.rows; ++i) {
-    b.log_sum_exp[(b.first + i) * shape.heads] = (s.max[i] + std::log2(s.sum[i])) * std::numbers::ln2_v<T>;
+    b.log_sum_exp[i * shape.heads] = (s.max[i] + std::log2(s.sum[i])) * std::numbers::ln2_v<T>;
   }
-  const Matrix<T> y = {b.y + b.first * shape.output_stride, shape.output_stride};
+  const Matrix<T> y = {b.y, shape.output_stride};
   lanes_to_rows<T>(b.rows, value_dim, s.factor, s.y, y);
 }
 

@@ -21,8 +21,9 @@ struct Shape {
   double scale = 0;
 };
 
-/// Queries first … first + rows − 1 of one sequence and head; `first` is a multiple of kBlockRows. Pointers
-/// stand at row 0 of the sequence, in this head's columns.
+/// Up to kBlockRows queries of one head and `keys` keys that they see: all of them, or, if causal, query i
+/// all but the last rows − 1 − i; then keys − rows is a multiple of kBlockRows. Pointers stand at the first
+/// query and the first key, in this head's columns.
 template <class T>
 struct QueryBlock {
   const T* q;
@@ -30,14 +31,16 @@ struct QueryBlock {
   const T* v;
   T* y;
   T* log_sum_exp;
-  int64_t first;
   int64_t rows;
+  int64_t keys;
+  bool causal;
+  bool adds;  ///< y and log_sum_exp hold what other keys gave (none: 0 and −∞)
 };
 
-/// Keys begin … end − 1 of one sequence of n rows and one KV head, `begin` a multiple of kBlockRows, against
-/// all queries from `begin` on of the `group` heads that share it. Pointers stand at row 0 of the sequence,
-/// in the columns of the (first) head. dq holds rows from `begin` on and is written; so are dk and dv of the
-/// range.
+/// Keys begin … end − 1 of one KV head, `begin` a multiple of kBlockRows, against the queries of the `group`
+/// heads that share it: all n, or, if causal, those from `begin` on, query i with the keys up to i. Pointers
+/// stand at query and key 0, in the columns of the (first) head; dq at the first of those queries. dq is
+/// written or added to, and so are dk and dv of the range.
 template <class T>
 struct KeyRange {
   const T* q;
@@ -53,6 +56,11 @@ struct KeyRange {
   int64_t begin;
   int64_t end;
   int64_t group;
+  bool causal;
+  bool adds_to_queries;
+  bool adds_to_keys;
+
+  int64_t first_query() const { return causal ? begin : 0; }
 };
 
 /// Elements of scratch memory, 64-byte aligned, that the calls below need.

@@ -97,6 +97,12 @@ Tensor add(const Tensor& a, const Tensor& b) {
   return y;
 }
 
+void add_into(Tensor x, const Tensor& y) {
+  PHX_CHECK(x.shape() == y.shape(), "{} added into {}", y.shape(), x.shape());
+  const TraceSpan span(TraceKind::elementwise, "add_into", 3 * x.bytes());
+  HWY_DYNAMIC_DISPATCH(add_kernel)(x, y, x);
+}
+
 void scale_into(Tensor x, double factor) {
   const TraceSpan span(TraceKind::elementwise, "scale_into", 2 * x.bytes());
   HWY_DYNAMIC_DISPATCH(scale_kernel)(x, factor);

@@ -7,6 +7,8 @@ namespace phalanx {
 
 /// a + b, equal shapes and dtypes.
 Tensor add(const Tensor& a, const Tensor& b);
+/// x += y, equal shapes and dtypes.
+void add_into(Tensor x, const Tensor& y);
 /// x *= factor.
 void scale_into(Tensor x, double factor);
 /// Σ x², in f64.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <span>
 
 #include "phalanx/base/trace.h"
@@ -45,18 +46,56 @@ void score_row(Scores kind, const T* logits, int64_t experts, T* scores) {
   });
 }
 
-// The k largest scores, best first, ties to the lower expert, NaN behind all others. `left` is scratch of
-// whole vectors: the scores (0 … 1) that have not been chosen yet.
+// What is behind all that may be chosen, and what is behind all scores: NaN counts as that.
 template <class T>
-void choose(std::span<const T> scores, std::span<int64_t> chosen, std::span<T> left) {
+constexpr T kTaken = -std::numeric_limits<T>::infinity();
+template <class T>
+constexpr T kWorst = std::numeric_limits<T>::lowest();
+
+// The scores to choose by, in whole vectors: biased, if there is a bias.
+template <class T>
+void fill(std::span<const T> scores, const T* bias, std::span<T> left) {
   const Tag<T> d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto none = hn::Set(d, T{-2});
-  hn::StoreU(none, d, left.data() + left.size() - lanes);
+  hn::StoreU(hn::Set(d, kTaken<T>), d, left.data() + left.size() - lanes);
   for_lanes(d, static_cast<int64_t>(scores.size()), [&](auto at, int64_t i) PHX_LANES {
     const auto s = at.load(d, scores.data() + i);
-    at.store(hn::IfThenElse(hn::Eq(s, s), s, hn::Set(d, T{-1})), d, left.data() + i);
+    const auto biased = bias ? hn::Add(s, at.load(d, bias + i)) : s;
+    at.store(hn::IfThenElse(hn::Eq(biased, biased), biased, hn::Set(d, kWorst<T>)), d, left.data() + i);
   });
+}
+
+// The sum of the two largest.
+template <class T>
+T best_two(std::span<const T> scores) {
+  T best = kTaken<T>;
+  T second = kTaken<T>;
+  for (const T s : scores) {
+    second = std::max(second, std::min(s, best));
+    best = std::max(best, s);
+  }
+  return std::max(scores.size() > 1 ? best + second : best, kWorst<T>);
+}
+
+// Leaves the best groups alone to choose from. `sums` is scratch, [groups].
+template <class T>
+void keep_best_groups(std::span<T> left, int top_groups, std::span<T> sums) {
+  const size_t size = left.size() / sums.size();
+  for (size_t g = 0; g < sums.size(); ++g) sums[g] = best_two<T>(left.subspan(g * size, size));
+  for (size_t g = 0; g < sums.size(); ++g) {
+    int better = 0;
+    for (size_t other = 0; other < sums.size(); ++other) {
+      if (sums[other] > sums[g] || (sums[other] == sums[g] && other < g)) ++better;
+    }
+    if (better >= top_groups) std::ranges::fill(left.subspan(g * size, size), kTaken<T>);
+  }
+}
+
+// The k largest, best first, ties to the lower expert. Takes them from `left`, which is whole vectors.
+template <class T>
+void choose(std::span<T> left, std::span<int64_t> chosen) {
+  const Tag<T> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   for (int64_t& c : chosen) {
     const auto best = hn::Set(d, max_lanes(d, static_cast<int64_t>(left.size()), left.data()));
     T* group = left.data();
@@ -65,21 +104,23 @@ void choose(std::span<const T> scores, std::span<int64_t> chosen, std::span<T> l
     const auto first = hn::FindFirstTrue(d, hn::Eq(v, best));
     c = group - left.data() + static_cast<int64_t>(first);
     const auto here = hn::Eq(hn::Iota(d, T{0}), hn::Set(d, static_cast<T>(first)));
-    hn::StoreU(hn::IfThenElse(here, none, v), d, group);
+    hn::StoreU(hn::IfThenElse(here, hn::Set(d, kTaken<T>), v), d, group);
   }
 }
 
 template <class T>
-void forward(const Tensor& logits, const RoutingConfig& config, const Routing& out) {
+void forward(const Tensor& logits, const RoutingConfig& config, const Tensor& bias, const Routing& out) {
   const int64_t experts = logits.dim(1);
   const int64_t k = config.top_k;
   const T* const in = logits.data<T>();
   T* const scores = out.scores_TE.data<T>();
+  const T* const bias_d = bias.defined() ? bias.data<T>() : nullptr;
   T* const weights = out.weights_TK.data<T>();
   int64_t* const idx = out.topk_idx_TK.data<int64_t>();
   const size_t lanes = hn::Lanes(Tag<T>());
   const size_t whole = (static_cast<size_t>(experts) + lanes - 1) / lanes * lanes;
-  const Scratch<T> scratch(static_cast<int64_t>(whole));
+  const auto groups = static_cast<size_t>(config.groups);
+  const Scratch<T> scratch(static_cast<int64_t>(whole + groups));
   parallel_for(logits.rows(), block_rows(experts), [&](int64_t begin, int64_t end) HWY_ATTR {
     const std::span<T> left(scratch.mine(), whole);
     for (int64_t r = begin; r < end; ++r) {
@@ -87,7 +128,12 @@ void forward(const Tensor& logits, const RoutingConfig& config, const Routing& o
       T* w = weights + r * k;
       const std::span chosen(idx + r * k, static_cast<size_t>(k));
       score_row(config.scores, in + r * experts, experts, s);
-      choose<T>({s, static_cast<size_t>(experts)}, chosen, left);
+      fill<T>({s, static_cast<size_t>(experts)}, bias_d, left);
+      if (config.top_groups < config.groups) {
+        keep_best_groups<T>(left.first(static_cast<size_t>(experts)), config.top_groups,
+                            {left.data() + whole, groups});
+      }
+      choose<T>(left, chosen);
       T sum = static_cast<T>(kTiny);
       for (const int64_t e : chosen) sum += s[e];
       const T factor = static_cast<T>(config.scaling) / (config.normalise ? sum : T{1});
@@ -149,8 +195,8 @@ void backward(const Tensor& dweights, const Routing& routing, const RoutingConfi
   });
 }
 
-void route_kernel(const Tensor& logits, const RoutingConfig& config, const Routing& out) {
-  visit_float(logits.dtype(), [&](auto t) { forward<decltype(t)>(logits, config, out); });
+void route_kernel(const Tensor& logits, const RoutingConfig& config, const Tensor& bias, const Routing& out) {
+  visit_float(logits.dtype(), [&](auto t) { forward<decltype(t)>(logits, config, bias, out); });
 }
 
 void route_backward_kernel(const Tensor& dweights, const Routing& routing, const RoutingConfig& config,
@@ -169,14 +215,22 @@ HWY_EXPORT(route_kernel);
 HWY_EXPORT(route_backward_kernel);
 }  // namespace
 
-Routing route(const Tensor& logits, const RoutingConfig& config) {
+Routing route(const Tensor& logits, const RoutingConfig& config, const Tensor& bias) {
   const int64_t k = config.top_k;
-  PHX_CHECK(k >= 1 && k <= logits.dim(1), "top {} of {} experts", k, logits.dim(1));
+  const int64_t experts = logits.dim(1);
+  PHX_CHECK(config.groups >= 1 && experts % config.groups == 0, "{} experts in {} groups", experts,
+            config.groups);
+  PHX_CHECK(config.top_groups >= 1 && config.top_groups <= config.groups, "top {} of {} groups",
+            config.top_groups, config.groups);
+  PHX_CHECK(k >= 1 && k <= experts / config.groups * config.top_groups,
+            "top {} of {} experts in {} of {} groups", k, experts, config.top_groups, config.groups);
+  PHX_CHECK(!bias.defined() || (bias.numel() == experts && bias.dtype() == logits.dtype()), "bias {} of {}",
+            bias.shape(), logits.shape());
   const Routing out = {Tensor::empty({logits.rows(), k}, DType::i64),
                        Tensor::empty({logits.rows(), k}, logits.dtype()),
                        Tensor::empty(logits.shape(), logits.dtype())};
   const TraceSpan span(TraceKind::elementwise, "route", 2 * logits.bytes());
-  HWY_DYNAMIC_DISPATCH(route_kernel)(logits, config, out);
+  HWY_DYNAMIC_DISPATCH(route_kernel)(logits, config, bias, out);
   return out;
 }
 

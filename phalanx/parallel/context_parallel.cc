@@ -19,7 +19,7 @@ struct Runs {
 
   Runs(int all_heads, int over, int64_t row)
       : ranks(over), parts(std::min(all_heads, over)), width(row / parts) {
-    PHX_CHECK(all_heads % parts == 0 && ranks % parts == 0, "{} heads over cp = {}", all_heads, ranks);
+    PHX_CHECK(all_heads % parts == 0 && ranks % parts == 0, "{} heads over {} ranks", all_heads, ranks);
   }
   int64_t first(int rank) const { return int64_t{rank} * parts / ranks * width; }
 };
@@ -61,43 +61,49 @@ Tensor unpacked(const Tensor& y, const Runs& runs) {
   return out;
 }
 
+// Every `stride`-th of the mesh's ranks of cp, from `first` on.
+Group& ranks_of_cp(Mesh& mesh, const char* name, int first, int count, int stride) {
+  const std::vector<int>& all = mesh.group(Axis::cp).info().members;
+  std::vector<int> members;
+  for (int i = 0; i < count; ++i) {
+    const int rank = first + i * stride;
+    members.push_back(all[static_cast<size_t>(rank)]);
+  }
+  return mesh.group(name, members);
+}
+
+ContextShare share_of(const Mesh& mesh, int ulysses) {
+  const int cp = mesh.size(Axis::cp);
+  PHX_CHECK(ulysses > 0 && cp % ulysses == 0, "ulysses = {} over cp = {}", ulysses, cp);
+  return {.cp = cp, .rank = mesh.coordinate(Axis::cp), .ulysses = ulysses};
+}
+
 }  // namespace
 
+ContextParallel::ContextParallel(Mesh& mesh, int ulysses)
+    : share_(share_of(mesh, ulysses)),
+      ulysses_(ranks_of_cp(mesh, "ulysses", share_.ring_rank() * ulysses, ulysses, 1)),
+      ring_(ranks_of_cp(mesh, "ring", share_.ulysses_rank(), share_.ring(), ulysses)) {}
+
 Task<Tensor> ContextParallel::to_heads(Tensor x, int heads) {
-  if (ranks() == 1) co_return x;
-  const Runs runs(heads, ranks(), x.dim(1));
-  const PooledVector<int64_t> rows(static_cast<size_t>(ranks()), x.rows());
-  Work work = group_.all_to_all(packed(x, runs), rows, rows);
+  if (share_.ulysses == 1) co_return x;
+  const Runs runs(heads, share_.ulysses, x.dim(1));
+  const PooledVector<int64_t> rows(static_cast<size_t>(share_.ulysses), x.rows());
+  Work work = ulysses_.all_to_all(packed(x, runs), rows, rows);
   co_return co_await work;
 }
 
 Task<Tensor> ContextParallel::to_rows(Tensor y, int heads) {
-  if (ranks() == 1) co_return y;
-  const Runs runs(heads, ranks(), y.dim(1) * std::min(heads, ranks()));
-  const PooledVector<int64_t> rows(static_cast<size_t>(ranks()), y.rows() / ranks());
-  Work work = group_.all_to_all(y, rows, rows);
+  if (share_.ulysses == 1) co_return y;
+  const Runs runs(heads, share_.ulysses, y.dim(1) * std::min(heads, share_.ulysses));
+  const PooledVector<int64_t> rows(static_cast<size_t>(share_.ulysses), y.rows() / share_.ulysses);
+  Work work = ulysses_.all_to_all(y, rows, rows);
   const Tensor received = co_await work;
   co_return unpacked(received, runs);
 }
 
 Tensor ContextParallel::own_offsets(const Tensor& offsets) const {
-  return offsets_in_run(offsets, rank(), ranks());
-}
-
-Tensor rows_in_run(const Tensor& all, int rank, int ranks) {
-  PHX_CHECK(all.rows() % ranks == 0, "{} rows over {} ranks", all.rows(), ranks);
-  const int64_t rows = all.rows() / ranks;
-  return all.slice(rank * rows, (rank + 1) * rows);
-}
-
-Tensor offsets_in_run(const Tensor& offsets, int rank, int ranks) {
-  if (ranks == 1) return offsets;
-  const auto all = offsets.span<const int64_t>();
-  const int64_t rows = all.back() / ranks;
-  const Tensor own = Tensor::empty(offsets.shape(), DType::i64);
-  std::ranges::transform(all, own.data<int64_t>(),
-                         [&](int64_t at) { return std::clamp<int64_t>(at - rank * rows, 0, rows); });
-  return own;
+  return offsets_in(offsets, share_.rows(offsets.span<const int64_t>().back()));
 }
 
 }  // namespace phalanx

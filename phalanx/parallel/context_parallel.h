@@ -1,44 +1,49 @@
-// Context parallelism: ranks of cp share out the rows of a microbatch, rank c has rows c·T/cp … (c+1)·T/cp −
-// 1, and so long sequences and their activations. Only attention looks at other rows: there the ranks change
-// from rows to heads and back (DeepSpeed-Ulysses, Jacobs et al. 2023, section 3.1). A causal mask costs all
-// ranks alike, since each has some heads of all rows.
+// Context parallelism: ranks of cp share out the rows of a microbatch (context_rows.h), and so long sequences
+// and their activations. Only attention looks at other rows. There cp = ring × ulysses (USP, Fang & Zhao
+// 2024): the ranks of a Ulysses group change from their rows to heads and back (DeepSpeed-Ulysses, Jacobs et
+// al. 2023, section 3.1), so that each has all rows of the group and some heads; between groups keys and
+// values go around a ring (ring_attention.h). A causal mask costs all ranks alike.
 //
-// Bytes: with n = (cp − 1)/cp · T/cp elements of width one, a microbatch sends from each rank, for each layer
-// of H heads and G KV heads of width d, 2 · n · (2·H + 2·max(G, cp)) · d: q, k, v and y forward, their
-// gradients backward. Where there are fewer KV heads than ranks, neighbours share one and it is sent to each.
+// Bytes of Ulysses: with n = (u − 1)/u · T/cp elements of width one and u = ulysses, a microbatch sends from
+// each rank, for each layer of H heads and G KV heads, d columns of q and k and e of v and y,
+// 2 · n · (H + max(G, u)) · (d + e): q, k, v and y forward, their gradients backward. Where there are fewer
+// KV heads than ranks, neighbours share one and it is sent to each. A ring of several ranks adds
+// (3·ring − 2) · T/ring · max(G/u, 1) · (d + e) elements (ring_attention.h).
 #pragma once
 
 #include "phalanx/base/task.h"
 #include "phalanx/comm/mesh.h"
+#include "phalanx/parallel/context_rows.h"
+#include "phalanx/parallel/ring_attention.h"
 #include "phalanx/tensor/tensor.h"
 
 namespace phalanx {
 
 class ContextParallel {
  public:
-  explicit ContextParallel(Mesh& mesh) : group_(mesh.group(Axis::cp)) {}
+  /// `ulysses` divides cp. Collective over cp.
+  ContextParallel(Mesh& mesh, int ulysses);
 
-  int ranks() const { return group_.size(); }
-  int rank() const { return group_.rank(); }
-  /// Of so many heads, those that a rank has where it has all rows.
-  int heads(int all) const { return std::max(all / ranks(), 1); }
+  const ContextShare& share() const { return share_; }
+  /// Of so many heads, those that a rank has inside attention.
+  int heads(int all) const { return std::max(all / share_.ulysses, 1); }
 
-  /// x [T/cp, heads · d] of this rank's rows → [T, heads(heads) · d] of all rows.
+  /// x [T/cp, heads · d] of this rank's rows → [T/ring, heads(heads) · d] of its Ulysses group's.
   Task<Tensor> to_heads(Tensor x, int heads);
-  /// The reverse, and its backward: y [T, heads(heads) · d] → [T/cp, heads · d]. What ranks that share a head
-  /// send for it is summed.
+  /// The reverse, and its backward: y [T/ring, heads(heads) · d] → [T/cp, heads · d]. What ranks that share a
+  /// head send for it is summed.
   Task<Tensor> to_rows(Tensor y, int heads);
+
+  /// Attention of the rows that the ranks of the ring have.
+  RingAttention& ring() { return ring_; }
 
   /// offsets i64 [B+1] of sequences in T rows → those of their parts in the own rows.
   Tensor own_offsets(const Tensor& offsets) const;
 
  private:
-  Group& group_;
+  ContextShare share_;
+  Group& ulysses_;
+  RingAttention ring_;
 };
-
-/// Of a tensor [T, …], the rows of run `rank` of `ranks` equal ones. T is a multiple of `ranks`.
-Tensor rows_in_run(const Tensor& all, int rank, int ranks);
-/// offsets i64 [B+1] of sequences in T rows → those of their parts in that run.
-Tensor offsets_in_run(const Tensor& offsets, int rank, int ranks);
 
 }  // namespace phalanx

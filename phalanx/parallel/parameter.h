@@ -1,7 +1,6 @@
 // Parameters: one contract for what a tensor of weights is, where it lies, who shares it and how to use it.
 #pragma once
 
-#include <deque>
 #include <string>
 
 #include "phalanx/base/task.h"
@@ -16,6 +15,7 @@ struct Init {
   enum class Kind : uint8_t { zeros, ones, normal };
   Kind kind = Kind::normal;
   double std = 0.02;
+  friend bool operator==(const Init&, const Init&) = default;
 };
 
 /// What ranks that differ along tp alone compute of the gradient of a parameter that they all hold: all of
@@ -29,9 +29,11 @@ struct ParameterSpec {
   Init init;
   bool weight_decay = true;
   OverTp gradient = OverTp::alike;
+  friend bool operator==(const ParameterSpec&, const ParameterSpec&) = default;
 };
 
 class Parameter;
+struct Bucket;
 
 /// The right to read a parameter's value while it lives.
 class [[nodiscard]] Lease {
@@ -77,26 +79,27 @@ class Parameter {
     Tensor grad;
     Into into;
   };
-  GradSum grad_sum() { return {grad_, std::exchange(grad_written_, true) ? Into::add : Into::replace}; }
-  /// True on one of the ranks of the stage that hold this part.
+  GradSum grad_sum();
+  /// True on one of the ranks that hold this part.
   bool is_owner() const { return owner_; }
-  /// Where the local part stands in the store's flat tensors: [flat_begin, flat_begin + numel).
-  int64_t flat_begin() const { return flat_begin_; }
-  /// Outside a step: the local value itself. Nobody may hold a lease.
+  /// Outside a step: the local value itself, unless ranks share out the weights. Nobody may hold a lease.
   Tensor value() const {
     PHX_CHECK(leases_ == 0, "{}: {} leases are out", name(), leases_);
+    PHX_CHECK(value_.defined(), "{}: this rank has a share of the weight only", name());
     return value_;
   }
 
  private:
   friend class Lease;
   friend class ParameterStore;
+  friend struct Bucket;
   ParameterSpec spec_;
   LocalSlice slice_;
+  Bucket* bucket_ = nullptr;
+  int64_t at_ = 0;  // in the bucket, in elements
   Tensor value_;
   Tensor grad_;
-  bool grad_written_ = false;  // since the last zero_grads
-  int64_t flat_begin_ = 0;
+  bool grad_written_ = false;  // since the last zero_grads, or the last time that it was taken to be summed
   bool owner_ = true;
   int leases_ = 0;
 };
@@ -105,84 +108,9 @@ inline Lease::Lease(Parameter& parameter) : parameter_(&parameter) { ++parameter
 inline Lease::~Lease() {
   if (parameter_) --parameter_->leases_;
 }
-inline const Tensor& Lease::value() const { return parameter_->value_; }
-
-/// A run [begin, end) of flat tensors.
-struct FlatRange {
-  int64_t begin = 0;
-  int64_t end = 0;
-  int64_t size() const { return end - begin; }
-};
-
-/// How much of the training state the ranks that hold the same weights share out (ZeRO, Rajbhandari et al.
-/// 2020, section 5): nothing, or the optimizer's state. A rank then receives the sum of its share of the
-/// gradient alone (a reduce-scatter), updates its share of the weights, and gathers the others' (an
-/// all-gather: the bytes of the all_reduce that they replace).
-enum class Zero : uint8_t { none = 0, optimizer = 1 };
-
-/// All parameters of one rank. Values and gradients each lie in one flat tensor, ordered by the ranks over
-/// which the gradient is summed; with ZeRO each such run is cut into equal shares, filled up with zeros.
-class ParameterStore {
- public:
-  ParameterStore(Mesh& mesh, DType dtype, Zero zero = Zero::none) : mesh_(mesh), dtype_(dtype), zero_(zero) {}
-
-  /// Registers a parameter; its address is stable.
-  Parameter& add(ParameterSpec spec);
-  /// Takes the memory and fills in initial values: the same numbers in every layout. After the last add.
-  void initialise(uint64_t seed);
-
-  std::deque<Parameter>& all() { return parameters_; }
-  /// The part of a tensor laid out as values() is (a gradient, a moment) that belongs to `parameter`, in its
-  /// shape.
-  static Tensor part_of(const Tensor& flat, const Parameter& parameter) {
-    const Shape& local = parameter.slice().local;
-    return flat.slice(parameter.flat_begin(), parameter.flat_begin() + local.numel()).view(local);
-  }
-  DType dtype() const { return dtype_; }
-  Mesh& mesh() { return mesh_; }
-  const Tensor& values() const { return values_; }
-  const Tensor& grads();
-
-  Zero zero() const { return zero_; }
-  /// What this rank updates of the flat tensors, ascending: all, or its shares.
-  const std::vector<FlatRange>& shares() const { return shares_; }
-  /// The elements of the parameter (as it lies in memory) that this rank updates, and whose gradient is
-  /// summed here; with ZeRO perhaps none.
-  FlatRange share_of(const Parameter& parameter) const;
-  /// True on one of the ranks of the stage that update that share.
-  bool writes_share_of(const Parameter& parameter) const;
-
-  /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.
-  void zero_grads();
-  /// Sums every gradient over the ranks that hold a replica of its parameter and have another part of it;
-  /// with ZeRO this rank's share alone.
-  Task<> reduce_grads();
-  /// With ZeRO: gathers the shares of the values that other ranks have updated.
-  Task<> gather_values();
-  /// √Σ g² over the whole model; a parameter's every element counts once. The same bits on all ranks.
-  Task<double> grad_norm();
-
- private:
-  // Parameters whose gradients the same ranks sum: a run of the flat tensors.
-  struct GradSum {
-    Group* group;
-    bool counts = true;  // in the gradient norm: other ranks of tp may have the same
-    FlatRange run = {};
-    FlatRange share = {};  // that this rank updates
-  };
-  GradSum& sum_of(const Parameter& parameter, const std::vector<int>& holders);
-  // That the parameter lies in; null where it has no elements behind the last run.
-  const GradSum* run_of(const Parameter& parameter) const;
-  void lay_out(GradSum& sum, int64_t begin, int64_t end);
-
-  Mesh& mesh_;
-  DType dtype_;
-  Zero zero_;
-  std::deque<Parameter> parameters_;
-  Tensor values_;
-  Tensor grads_;
-  std::vector<GradSum> sums_;
-  std::vector<FlatRange> shares_;
-};
+inline const Tensor& Lease::value() const {
+  PHX_CHECK(parameter_->value_.defined(), "{}: nobody holds the weight here", parameter_->name());
+  return parameter_->value_;
+}
 
 }  // namespace phalanx

@@ -1,6 +1,6 @@
 #include "phalanx/parallel/tensor_parallel.h"
 
-#include "phalanx/parallel/context_parallel.h"
+#include "phalanx/parallel/context_rows.h"
 
 namespace phalanx {
 
@@ -23,9 +23,13 @@ Task<Tensor> TensorParallel::join(Tensor own) {
 }
 
 Tensor TensorParallel::own_offsets(const Tensor& offsets) const {
-  return offsets_in_run(offsets, rank(), ranks());
+  const RowRun own = equal_run(offsets.span<const int64_t>().back(), rank(), ranks());
+  return offsets_in(offsets, {&own, 1});
 }
 
-Tensor TensorParallel::own_rows(const Tensor& all) const { return rows_in_run(all, rank(), ranks()); }
+Tensor TensorParallel::own_rows(const Tensor& all) const {
+  const RowRun own = equal_run(all.rows(), rank(), ranks());
+  return all.slice(own.begin, own.end);
+}
 
 }  // namespace phalanx

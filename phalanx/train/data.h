@@ -27,8 +27,7 @@ struct RowShare {
   int64_t microbatch = 0;  ///< rows of one rank in one microbatch
   int ranks = 1;           ///< of dp
   int rank = 0;            ///< this one's dp coordinate
-  int cp = 1;              ///< ranks that share the tokens of a microbatch, in equal runs
-  int cp_rank = 0;
+  ContextShare context;    ///< of the tokens of a microbatch, those that are this rank's of cp
 
   int64_t microbatches() const { return batch / (microbatch * ranks); }
   int64_t first_row(int64_t m) const { return (m * ranks + rank) * microbatch; }

@@ -18,6 +18,7 @@ struct StepRecord {
   double grad_norm = 0;
   double tokens_per_s = 0;
   double gemm_share = 0;  ///< of the machine's matrix-product speed, measured at the start of the run
+  double z_loss = 0;      ///< as StepResult::z_loss
 };
 
 struct EvaluationRecord {

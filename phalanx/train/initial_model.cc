@@ -13,6 +13,9 @@ TrainConfig with_initial_model(TrainConfig config) {
   model.dropout = config.model.dropout;
   model.init_std = config.model.init_std;
   model.moe.balance_loss = config.model.moe.balance_loss;
+  model.moe.bias_rate = config.model.moe.bias_rate;
+  model.moe.z_loss = config.model.moe.z_loss;
+  model.moe.capacity = config.model.moe.capacity;
   config.model = model;
   return checked(config);
 }

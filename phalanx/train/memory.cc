@@ -25,14 +25,17 @@ struct BranchMemory {
 // One rank's layers.
 class Layers {
  public:
-  Layers(const ModelConfig& model, DType dtype, int64_t tokens, const Layout& layout, bool sequence)
+  Layers(const ModelConfig& model, DType dtype, int64_t tokens, const Layout& layout, bool sequence,
+         int ulysses)
       : c_(model),
         item_(static_cast<int64_t>(dtype_size(dtype))),
         t_(tokens),
         own_(tokens / layout.tp),
         tp_(layout.tp),
-        cp_(layout.cp),
+        ulysses_(ulysses),
+        ring_(layout.cp / ulysses),
         ep_(layout.ep),
+        etp_(layout.etp),
         sequence_(sequence && layout.tp > 1) {}
 
   /// Bytes of a block for so many elements, of the compute dtype or of `item` bytes.
@@ -53,16 +56,19 @@ class Layers {
   BranchMemory attention() const {
     if (c_.attention == AttentionKind::mla) return mla();
     const int64_t heads = c_.heads / tp_;
+    const int kv_heads = c_.kv_heads / std::min(c_.kv_heads, tp_);
     const int64_t q = block(t_ * heads * c_.head_dim);
-    const int64_t kv = 2 * block(t_ * c_.kv_heads / std::min(c_.kv_heads, tp_) * c_.head_dim);
+    const int64_t kv = 2 * block(t_ * kv_heads * c_.head_dim);
+    // Inside Ulysses: ranks may share heads.
+    const int64_t inner_kv = 2 * block(t_ * ulysses_ * std::max(kv_heads / ulysses_, 1) * c_.head_dim);
     BranchMemory m;
-    m.saved = norm() + x() + 2 * q + kv + block(t_ * heads);  // normed; q and y; k and v; log-sum-exp
-    if (cp_ > 1) m.saved += q;                                // y by heads, and by rows
-    // dy; of y, q, k and v; then parts of dq (ops/attention.h), or dx by q, k and v and two sums of those,
-    // less the normed input.
-    const int64_t parts = c_.context >= 512 ? 2 * q : 0;
+    m.saved = norm() + x() + 2 * q + inner_kv + block(t_ * heads);  // normed; q, y; k, v; log-sum-exp
+    if (ulysses_ > 1) m.saved += q;                                 // y by heads, and by rows
+    // dy; of y, q, k and v; then parts of dq (ops/attention.h) and what is on its way around the ring, or dx
+    // by q, k and v and two sums of those, less the normed input.
     const int64_t inputs = sequence_ ? 2 * gathered() : 4 * x();
-    m.working = x() + 2 * q + kv + std::max(parts, inputs) + dropped();
+    const int64_t attending = inner_kv + (longest_square() >= 512 ? 2 * q : 0) + travelling() * inner_kv;
+    m.working = x() + 2 * q + std::max(attending, kv + inputs) + dropped();
     m.deferred = normed() + 2 * q + kv + x() + gathered();  // normed, y, dq, dk, dv, dy and that gathered
     m.undropped = x();
     return m;
@@ -85,6 +91,12 @@ class Layers {
 
  private:
   int64_t stream_rows() const { return sequence_ ? own_ : t_; }
+
+  // Rows of the longest sequence, or part of one, that attention sees at once.
+  int64_t longest_square() const { return ring_ == 1 ? c_.context : std::min(c_.context, t_ * ulysses_ / 2); }
+  // Blocks of k and v, or of their gradients, that backward holds beside the rank's own: of another rank, the
+  // next one, and gradients that leave and arrive.
+  int travelling() const { return ring_ == 1 ? 0 : ring_ == 2 ? 3 : 4; }
 
   // With dropout, a branch's dy is not the residual's.
   int64_t dropped() const { return c_.dropout > 0 ? x() : 0; }
@@ -117,13 +129,13 @@ class Layers {
     // normed; latents before and behind their norms; q and k; v and y; log-sum-exp
     m.saved =
         norm() + x() + 2 * (q_own + kv_own) + (narrow_q ? 2 : 1) * stream + 2 * (q + y) + block(t_ * heads);
-    if (cp_ > 1) m.saved += y;  // by heads, and by rows
-    // dy; of y, v, q and k; then parts of dq, or the gradients of kv and k_rope, and of one latent after the
-    // other.
-    const int64_t parts = c_.context >= 512 ? 2 * q : 0;
+    if (ulysses_ > 1) m.saved += y;  // by heads, and by rows
+    // dy; of y, v, q and k; then parts of dq and what is on its way around the ring, or the gradients of kv
+    // and k_rope, and of one latent after the other.
+    const int64_t attending = (longest_square() >= 512 ? 2 * q : 0) + travelling() * (q + y);
     const int64_t queries = std::max(q_gathered + q_all, 2 * q_own + x());
     const int64_t keys = x() + std::max(kv_gathered + kv_all, 2 * kv_own);
-    m.working = x() + 2 * (q + y) + std::max(parts, kv + k_rope + std::max(queries, keys)) + dropped();
+    m.working = x() + 2 * (q + y) + std::max(attending, kv + k_rope + std::max(queries, keys)) + dropped();
     // normed, dy and that gathered, y, dq, dkv, dk_rope, latents and their gradients
     m.deferred = 2 * x() + gathered() + y + q + kv + k_rope + (narrow_q ? q_all : q_gathered) + kv_all +
                  q_own + kv_own;
@@ -142,8 +154,10 @@ class Layers {
 
   BranchMemory moe() const {
     const int64_t k = c_.moe.top_k;
-    const int64_t width = c_.moe.expert_width;
-    const auto rows = static_cast<int64_t>(static_cast<double>(own_) * ranks_of_token());
+    const int64_t width = c_.moe.expert_width / etp_;
+    const auto own_rows = static_cast<int64_t>(static_cast<double>(own_) * ranks_of_token());
+    const int64_t rows = own_rows * etp_;  // that ranks of etp gather
+    const int64_t own_received = block(own_rows * c_.width);
     const int64_t received = block(rows * c_.width);       // [R, D]
     const int64_t x_expert = block(rows * k * c_.width);   // [C, D]
     const int64_t a_expert = block(rows * k * width);      // [C, F]
@@ -152,7 +166,8 @@ class Layers {
     const int64_t index =
         2 * block(rows * k, 8) + block(rows * k) + block(own_ * std::min<int64_t>(k, ep_), 8);
     const int64_t experts = 2 * x_expert + a_expert + h_expert + index;  // x, y, a, h; order, weights, handle
-    const int64_t router = block(own_ * k, 8) + block(own_ * k) + scores;
+    const int64_t for_z_loss = c_.moe.z_loss != 0 ? scores + block(own_) : 0;
+    const int64_t router = block(own_ * k, 8) + block(own_ * k) + scores + for_z_loss;
     const bool shares = c_.moe.shared_experts > 0;
     const BranchMemory shared = shares ? dense(c_.moe.shared_experts * width / tp_, true) : BranchMemory();
     const int64_t shared_dx = shares ? x() : 0;
@@ -161,9 +176,11 @@ class Layers {
     m.saved = norm() + x() + router + experts + shared.saved;
     // The rows of dy travel while the shared experts compute; then the experts' own backward, which drops a,
     // and in the end the rows of dx travel back, when all that the experts saved but y is dropped.
-    const int64_t sending = 2 * received + shared.working;
+    const int64_t sending = own_received + received + shared.working;
     const int64_t computing = received + x_expert + h_expert + shared_dx - shared.saved;
-    const int64_t returning = 3 * received + x_expert + shared_dx + x() - a_expert - h_expert - shared.saved;
+    const int64_t parts = etp_ > 1 ? received : 0;  // of own rows, from ranks of etp
+    const int64_t returning =
+        2 * received + own_received + parts + x_expert + shared_dx + x() - a_expert - h_expert - shared.saved;
     m.working = x() + dropped() + std::max({sending, computing, returning});
     m.deferred = 2 * x() + scores + 2 * x_expert + a_expert + h_expert + shared.deferred;
     m.undropped = a_expert + shared.deferred;
@@ -175,8 +192,10 @@ class Layers {
   int64_t t_;    // rows inside a layer
   int64_t own_;  // of them this rank's
   int tp_;
-  int cp_;
+  int ulysses_;
+  int ring_;
   int64_t ep_;
+  int64_t etp_;
   bool sequence_;
 };
 
@@ -223,8 +242,9 @@ int64_t beside_backward(const Layers& layers, const ModelConfig& c) {
 // the same ones.
 int64_t updated_parameters(const ModelConfig& c, int64_t parameters, const Layout& layout) {
   const int64_t expert = 3 * c.width * c.moe.expert_width;
+  const int64_t sets = (c.layers - c.moe.dense_layers + c.moe.share_layers - 1) / c.moe.share_layers;
   const int64_t experts =
-      c.mlp == MlpKind::moe ? (c.layers - c.moe.dense_layers) * (c.moe.experts / layout.ep) * expert : 0;
+      c.mlp == MlpKind::moe ? sets * (c.moe.experts / layout.ep) * (expert / layout.etp) : 0;
   const int64_t edp = layout.dp * layout.cp * layout.tp / (layout.ep * layout.etp);
   return (parameters - experts) / (layout.dp * layout.cp) + experts / edp;
 }
@@ -237,10 +257,11 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary) {
   const Layout layout = layout_of(config.parallel);
   const RowShare share = row_share(config.train.batch, config.train.microbatch, layout.dp, 0);
   const int64_t tokens = share.microbatch * model.context / layout.cp;
-  const Layers layers(model, config.train.dtype, tokens, layout, config.parallel.sequence);
+  const Layers layers(model, config.train.dtype, tokens, layout, config.parallel.sequence,
+                      ulysses_ranks(model, layout, config.parallel.ulysses));
 
   const int64_t parameters = count_local_parameters(model, layout);
-  const bool overlaps = config.train.schedule == ScheduleKind::overlapped;
+  const bool overlaps = config.train.schedule == "overlapped";
   Live peak = backward_peak(layers, model.layers, overlaps);
   if (overlaps && share.microbatches() > 1) {
     Live both = backward_peak(layers, model.layers, false);

@@ -6,36 +6,16 @@ namespace phalanx {
 
 Optimizer::Optimizer(ParameterStore& store, const OptimizerConfig& config) : store_(store), config_(config) {
   if (config.kind == OptimizerConfig::Kind::sgd) return;
-  int64_t n = 0;
-  for (const FlatRange& share : store.shares()) n += share.size();
-  m_ = Tensor::zeros({n}, store.dtype());
-  v_ = Tensor::zeros({n}, store.dtype());
-}
-
-Tensor Optimizer::state_of(const Tensor& state, const Parameter& p) const {
-  if (!state.defined()) return {};
-  const FlatRange own = store_.share_of(p);
-  if (own.size() == 0) return state.slice(0, 0);
-  const int64_t first = p.flat_begin() + own.begin;
-  int64_t at = 0;  // in the state, of the share that holds it
-  for (const FlatRange& share : store_.shares()) {
-    if (first >= share.begin && first < share.end) {
-      return state.slice(at + first - share.begin, at + first - share.begin + own.size());
-    }
-    at += share.size();
-  }
-  PHX_CHECK(false, "{} lies in no share", p.name());
-  return {};
+  m_ = Tensor::zeros({store.share_elements()}, store.dtype());
+  v_ = Tensor::zeros({store.share_elements()}, store.dtype());
 }
 
 void Optimizer::step(double lr, double gradient_scale) {
   ++steps_;
-  for (Parameter& p : store_.all()) {
-    const FlatRange own = store_.share_of(p);
-    if (own.size() == 0) continue;
-    const int64_t numel = p.slice().local.numel();
-    const Tensor value = p.value().view({numel}).slice(own.begin, own.end);
-    const Tensor grad = p.grad().view({numel}).slice(own.begin, own.end);
+  for (const Parameter& p : store_.all()) {
+    const Tensor value = store_.own_value(p);
+    if (value.numel() == 0) continue;
+    const Tensor grad = store_.own_grad(p);
     if (config_.kind == OptimizerConfig::Kind::sgd) {
       sgd_into(value, grad, gradient_scale, lr);
       continue;

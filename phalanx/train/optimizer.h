@@ -1,7 +1,7 @@
 // The optimizer: state beside the flat parameters, and one update.
 #pragma once
 
-#include "phalanx/parallel/parameter.h"
+#include "phalanx/parallel/parameter_store.h"
 
 namespace phalanx {
 
@@ -26,12 +26,10 @@ class Optimizer {
   int64_t steps() const { return steps_; }
   void set_steps(int64_t steps) { steps_ = steps; }
   /// AdamW's moments of this rank's share of a parameter, [share_of(parameter).size()]; undefined for SGD.
-  Tensor first_moments(const Parameter& parameter) const { return state_of(m_, parameter); }
-  Tensor second_moments(const Parameter& parameter) const { return state_of(v_, parameter); }
+  Tensor first_moments(const Parameter& p) const { return m_.defined() ? store_.own_part(m_, p) : m_; }
+  Tensor second_moments(const Parameter& p) const { return v_.defined() ? store_.own_part(v_, p) : v_; }
 
  private:
-  Tensor state_of(const Tensor& state, const Parameter& parameter) const;
-
   ParameterStore& store_;
   OptimizerConfig config_;
   int64_t steps_ = 0;

@@ -8,26 +8,13 @@
 namespace phalanx {
 namespace {
 
-Layout trainable(const Layout& layout) {
-  check_trainable(layout);
-  return layout;
-}
-
 TrainConfig with_vocabulary(TrainConfig config, int64_t vocabulary) {
   config.model.vocabulary = vocabulary;
   return config;
 }
 
-Steps schedule_of(ScheduleKind kind, int64_t microbatches) {
-  const auto m = static_cast<int>(microbatches);
-  return kind == ScheduleKind::overlapped ? overlapped(m) : sequential(m);
-}
-
 RowShare share_of(const RunConfig& config, const Mesh& mesh) {
-  RowShare share = row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
-  share.cp = mesh.size(Axis::cp);
-  share.cp_rank = mesh.coordinate(Axis::cp);
-  return share;
+  return row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
 }
 
 // Error: a rank's weights, gradients and optimizer state alone are more than the machine's memory.
@@ -55,23 +42,19 @@ ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& confi
 
 }  // namespace
 
-void check_trainable(const Layout& layout) {
-  if (layout.pp * layout.etp == 1) return;
-  throw Error("layout {}: this version trains with dp, cp, tp and ep; pp and etp must be 1", layout.text());
-}
-
 RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
     : config_(with_vocabulary(config, vocabulary)),
-      mesh_(world, trainable(layout_of(config.parallel))),
+      mesh_(world, layout_of(config.parallel)),
       share_(share_of(config.train, mesh_)),
-      parameters_(mesh_, config.train.dtype, static_cast<Zero>(config.parallel.zero)),
-      model_(parameters_, config_.model, config.train.seed, config.parallel.sequence),
+      schedule_(schedule_of(config, share_.microbatches())),
+      parameters_(mesh_, config.train.dtype,
+                  {.stage = static_cast<Zero>(config.parallel.zero), .shard = config.parallel.shard}),
+      model_(parameters_, config_.model, config.train.seed, config.parallel.sequence, config.parallel.ulysses,
+             parts_of_rank(schedule_, mesh_.coordinate(Axis::pp), config.model.layers,
+                           stage_layers(config.parallel))),
       optimizer_(initialised(parameters_, config), config.optimizer),
-      trainer_{mesh_,
-               parameters_,
-               model_,
-               optimizer_,
-               schedule_of(config.train.schedule, share_.microbatches()),
-               config.clip} {}
+      trainer_{mesh_, parameters_, model_, optimizer_, Pipeline(schedule_, mesh_), config.clip} {
+  share_.context = model_.context_share();
+}
 
 }  // namespace phalanx

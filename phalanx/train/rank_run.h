@@ -6,15 +6,11 @@
 
 namespace phalanx {
 
-/// Error: the layout has an axis that training cannot use yet.
-void check_trainable(const Layout& layout);
-
 /// The mesh, model, optimizer and trainer of one rank, built from a config that is checked(). Not movable:
 /// its parts refer to each other.
 class RankRun {
  public:
-  /// Error: an axis of the layout that training cannot use yet, sizes that do not divide, or
-  /// more parameters than the machine's memory holds.
+  /// Error: sizes that do not divide, or more parameters than the machine's memory holds.
   RankRun(const TrainConfig& config, int64_t vocabulary, Group& world);
   RankRun(const RankRun&) = delete;
   RankRun& operator=(const RankRun&) = delete;
@@ -32,6 +28,7 @@ class RankRun {
   TrainConfig config_;
   Mesh mesh_;
   RowShare share_;
+  Schedule schedule_;
   ParameterStore parameters_;
   Transformer model_;
   Optimizer optimizer_;

@@ -171,6 +171,15 @@ std::string speed_section(const History& h) {
 
 // ---- experts ------------------------------------------------------------------------------------------
 
+// Empty where the run had no such loss.
+std::string router_loss(const History& h, const char* title, const char* unit, double StepRecord::*loss) {
+  if (std::ranges::all_of(h.steps, [loss](const StepRecord& r) { return r.*loss == 0; })) return {};
+  LineChart chart = {.title = title, .unit = unit, .height = 200};
+  chart.lines = with_median(
+      {.name = "last step", .value = loss_text(h.steps.back().*loss), .points = points_of(h, loss)});
+  return line_chart(chart);
+}
+
 std::string expert_section(const History& h) {
   if (h.expert_tokens.empty()) {
     return "<h2>Experts</h2>\n<p>The model is dense: it has no experts whose load could be shown.</p>\n";
@@ -191,14 +200,9 @@ std::string expert_section(const History& h) {
     map.rows.push_back(loads);
   }
   std::string out = "<h2>Experts</h2>\n" + heat_map(map);
-  const bool balanced = std::ranges::any_of(h.steps, [](const StepRecord& r) { return r.balance_loss != 0; });
-  if (!balanced) return out;
-  LineChart chart = {
-      .title = "Balance loss", .unit = "summed over MoE layers; 1 a layer is even", .height = 200};
-  chart.lines = with_median({.name = "last step",
-                             .value = loss_text(h.steps.back().balance_loss),
-                             .points = points_of(h, &StepRecord::balance_loss)});
-  return out + line_chart(chart);
+  out +=
+      router_loss(h, "Balance loss", "summed over MoE layers; 1 a layer is even", &StepRecord::balance_loss);
+  return out + router_loss(h, "Router z-loss", "summed over MoE layers", &StepRecord::z_loss);
 }
 
 // ---- time ---------------------------------------------------------------------------------------------
@@ -239,7 +243,8 @@ std::string time_section(const History& h) {
   const auto usable = [](double s) { return std::isfinite(s) && s > 0 ? std::min(s, 1e12) : 0; };
   StackedBar bar = {.title = "Time by phase", .unit = "of rank 0"};
   const PhaseSeconds& p = h.phases;
-  bar.parts = {{"forward", usable(p.forward), 0},
+  bar.parts = {{"waiting for other stages", usable(p.wait), 8},
+               {"forward", usable(p.forward), 0},
                {"backward", usable(p.backward), 1},
                {"forward and backward overlapped", usable(p.overlap), 2},
                {"reduction", usable(p.reduce), 3},

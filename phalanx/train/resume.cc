@@ -7,11 +7,34 @@
 namespace phalanx {
 namespace {
 
+// This rank's share of a parameter, or of its moments, as boxes of the whole.
+void add_share(std::vector<NamedTensor>& tensors, const ParameterStore& store, const Parameter& p,
+               const std::string& name, const Tensor& share) {
+  const FlatRange own = store.share_of(p);
+  int64_t at = 0;
+  for (const LocalSlice& box : boxes_of_range(p.slice(), own.begin, own.end)) {
+    tensors.push_back({.name = name,
+                       .local = share.slice(at, at + box.local.numel()),
+                       .slice = box,
+                       .written_here = store.writes_share_of(p)});
+    at += box.local.numel();
+  }
+}
+
+// All that lies here, and the states: to load them is to have them.
 std::vector<NamedTensor> weights_of(ParameterStore& parameters) {
   std::vector<NamedTensor> tensors;
   for (const Parameter& p : parameters.all()) {
-    tensors.push_back(
-        {.name = p.name(), .local = p.value(), .slice = p.slice(), .written_here = p.is_owner()});
+    if (parameters.zero() == Zero::weights) {
+      add_share(tensors, parameters, p, p.name(), parameters.own_value(p));
+    } else {
+      tensors.push_back(
+          {.name = p.name(), .local = p.value(), .slice = p.slice(), .written_here = p.is_owner()});
+    }
+  }
+  for (const State& s : parameters.states()) {
+    const LocalSlice whole = {.full = s.value.shape(), .local = s.value.shape()};
+    tensors.push_back({.name = s.name, .local = s.value, .slice = whole, .written_here = s.written_here});
   }
   return tensors;
 }
@@ -22,15 +45,7 @@ std::vector<NamedTensor> tensors_of(RankRun& rank) {
   const Optimizer& optimizer = rank.optimizer();
   const auto add_moments = [&](const char* name, const Parameter& p, const Tensor& moments) {
     if (!moments.defined()) return;
-    const FlatRange own = rank.parameters().share_of(p);
-    int64_t at = 0;
-    for (const LocalSlice& box : boxes_of_range(p.slice(), own.begin, own.end)) {
-      tensors.push_back({.name = format("optimizer.{}.{}", name, p.name()),
-                         .local = moments.slice(at, at + box.local.numel()),
-                         .slice = box,
-                         .written_here = rank.parameters().writes_share_of(p)});
-      at += box.local.numel();
-    }
+    add_share(tensors, rank.parameters(), p, format("optimizer.{}.{}", name, p.name()), moments);
   };
   for (const Parameter& p : rank.parameters().all()) add_moments("m", p, optimizer.first_moments(p));
   for (const Parameter& p : rank.parameters().all()) add_moments("v", p, optimizer.second_moments(p));
@@ -40,7 +55,7 @@ std::vector<NamedTensor> tensors_of(RankRun& rank) {
 // Keys of [model] and [moe] under which the same weights may be trained on.
 bool may_change(const std::string& key) {
   return key == "model.context" || key == "model.dropout" || key == "model.init_std" ||
-         key == "moe.balance_loss";
+         key == "moe.balance_loss" || key == "moe.z_loss" || key == "moe.bias_rate" || key == "moe.capacity";
 }
 
 // Error: the checkpoint's weights mean something else in this run.

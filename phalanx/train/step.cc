@@ -31,9 +31,9 @@ Task<std::array<double, N>> sum_over(Group& group, std::array<double, N> values)
   co_return values;
 }
 
-// Of the targets that this rank answers for: ranks of tp have the same ones.
+// Of the targets that this rank answers for: ranks of tp and stages have the same ones.
 double count_targets(const Mesh& mesh, std::span<const Batch> microbatches) {
-  if (mesh.coordinate(Axis::tp) != 0) return 0;
+  if (mesh.coordinate(Axis::tp) != 0 || mesh.coordinate(Axis::pp) != 0) return 0;
   int64_t n = 0;
   for (const Batch& b : microbatches) {
     n += std::ranges::count_if(b.targets.span<int32_t>(), [](int32_t target) { return target != kIgnore; });
@@ -41,46 +41,90 @@ double count_targets(const Mesh& mesh, std::span<const Batch> microbatches) {
   return static_cast<double>(n);
 }
 
-// Runs one step of the schedule; gives the loss sum of its forward, if it has one. `pass` lacks its batch.
-double run_step(Trainer& t, const Step& step, std::span<const Batch> microbatches, Pass pass,
-                PhaseSeconds& seconds) {
-  const auto pass_of = [&](int m) {
-    Pass p = pass;
-    p.batch = &microbatches[static_cast<size_t>(m)];
-    return p;
-  };
-  const auto tape_of = [&](int m) -> Tape& { return t.tapes[static_cast<size_t>(m)]; };
-  Stopwatch watch;
-  double loss = 0;
-  switch (step.op) {
-    case StepOp::F:
-      loss = run(t.model.forward(pass_of(step.microbatch), tape_of(step.microbatch)));
-      watch.lap(seconds.forward);
-      break;
-    case StepOp::B:
-    case StepOp::I:
-      tape_of(step.microbatch).set_deferring(step.op == StepOp::I);
-      run(t.model.backward(pass_of(step.microbatch), tape_of(step.microbatch)));
-      watch.lap(seconds.backward);
-      break;
-    case StepOp::W:
-      tape_of(step.microbatch).run_deferred();
-      watch.lap(seconds.backward);
-      break;
-    case StepOp::FB:
-      tape_of(step.b_microbatch).set_deferring(false);
-      loss = run(overlap(t.model.forward(pass_of(step.microbatch), tape_of(step.microbatch)),
-                         t.model.backward(pass_of(step.b_microbatch), tape_of(step.b_microbatch))))
-                 .first;
-      watch.lap(seconds.overlap);
-      break;
+// The stages of this rank on some microbatches. `pass` lacks its batch; without training nothing is kept for
+// backward.
+class TrainStages final : public StageRunner {
+ public:
+  TrainStages(Trainer& t, std::span<const Batch> microbatches, const Pass& pass)
+      : t_(t), microbatches_(microbatches), pass_(pass) {
+    forgetful_.set_keeping(false);
+    const size_t tapes = static_cast<size_t>(t.model.chunks()) * microbatches.size();
+    while (pass.training && t.tapes.size() < tapes) t.tapes.emplace_back();
   }
-  return loss;
+
+  Tensor empty_stream(int microbatch) override {
+    return Tensor::empty(t_.model.stream_shape(*pass_of(microbatch).batch), t_.parameters.dtype());
+  }
+  Task<Tensor> forward(int chunk, int microbatch, Tensor x_TD) override {
+    Stage& stage = t_.model.stage(chunk);
+    const Pass pass = pass_of(microbatch);
+    Tape& tape = tape_of(chunk, microbatch);
+    Tensor y_TD = co_await stage.forward(std::move(x_TD), pass, tape);
+    if (!stage.part().predicts) co_return y_TD;
+    loss_ += co_await stage.loss(std::move(y_TD), pass, tape);
+    co_return Tensor();
+  }
+  Task<Tensor> backward(int chunk, int microbatch, Tensor dy_TD, bool defers) override {
+    Stage& stage = t_.model.stage(chunk);
+    const Pass pass = pass_of(microbatch);
+    Tape& tape = tape_of(chunk, microbatch);
+    tape.set_deferring(defers);
+    if (stage.part().predicts) dy_TD = co_await stage.loss_backward(pass, tape);
+    co_return co_await stage.backward(std::move(dy_TD), pass, tape);
+  }
+  void weight_gradients(int chunk, int microbatch) override { tape_of(chunk, microbatch).run_deferred(); }
+
+  /// Σ over microbatches, on a rank that has the last stage.
+  double loss() const { return loss_; }
+
+ private:
+  Pass pass_of(int microbatch) const {
+    Pass pass = pass_;
+    pass.batch = &microbatches_[static_cast<size_t>(microbatch)];
+    return pass;
+  }
+  Tape& tape_of(int chunk, int microbatch) {
+    if (!pass_.training) return forgetful_;
+    return t_.tapes[static_cast<size_t>(chunk) * microbatches_.size() + static_cast<size_t>(microbatch)];
+  }
+
+  Trainer& t_;
+  std::span<const Batch> microbatches_;
+  Pass pass_;
+  Tape forgetful_;
+  double loss_ = 0;
+};
+
+void add(PhaseSeconds& seconds, const std::vector<TimedStep>& steps) {
+  for (const TimedStep& s : steps) {
+    seconds.wait += static_cast<double>(s.begin_ns - s.called_ns) * 1e-9;
+    double& phase = s.step.op == StepOp::F    ? seconds.forward
+                    : s.step.op == StepOp::FB ? seconds.overlap
+                                              : seconds.backward;
+    phase += static_cast<double>(s.end_ns - s.begin_ns) * 1e-9;
+  }
 }
 
-double take_balance_loss(Transformer& model) {
-  double sum = 0;
-  for (Moe* moe : model.moe_layers()) sum += std::exchange(moe->statistics().balance_loss_sum, 0);
+// So that the sum of a layer's gradients can start once the last microbatch has gone back through it.
+void expect_passes(Trainer& t) {
+  for (int c = 0; c < t.model.chunks(); ++c) {
+    const auto passes = std::ranges::count_if(
+        t.pipeline.steps(), [c](const Step& s) { return s.goes_backward() && s.backward_chunk() == c; });
+    t.model.stage(c).expect_passes(static_cast<int>(passes));
+  }
+}
+
+struct RouterLosses {
+  double balance = 0;
+  double z = 0;
+};
+
+RouterLosses take_router_losses(Transformer& model) {
+  RouterLosses sum;
+  for (Moe* moe : model.moe_layers()) {
+    sum.balance += std::exchange(moe->statistics().balance_loss_sum, 0);
+    sum.z += std::exchange(moe->statistics().z_loss_sum, 0);
+  }
   return sum;
 }
 
@@ -92,10 +136,10 @@ std::string first_bad_tensor(ParameterStore& store) {
     });
   };
   for (const Parameter& p : store.all()) {
-    if (bad(p.value())) return format("the weights {}", p.name());
+    if (bad(store.own_value(p))) return format("the weights {}", p.name());
   }
   for (const Parameter& p : store.all()) {
-    if (bad(p.grad())) return format("the gradient of {}", p.name());
+    if (bad(store.own_grad(p))) return format("the gradient of {}", p.name());
   }
   return {};
 }
@@ -117,23 +161,25 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
   StepResult result;
   Stopwatch watch;
   t.parameters.zero_grads();
-  while (t.tapes.size() < microbatches.size()) t.tapes.emplace_back();
+  start_step(t.model.moe_layers());
   result.targets = run(sum_over(t.mesh.world(), std::array{count_targets(t.mesh, microbatches)}))[0];
   const double scale = result.targets > 0 ? 1 / result.targets : 0;
   watch.lap(result.seconds.reduce);
 
-  double loss = 0;
-  for (const Step& s : t.schedule) {
-    loss += run_step(t, s, microbatches, {.step = step, .scale = scale, .training = true}, result.seconds);
-  }
+  expect_passes(t);
+  TrainStages stages(t, microbatches, {.step = step, .scale = scale, .training = true});
+  t.pipeline.run(stages);
+  add(result.seconds, t.pipeline.records());
 
   watch = Stopwatch();
-  run(t.parameters.reduce_grads());
-  if (t.mesh.coordinate(Axis::tp) != 0) loss = 0;  // its ranks have the same
-  const std::array losses = run(sum_over(t.mesh.world(), std::array{loss, take_balance_loss(t.model)}));
+  run(t.model.data().reduce_grads());
+  const double loss = t.mesh.coordinate(Axis::tp) == 0 ? stages.loss() : 0;  // its ranks have the same
+  const RouterLosses of_routers = take_router_losses(t.model);
+  const std::array losses = run(sum_over(t.mesh.world(), std::array{loss, of_routers.balance, of_routers.z}));
   result.loss = losses[0] * scale;
   result.balance_loss = losses[1] * scale;
-  result.grad_norm = run(t.parameters.grad_norm());
+  result.z_loss = losses[2] * scale;
+  result.grad_norm = run(t.model.data().grad_norm());
   watch.lap(result.seconds.reduce);
   return result;
 }
@@ -145,17 +191,22 @@ StepResult train_step(Trainer& t, std::span<const Batch> microbatches, double lr
   const bool clips = t.clip > 0 && result.grad_norm > t.clip;
   t.optimizer.step(lr, clips ? t.clip / (result.grad_norm + 1e-6) : 1);
   watch.lap(result.seconds.update);
-  run(t.parameters.gather_values());
+  if (t.model.config().moe.bias_rate > 0) {
+    run(update_biases(t.model.moe_layers(), t.parameters.state_holders()));
+  }
+  run(t.model.data().gather_values());
   watch.lap(result.seconds.reduce);
   return result;
 }
 
 double evaluate(Trainer& t, std::span<const Batch> batches) {
-  Tape tape;
-  tape.set_keeping(false);
-  double loss = 0;
-  for (const Batch& batch : batches) loss += run(t.model.forward({.batch = &batch}, tape));
-  if (t.mesh.coordinate(Axis::tp) != 0) loss = 0;
+  const auto count = static_cast<int>(batches.size());
+  if (!t.forwards || t.forwards->schedule().microbatches != count) {
+    t.forwards.emplace(forward_only(t.pipeline.schedule(), count), t.mesh);
+  }
+  TrainStages stages(t, batches, {});
+  t.forwards->run(stages);
+  const double loss = t.mesh.coordinate(Axis::tp) == 0 ? stages.loss() : 0;
   const std::array sums = run(sum_over(t.mesh.world(), std::array{loss, count_targets(t.mesh, batches)}));
   return sums[1] > 0 ? sums[0] / sums[1] : 0;
 }

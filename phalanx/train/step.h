@@ -6,7 +6,7 @@
 
 #include "phalanx/base/error.h"
 #include "phalanx/model/transformer.h"
-#include "phalanx/parallel/schedule/step.h"
+#include "phalanx/parallel/pipeline.h"
 #include "phalanx/train/optimizer.h"
 
 namespace phalanx {
@@ -17,13 +17,15 @@ struct Trainer {
   ParameterStore& parameters;
   Transformer& model;
   Optimizer& optimizer;
-  Steps schedule;               ///< over this rank's microbatches of one step
-  double clip = 0;              ///< largest gradient norm; 0: no limit
-  std::deque<Tape> tapes = {};  ///< by microbatch
+  Pipeline pipeline;                      ///< over the microbatches of one step
+  double clip = 0;                        ///< largest gradient norm; 0: no limit
+  std::deque<Tape> tapes = {};            ///< by chunk, and in each by microbatch
+  std::optional<Pipeline> forwards = {};  ///< of the last evaluation
 };
 
 /// Seconds of one step on this rank.
 struct PhaseSeconds {
+  double wait = 0;      ///< for what other stages send
   double forward = 0;   ///< F steps of the schedule
   double backward = 0;  ///< B, I and W steps
   double overlap = 0;   ///< FB steps
@@ -44,6 +46,7 @@ struct StepResult {
       0;  ///< mean over tokens, summed over MoE layers, without its coefficient; 1 a layer is even
   double grad_norm = 0;  ///< before clipping
   double targets = 0;    ///< that counted
+  double z_loss = 0;     ///< as balance_loss
   PhaseSeconds seconds;
 };
 

@@ -96,7 +96,8 @@ class Run {
                               .lr = lr,
                               .grad_norm = result.grad_norm,
                               .tokens_per_s = static_cast<double>(tokens_of_step()) / seconds,
-                              .gemm_share = step_flops_ / seconds / machine_flops_});
+                              .gemm_share = step_flops_ / seconds / machine_flops_,
+                              .z_loss = result.z_loss});
     if (hooks_.on_step) hooks_.on_step(history_.steps.back());
   }
 
@@ -110,6 +111,7 @@ class Run {
   }
 
   static void add(PhaseSeconds& sum, const PhaseSeconds& s) {
+    sum.wait += s.wait;
     sum.forward += s.forward;
     sum.backward += s.backward;
     sum.overlap += s.overlap;
@@ -143,8 +145,11 @@ class Run {
   }
 
   void count_experts() {
-    for (Moe* moe : rank_.model().moe_layers()) {
-      const std::vector<int64_t>& mine = moe->statistics().expert_tokens;
+    const ModelConfig& model = config().model;
+    if (model.mlp != MlpKind::moe) return;
+    for (int layer = model.moe.dense_layers; layer < model.layers; ++layer) {
+      std::vector<int64_t> mine(static_cast<size_t>(model.moe.experts), 0);
+      if (Moe* moe = rank_.model().moe(layer)) mine = moe->statistics().expert_tokens;
       const Tensor sum = Tensor::of(Shape{static_cast<int64_t>(mine.size())}, std::span<const int64_t>(mine));
       world_.all_reduce(sum).wait();
       const auto all = sum.span<int64_t>();

@@ -1,9 +1,11 @@
 #include "phalanx/train/train_config.h"
 
+#include <charconv>
 #include <cmath>
 
 #include "phalanx/base/error.h"
 #include "phalanx/base/file.h"
+#include "phalanx/model/stage.h"
 
 namespace phalanx {
 namespace {
@@ -90,11 +92,21 @@ void add_moe(ConfigTable& table, MoeConfig& m) {
   s.add("dense_layers", &m.dense_layers, "first layers that have a dense MLP instead")
       .at_least(0)
       .at_most(kLayers);
+  s.add("share_layers", &m.share_layers, "neighbouring layers that use the same experts")
+      .at_least(1)
+      .at_most(kLayers);
   s.choice("scores", &m.scores, {{"softmax", Scores::softmax}, {"sigmoid", Scores::sigmoid}},
            "of the router's logits");
   s.add("normalise", &m.normalise, "the chosen weights sum to one");
   s.add("scaling", &m.scaling, "factor of the chosen weights").above(0);
   s.add("balance_loss", &m.balance_loss, "coefficient of the balance loss").at_least(0);
+  s.add("z_loss", &m.z_loss, "coefficient of the router z-loss").at_least(0);
+  s.add("bias_rate", &m.bias_rate, "change of a bias by which experts are chosen, a step; 0: none")
+      .at_least(0);
+  s.add("capacity", &m.capacity, "tokens an expert takes of a sequence, in even loads; 0: all that choose it")
+      .at_least(0);
+  s.add("groups", &m.groups, "equal groups of experts").at_least(1).at_most(kExperts);
+  s.add("top_groups", &m.top_groups, "groups that a token's experts come from").at_least(1).at_most(kExperts);
 }
 
 void add_data(ConfigTable& table, DataConfig& d) {
@@ -118,9 +130,7 @@ void add_run(ConfigTable& table, RunConfig& r) {
       .at_most(kSequences);
   s.add("seed", &r.seed, "of initial values, dropout and the draw of sequences");
   s.choice("dtype", &r.dtype, {{"f32", DType::f32}, {"f64", DType::f64}}, "of weights and arithmetic");
-  s.choice("schedule", &r.schedule,
-           {{"sequential", ScheduleKind::sequential}, {"overlapped", ScheduleKind::overlapped}},
-           "of microbatches: one after the other, or a forward beside a backward");
+  s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");
   s.add("eval_every", &r.eval_every, "steps between evaluations; 0: only at the end")
       .at_least(0)
       .at_most(kSteps);
@@ -160,7 +170,15 @@ void add_parallel(ConfigTable& table, ParallelConfig& p) {
   s.add("ranks", &p.ranks, "number of ranks; 0: those of the layout").at_least(0).at_most(1 << 16);
   s.add("layout", &p.layout, "sizes of the axes, as in dp=4,ep=2; dp may be left out");
   s.add("sequence", &p.sequence, "sequence parallelism: between layers each rank of tp has its own rows");
-  s.add("zero", &p.zero, "ZeRO's stage; 1: replicas share out the optimizer's state").at_least(0).at_most(1);
+  s.add("ulysses", &p.ulysses, "ranks of cp that exchange heads, in a ring; 0: the most")
+      .at_least(0)
+      .at_most(1 << 16);
+  s.add("zero", &p.zero, "ZeRO's stage: 1 shares out moments, 2 gradients, 3 weights").at_least(0).at_most(3);
+  s.add("shard", &p.shard, "ranks that share one copy; 0: all").at_least(0).at_most(1 << 16);
+  s.add("chunks", &p.chunks, "stages on each rank of pp; 0: as the schedule has")
+      .at_least(0)
+      .at_most(kLayers);
+  s.add("layers", &p.layers, "of each stage, as in 3,4,5; empty: cut evenly");
   s.choice(
       "transport", &p.transport,
       {{"threads", TransportKind::threads}, {"process", TransportKind::process}, {"mpi", TransportKind::mpi}},
@@ -230,6 +248,30 @@ void check_rows(const TrainConfig& c, const Layout& layout) {
       c.train.microbatch, c.model.context, rows, layout.cp * tp, hint);
 }
 
+// Fills in the schedule. Error: it cannot run with so many stages, microbatches and layers.
+void check_pipeline(TrainConfig& c, const Layout& layout, int64_t microbatches) {
+  if (c.train.schedule.empty()) c.train.schedule = layout.pp > 1 ? "1f1b" : "sequential";
+  Schedule schedule;
+  try {
+    schedule = schedule_of(c, microbatches);
+  } catch (const Error& e) {
+    throw Error("train.schedule \"{}\" with pp = {} and {} microbatches a step: {}", c.train.schedule,
+                layout.pp, microbatches, e.what());
+  }
+  const std::vector<int> given = stage_layers(c.parallel);
+  if (given.empty() && schedule.stages() > c.model.layers) {
+    throw Error(
+        "{} stages (train.schedule {} on pp = {} of parallel.layout) for model.layers {}: each has at least "
+        "one; take a smaller pp or fewer parallel.chunks, or say with parallel.layers which are empty",
+        schedule.stages(), c.train.schedule, layout.pp, c.model.layers);
+  }
+  try {
+    cut_into_stages(c.model.layers, schedule.stages(), given);
+  } catch (const Error& e) {
+    throw Error("parallel.layers \"{}\": {}", c.parallel.layers, e.what());
+  }
+}
+
 Layout parsed(const std::string& layout) {
   try {
     return Layout::parse(layout);
@@ -259,6 +301,29 @@ Layout layout_of(const ParallelConfig& config) {
   return layout;
 }
 
+std::vector<int> stage_layers(const ParallelConfig& config) {
+  std::vector<int> layers;
+  const std::string& text = config.layers;
+  for (size_t at = 0; at < text.size();) {
+    const std::string_view item = std::string_view(text).substr(at, text.find(',', at) - at);
+    at += item.size() + 1;
+    int n = -1;
+    const char* end = item.data() + item.size();
+    if (std::from_chars(item.data(), end, n).ptr != end || n < 0 || at == text.size()) {
+      throw Error("parallel.layers \"{}\" is not a list of numbers, as in 3,4,5", text);
+    }
+    layers.push_back(n);
+  }
+  return layers;
+}
+
+Schedule schedule_of(const TrainConfig& config, int64_t microbatches) {
+  const int pp = layout_of(config.parallel).pp;
+  return make_schedule(
+      config.train.schedule,
+      {.ranks = pp, .microbatches = static_cast<int>(microbatches), .chunks = config.parallel.chunks});
+}
+
 LaunchOptions launch_options(const ParallelConfig& config) {
   return {.transport = config.transport,
           .ranks = config.ranks,
@@ -275,9 +340,12 @@ TrainConfig checked(TrainConfig c) {
   const Layout layout = layout_of(c.parallel);
   c.parallel.layout = layout.text();
   c.parallel.ranks = layout.ranks();
-  const std::string why = misfit(c.model, layout);
+  const std::string why = misfit(c.model, layout, c.parallel.ulysses);
   if (!why.empty()) throw Error("parallel.layout \"{}\": {}", c.parallel.layout, why);
-  c.train.microbatch = row_share(c.train.batch, c.train.microbatch, layout.dp, 0).microbatch;
+  c.parallel.ulysses = ulysses_ranks(c.model, layout, c.parallel.ulysses);
+  const RowShare share = row_share(c.train.batch, c.train.microbatch, layout.dp, 0);
+  c.train.microbatch = share.microbatch;
+  check_pipeline(c, layout, share.microbatches());
   check_rows(c, layout);
   if (c.lr.decay != Decay::constant && c.lr.min_lr > c.lr.lr) {
     throw Error("optimizer.min_lr {} is above optimizer.lr {}", c.lr.min_lr, c.lr.lr);

@@ -9,15 +9,13 @@
 #include "phalanx/comm/launch.h"
 #include "phalanx/comm/mesh.h"
 #include "phalanx/model/config.h"
+#include "phalanx/parallel/schedule/schedule.h"
 #include "phalanx/tensor/dtype.h"
 #include "phalanx/train/data.h"
 #include "phalanx/train/lr_schedule.h"
 #include "phalanx/train/optimizer.h"
 
 namespace phalanx {
-
-/// sequential: one microbatch at a time; overlapped: a forward beside a backward (parallel/schedule/step.h).
-enum class ScheduleKind : uint8_t { sequential, overlapped };
 
 /// Section [train].
 struct RunConfig {
@@ -26,7 +24,7 @@ struct RunConfig {
   int64_t microbatch = 0;  ///< sequences of one rank at a time; 0: its whole share of the batch
   uint64_t seed = 1337;    ///< of initial values, dropout and the draw of sequences
   DType dtype = DType::f32;
-  ScheduleKind schedule = ScheduleKind::sequential;
+  std::string schedule;       ///< of microbatches (schedule_entries); "": sequential, with pp > 1 1f1b
   int64_t eval_every = 250;   ///< steps; 0: only at the end
   int64_t eval_batches = 20;  ///< of `batch` sequences; 0: the whole validation part
   int64_t save_every = 0;     ///< steps; 0: only at the end
@@ -41,9 +39,13 @@ struct ParallelConfig {
   std::string layout = "";  ///< "dp=4,ep=2"; without dp, dp takes the ranks that the others leave
   bool sequence = true;     ///< between layers each rank of tp has its own rows (sequence parallelism)
   int zero = 0;             ///< ZeRO's stage (parallel/parameter.h)
+  int shard = 0;            ///< ranks that share out one copy of what ZeRO shares; 0: all
+  int chunks = 0;           ///< of the model on each rank of pp; 0: the schedule's own number
+  std::string layers = "";  ///< of each stage of pp, "3,4,5"; "": as many on each as go round
   TransportKind transport = TransportKind::threads;
   double progress_timeout = 600;  ///< seconds in which a waiting rank must get a step further
   double liveness_timeout = 10;   ///< seconds of silence after which a process is taken for dead
+  int ulysses = 0;                ///< ranks of cp that exchange heads; 0: as many as the heads allow
 };
 
 struct TrainConfig {
@@ -72,11 +74,16 @@ std::string to_toml(const TrainConfig& config);
 /// fit.
 Layout layout_of(const ParallelConfig& config);
 
+/// The schedule of `microbatches` on the layout's pp. `config` is checked().
+Schedule schedule_of(const TrainConfig& config, int64_t microbatches);
+/// The layers of each stage, as parallel.layers gives them; none: as many as go round.
+std::vector<int> stage_layers(const ParallelConfig& config);
+
 /// How to start the ranks that [parallel] asks for; `config` is checked().
 LaunchOptions launch_options(const ParallelConfig& config);
 
 /// The config with every value that means "from the others" replaced: the model's (resolved), microbatch,
-/// ranks and layout. Error: values that do not fit each other.
+/// schedule, ranks and layout. Error: values that do not fit each other.
 TrainConfig checked(TrainConfig config);
 
 }  // namespace phalanx

@@ -8,16 +8,18 @@
 
 #include "phalanx/comm/mesh.h"
 #include "phalanx/model/config.h"
-#include "phalanx/parallel/parameter.h"
+#include "phalanx/parallel/parameter_store.h"
 #include "phalanx/tensor/dtype.h"
 
 namespace phalanx {
 
 struct VerifyCase {
   Layout layout;
-  bool overlapped = false;  ///< the schedule: overlapped, else sequential
-  bool sequence = false;    ///< sequence parallelism over tp
+  std::string schedule = "sequential";
+  bool sequence = false;  ///< sequence parallelism over tp
   Zero zero = Zero::none;
+  int shard = 0;    ///< ranks that share one copy of the state; 0: all
+  int ulysses = 0;  ///< ranks of cp that exchange heads (model/config.h)
 };
 
 struct VerifyOptions {
@@ -25,7 +27,7 @@ struct VerifyOptions {
   DType dtype = DType::f64;
   int64_t sequences =
       0;  ///< in a microbatch of the whole job; 0: the fewest that every case's dp ranks divide
-  int microbatches = 2;
+  int microbatches = 4;
   uint64_t seed = 0;
   double tolerance = 0;  ///< largest gradient error that passes; 0: 1e-12 in f64, 1e-5 in f32
 };
@@ -43,13 +45,18 @@ struct VerifyRow {
   std::string error;  ///< what the run threw; empty if nothing
 };
 
-/// Appends the cases of one layout: both schedules, with tp without and with sequence parallelism, and each
-/// without and with ZeRO-1.
-void add_cases(const Layout& layout, std::vector<VerifyCase>& cases);
+/// The layouts of `ranks` ranks that fit the model: every pp, tp and cp, dp of the rest, every ep and
+/// etp.
+std::vector<Layout> verify_layouts(const ModelConfig& model, int ranks);
 
-/// The cases of all layouts of `ranks` ranks that fit the model: every tp and cp, dp of
-/// the rest, every ep.
-std::vector<VerifyCase> verify_cases(const ModelConfig& model, int ranks);
+enum class Coverage : uint8_t {
+  pairs,  ///< every layout, and any two settings (axes' sizes, schedule, ZeRO, …) in some case together
+  exhaustive,  ///< every layout with everything
+};
+/// Cases of the layouts: every schedule that runs on pp, sequence parallelism over tp or not, each stage of
+/// ZeRO.
+std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector<Layout>& layouts,
+                                     Coverage coverage);
 
 /// Runs every case on thread ranks, with random tokens and weights of `seed`; `on_row` sees each row as it
 /// ends.

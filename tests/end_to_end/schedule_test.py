@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from command import Case
 
-NAMES = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe", "dualpipe-v")
+NAMES = ("sequential", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe", "dualpipe-v")
 FIELDS = {"name", "ranks", "chunks_per_rank", "microbatches", "steps", "simulated", "formula_bubble",
           "deadlock"}
 SIMULATED = {"F", "B", "W", "FB", "makespan", "idle", "peak_live"}

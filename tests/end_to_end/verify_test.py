@@ -5,8 +5,8 @@ import unittest
 
 from command import MOE, Case
 
-ROW = {"layout", "schedule", "sequence", "zero", "transport", "max_rel_grad_err", "worst_tensor", "loss_err",
-       "pass", "seconds"}
+ROW = {"layout", "schedule", "sequence", "ulysses", "zero", "transport", "max_rel_grad_err", "worst_tensor",
+       "loss_err", "pass", "seconds"}
 
 
 class Verify(Case):
@@ -14,18 +14,30 @@ class Verify(Case):
         told = json.loads(self.succeed("verify", self.config, *MOE, "--ranks", "4", "--json", "-"))
         self.assertEqual(told["failed"], 0)
         self.assertIn("dp=1", told["reference"])
-        runs = {(row["layout"], row["sequence"], row["zero"], row["schedule"]) for row in told["layouts"]}
-        dense = {"dp=4", "dp=2,tp=2", "tp=4", "dp=2,cp=2", "cp=2,tp=2", "cp=4"}
-        layouts = dense | {f"{axes},ep={ep}" for axes in dense for ep in (2, 4)}
-        self.assertEqual(runs, {(layout, sequence, zero, schedule) for layout in layouts for zero in (0, 1)
-                                for sequence in ({False, True} if "tp" in layout else {False})
-                                for schedule in ("sequential", "overlapped")})
+        stages = {1: ("dp=4", "dp=2,tp=2", "tp=4", "dp=2,cp=2", "cp=2,tp=2", "cp=4"),
+                  2: ("pp=2,dp=2", "pp=2,tp=2", "pp=2,cp=2")}
+        experts = {1: ("ep=2", "ep=4", "etp=2", "etp=4", "ep=2,etp=2"), 2: ("ep=2", "etp=2")}
+        layouts = {axes for dense in stages.values() for axes in dense}
+        layouts |= {f"{axes},{cut}" for pp, dense in stages.items() for axes in dense for cut in experts[pp]}
+        self.assertEqual({row["layout"] for row in told["layouts"]}, layouts)
+        self.expect_pairs(told["layouts"])
         for row in told["layouts"]:
             self.assertLessEqual(ROW, set(row))
             self.assertIs(row["pass"], True)
             self.assertLess(row["max_rel_grad_err"], 1e-12)
             self.assertLess(row["loss_err"], 1e-12)
             self.assertRegex(row["worst_tensor"], r"\.")
+
+    def expect_pairs(self, rows):
+        """Any two settings that can meet do, in some row."""
+        met = {(row["schedule"], row["zero"]) for row in rows}
+        met |= {(row["schedule"], row["sequence"]) for row in rows if "tp" in row["layout"]}
+        met |= {(row["schedule"], axis) for row in rows for axis in row["layout"].split(",")}
+        pipelines = ("sequential", "gpipe", "1f1b", "zb-h1", "dualpipe")
+        for schedule in (*pipelines, "overlapped"):
+            axes = ("dp=2", "cp=2", "tp=2", "ep=2") + (("pp=2",) if schedule in pipelines else ())
+            for other in (0, 1, True, False, *axes):
+                self.assertIn((schedule, other), met)
 
     def test_latent_attention_agrees_in_every_layout(self):
         options = [f"--set=model.{key}={value}" for key, value in
@@ -36,23 +48,25 @@ class Verify(Case):
                                            "--ranks", "4", "--json", "-"))
             self.assertEqual(told["failed"], 0)
             self.assertLess(max(row["max_rel_grad_err"] for row in told["layouts"]), 1e-12)
-            self.assertEqual(len({row["layout"] for row in told["layouts"]}), 6)
+            self.assertEqual(len({row["layout"] for row in told["layouts"]}), 9)
+            self.assertEqual({row["ulysses"] for row in told["layouts"] if row["layout"] == "cp=4"},
+                             {1, 2, 4})
 
     def test_a_list_of_layouts_a_table_and_a_file(self):
         table = self.succeed("verify", self.config, "--layouts", "dp=2;dp=3;dp=4", "--dtype", "f32", "--json",
                              self.path("verify.json"))
-        self.assertEqual(table.count(" ok "), 12)
+        self.assertEqual(table.count(" ok "), 2 * 4 + 2 * 4 + 2 * (1 + 3 * 2))  # schedules, ZeRO, shards
         with open(self.path("verify.json"), encoding="utf-8") as f:
             told = json.load(f)
-        self.assertEqual([row["layout"] for row in told["layouts"][::4]], ["dp=2", "dp=3", "dp=4"])
+        self.assertEqual([row["layout"] for row in told["layouts"][::8]], ["dp=2", "dp=3", "dp=4", "dp=4"])
         # f32 rounds: no errors at all would mean that nothing was compared.
         self.assertGreater(max(row["max_rel_grad_err"] for row in told["layouts"]), 1e-9)
 
     def test_a_layout_that_cannot_run_fails(self):
-        result = self.run_command("verify", self.config, "--layouts", "pp=2")
+        result = self.run_command("verify", self.config, "--layouts", "ep=2,dp=2")
         self.assertEqual(result.returncode, 1)
-        self.assertIn("pp=2", result.stdout)
-        self.assertRegex(result.stderr, r"\Aphalanx: 4 of 4 layouts [^\n]*\n\Z")
+        self.assertIn("ep=2", result.stdout)
+        self.assertRegex(result.stderr, r"\Aphalanx: 8 of 8 layouts [^\n]*\n\Z")
 
     def test_mistakes(self):
         for arguments, says in ((["--layouts", "dp=x"], ["dp=x"]),

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "phalanx/base/error.h"
+#include "phalanx/comm/mesh.h"
 #include "phalanx/comm/transport/fake.h"
 #include "phalanx/comm/transport/threads.h"
 
@@ -227,7 +228,7 @@ TEST_P(BufferTest, CombineSumsWhatTheRanksMadeOfAToken) {
 double dot(const Tensor& a, const Tensor& b) {
   double sum = 0;
   for (int64_t i = 0; i < a.numel(); ++i)
-    sum += at(a, i / kWidth, i % kWidth) * at(b, i / kWidth, i % kWidth);
+    sum += at(a, i / a.dim(1), i % a.dim(1)) * at(b, i / b.dim(1), i % b.dim(1));
   return sum;
 }
 
@@ -249,6 +250,51 @@ TEST_P(BufferTest, CombineIsTheTransposeOfDispatch) {
     back += dot(mine.x_TD, out.x_TD);
   });
   EXPECT_EQ(there, back);
+}
+
+// Where pairs of ranks have slices of the same experts, each gets the rows of both, and combine sums what the
+// two made of them; still each is the other's transpose.
+TEST(Buffer, DispatchesToBothSlicesOfAnExpert) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  std::mt19937 random(seed);
+  const Case c = {.ranks = 4, .local_experts = 2, .top_k = 3, .choice = Choice::holes};
+  const std::vector<Tokens> tokens = all_tokens(c, random);
+  std::mutex mutex;
+  double there[2] = {};  // of rows, and of weights
+  double back[2] = {};
+  run_thread_ranks({.ranks = 4}, [&](Group& world) {
+    Mesh mesh(world, {.dp = 4, .ep = 2, .etp = 2});
+    Buffer whole(mesh.group(Axis::ep), 4);
+    Buffer buffer(mesh.group(Axis::ep), 4, &mesh.group(Axis::etp));
+    Tokens mine = tokens[static_cast<size_t>(world.rank())];
+    for (int64_t& e : mine.idx_TK.span<int64_t>()) e = e < 0 ? -1 : e % 4;
+    const Dispatched own = run(whole.dispatch(mine.x_TD, mine.idx_TK, mine.weights_TK));
+    const Dispatched in = run(buffer.dispatch(mine.x_TD, mine.idx_TK, mine.weights_TK));
+    const PooledVector<int64_t>& rows = in.handle.slice_rows;
+    ASSERT_EQ(rows.size(), 2u);
+    ASSERT_EQ(in.x_RD.count(), rows[0] + rows[1]);
+    ASSERT_EQ(own.x_RD.count(), rows[static_cast<size_t>(mesh.coordinate(Axis::etp))]);
+    const int64_t first = mesh.coordinate(Axis::etp) == 0 ? 0 : rows[0];
+    for (int64_t i = 0; i < own.topk_idx_RK.count() * 3; ++i) {
+      ASSERT_EQ(in.topk_idx_RK.data.data<int64_t>()[first * 3 + i], own.topk_idx_RK.data.data<int64_t>()[i]);
+    }
+    std::mt19937 mine_alone(seed + static_cast<unsigned>(world.rank()));
+    const Tensor y_RD = small_integers({in.x_RD.count(), kWidth}, c.dtype, mine_alone);
+    const Tensor w_RK = small_integers({in.x_RD.count(), 3}, c.dtype, mine_alone);
+    for (int64_t i = 0; i < w_RK.numel(); ++i) {
+      if (in.topk_idx_RK.data.data<int64_t>()[i] < 0) w_RK.data<double>()[i] = 0;
+    }
+    const Combined out = run(buffer.combine(all_rows(y_RD), in.handle, w_RK));
+    const Rows again = run(buffer.dispatch(mine.x_TD, in.handle));
+    const std::lock_guard lock(mutex);
+    there[0] += dot(again.data, y_RD);
+    back[0] += dot(mine.x_TD, out.x_TD);
+    there[1] += dot(in.weights_RK, w_RK);
+    back[1] += dot(mine.weights_TK, out.weights_TK);
+  });
+  EXPECT_EQ(there[0], back[0]);
+  EXPECT_EQ(there[1], back[1]);
 }
 
 TEST_P(BufferTest, DoesNotDependOnWhoIsLate) {

@@ -118,8 +118,8 @@ TEST_P(Golden, TrainsAsPyTorchDoes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Golden,
-                         ::testing::Values("gpt2", "llama", "llama_moe", "llama_moe_sigmoid", "deepseek",
-                                           "deepseek_queries"),
+                         ::testing::Values("gpt2", "llama", "llama_moe", "llama_moe_sigmoid",
+                                           "llama_moe_deepseek", "deepseek", "deepseek_queries"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -5,10 +5,11 @@
   /tmp/golden/bin/python tests/golden/make_golden.py
 
 The dense models are Hugging Face's GPT2LMHeadModel and LlamaForCausalLM; the mixtures of experts are that
-Llama, and DeepseekV3ForCausalLM, with the MLPs replaced by the Moe below. Each file holds the text and
-targets of three optimizer steps and, under our names and in our shapes: every weight before, its gradient in
-the first step, and the weight after the three steps (clipping, then torch.optim.AdamW with decay on matrices
-alone). The metadata holds our configuration of the same run.
+Llama, and DeepseekV3ForCausalLM, with the MLPs replaced by the Moe below, whose choice within groups is held
+equal to Hugging Face's DeepseekV3TopkRouter. Each file holds the text and targets of three optimizer steps
+and, under our names and in our shapes: every weight before, its gradient in the first step, and the weight
+after the three steps (clipping, then torch.optim.AdamW with decay on matrices alone). The metadata holds our
+configuration of the same run.
 """
 
 import math
@@ -19,6 +20,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn import functional as F
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 STEPS, SEQUENCES, CONTEXT, VOCABULARY, WIDTH, LAYERS, HEADS = 3, 3, 7, 11, 8, 2, 4
 IGNORE = -1
@@ -134,8 +136,9 @@ tied = false"""
 
     def forward(self, tokens):
         logits = self.module(tokens).logits
-        losses = [m.balance_loss for m in self.module.modules() if isinstance(m, Moe)]
-        return logits, sum(losses, torch.zeros((), dtype=torch.float64))
+        layers = [m for m in self.module.modules() if isinstance(m, Moe)]
+        self.z_losses = sum(m.z_loss for m in layers)
+        return logits, sum((m.balance_loss for m in layers), torch.zeros((), dtype=torch.float64))
 
     def names(self, get):
         out = {"embedding.w": get("model.embed_tokens.weight"), "norm.w": get("model.norm.weight"),
@@ -170,9 +173,12 @@ class Moe(nn.Module):
     NAMES = {"router": "router.w", "gate_up": "experts.gate_up", "down": "experts.down",
              "shared_gate_up": "shared.gate_up.w", "shared_down": "shared.down.w"}  # ours
 
-    def __init__(self, sigmoid, normalise, scaling, shared):
+    def __init__(self, sigmoid, normalise, scaling, shared, groups=1, top_groups=1, bias_rate=0.0,
+                 capacity=0.0):
         super().__init__()
         self.sigmoid, self.normalise, self.scaling = sigmoid, normalise, scaling
+        self.groups, self.top_groups, self.bias_rate, self.capacity = groups, top_groups, bias_rate, capacity
+        self.bias = torch.zeros(self.EXPERTS, dtype=torch.float64)
         self.router = nn.Parameter(torch.empty(self.EXPERTS, WIDTH))
         self.gate_up = nn.Parameter(torch.empty(self.EXPERTS, 2 * self.EXPERT_WIDTH, WIDTH))
         self.down = nn.Parameter(torch.empty(self.EXPERTS, WIDTH, self.EXPERT_WIDTH))
@@ -185,17 +191,56 @@ class Moe(nn.Module):
     def forward(self, x_BTD):
         logits = x_BTD @ self.router.T
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(-1)
-        chosen, experts = scores.topk(self.TOP_K, dim=-1)
+        experts = self.choice(scores)
+        chosen = scores.gather(-1, experts)
+        if self.groups > 1:
+            self.check_choice(x_BTD, experts)
+        self.load = F.one_hot(experts, self.EXPERTS).sum((0, 1, 2))
+        self.z_loss = logits.logsumexp(-1).square().sum()
         weights = (chosen / chosen.sum(-1, keepdim=True) if self.normalise else chosen) * self.scaling
         self.balance_loss = self.sum_of_balance_losses(scores, experts)
         rows = []
         for sequence in range(x_BTD.shape[0]):
+            room = self.room(x_BTD.shape[1])
             for t in range(x_BTD.shape[1]):
                 x, at = x_BTD[sequence, t], (sequence, t)
-                y = sum(weights[at][k] * swiglu(x, self.gate_up[e], self.down[e])
-                        for k, e in enumerate(experts[at].tolist()))
+                y = torch.zeros_like(x)
+                for k, e in enumerate(experts[at].tolist()):
+                    room[e] -= 1
+                    if room[e] >= 0:
+                        y = y + weights[at][k] * swiglu(x, self.gate_up[e], self.down[e])
                 rows.append(y + swiglu(x, self.shared_gate_up, self.shared_down) if self.has_shared else y)
         return torch.stack(rows).view_as(x_BTD)
+
+    def room(self, tokens):
+        """How many tokens of a sequence each expert takes."""
+        most = math.ceil(self.capacity * tokens * self.TOP_K / self.EXPERTS) if self.capacity else tokens
+        return [most] * self.EXPERTS
+
+    def choice(self, scores):
+        biased = scores + self.bias
+        grouped = biased.unflatten(-1, (self.groups, -1))
+        if self.groups > 1:
+            best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.top_groups, dim=-1).indices
+            kept = torch.zeros(grouped.shape[:-1], dtype=torch.bool).scatter(-1, best, True)
+            biased = grouped.masked_fill(~kept[..., None], -math.inf).flatten(-2)
+        return biased.topk(self.TOP_K, dim=-1).indices
+
+    @torch.no_grad()
+    def check_choice(self, x_BTD, experts):
+        """Hugging Face's router, which computes in f32, chooses the same."""
+        theirs = DeepseekV3TopkRouter(transformers.DeepseekV3Config(
+            hidden_size=WIDTH, n_routed_experts=self.EXPERTS, num_experts_per_tok=self.TOP_K,
+            n_group=self.groups, topk_group=self.top_groups, norm_topk_prob=self.normalise,
+            routed_scaling_factor=self.scaling))
+        theirs.weight.copy_(self.router)
+        theirs.e_score_correction_bias.copy_(self.bias)
+        _, _, chosen = theirs(x_BTD)
+        assert torch.equal(chosen.sort(-1).values, experts.flatten(0, 1).sort(-1).values)
+
+    def end_step(self):
+        load = self.load.double()
+        self.bias += self.bias_rate * torch.sign(load.mean() - load)
 
     def sum_of_balance_losses(self, scores, experts):
         total = torch.zeros((), dtype=torch.float64)
@@ -210,6 +255,8 @@ class Moe(nn.Module):
 class LlamaMoe(Llama):
     """The first layer's MLP is dense; softmax scores, normalised weights, a shared expert."""
     coefficient = 0.05
+    losses = {}  # coefficients of others
+    routing_keys = ("groups", "top_groups", "bias_rate", "capacity", "z_loss")
     options = {"sigmoid": False, "normalise": True, "scaling": 1.0, "shared": True}
     first_moe = 1
 
@@ -231,13 +278,20 @@ scores = "{"sigmoid" if o["sigmoid"] else "softmax"}"
 normalise = {str(o["normalise"]).lower()}
 scaling = {o["scaling"]}
 balance_loss = {self.coefficient}
-"""
+""" + "".join(f"{key} = {value}\n" for key, value in (o | self.losses).items() if key in self.routing_keys)
 
 
 class LlamaMoeSigmoid(LlamaMoe):
     """Every layer has experts; sigmoid scores, scaled, not normalised; no shared expert."""
     options = {"sigmoid": True, "normalise": False, "scaling": 1.5, "shared": False}
     first_moe = 0
+
+
+class LlamaMoeDeepseek(LlamaMoe):
+    """Sigmoid scores, biased and chosen within groups (DeepSeek-V3), a z-loss, and a capacity."""
+    options = {"sigmoid": True, "normalise": True, "scaling": 2.5, "shared": True, "groups": 2,
+               "top_groups": 1, "bias_rate": 0.05, "capacity": 1.0}
+    losses = {"z_loss": 0.03}
 
 
 class DeepSeek(LlamaMoe):
@@ -336,14 +390,18 @@ def golden(model):
         assert logits.dtype == torch.float64
         loss = F.cross_entropy(logits.flatten(0, 1), targets[step].flatten(), ignore_index=IGNORE)
         balance_loss = balance_loss / (targets[step] != IGNORE).sum()
+        z_loss = getattr(model, "z_losses", 0) / (targets[step] != IGNORE).sum()
+        of_routers = getattr(model, "losses", {}).get("z_loss", 0) * z_loss
         optimizer.zero_grad()
-        (loss + getattr(model, "coefficient", 0) * balance_loss).backward()
+        (of_routers + loss + getattr(model, "coefficient", 0) * balance_loss).backward()
         if step == 0:
             out |= exported("gradient", model, lambda name: parameters[name].grad)
         norms.append(nn.utils.clip_grad_norm_(model.module.parameters(), CLIP).item())
         losses.append(loss.item())
         balance_losses.append(balance_loss.item())
         optimizer.step()
+        for layer in (m for m in model.module.modules() if isinstance(m, Moe)):
+            layer.end_step()
     assert all(math.isfinite(x) for x in losses) and max(norms) > CLIP, norms
     out |= exported("after", model, lambda name: parameters[name])
     out |= {"tokens": tokens.int(), "targets": targets.int()}
@@ -355,9 +413,10 @@ def golden(model):
 
 def main():
     torch.set_num_threads(1)
-    models = {"gpt2": Gpt2, "llama": Llama, "llama_moe": LlamaMoe, "llama_moe_sigmoid": LlamaMoeSigmoid,
-              "deepseek": DeepSeek, "deepseek_queries": DeepSeekQueries}
-    for seed, (name, make) in enumerate(models.items(), start=1):
+    models = {"gpt2": (1, Gpt2), "llama": (2, Llama), "llama_moe": (3, LlamaMoe),
+              "llama_moe_sigmoid": (4, LlamaMoeSigmoid), "llama_moe_deepseek": (5, LlamaMoeDeepseek),
+              "deepseek": (5, DeepSeek), "deepseek_queries": (6, DeepSeekQueries)}
+    for name, (seed, make) in models.items():
         torch.manual_seed(seed)
         path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".safetensors")
         tensors, metadata = golden(make())

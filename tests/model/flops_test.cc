@@ -104,7 +104,8 @@ TEST(Flops, ParametersAreThoseOfTheModel) {
                .top_k = 2,
                .expert_width = 6,
                .shared_experts = has(6) ? 2 : 0,
-               .dense_layers = has(7) ? 1 : 0};
+               .dense_layers = has(7) ? 1 : 0,
+               .share_layers = has(0) ? 2 : 1};
       if (has(8)) {
         c.attention = AttentionKind::mla;
         c.positions = Positions::rope;
@@ -113,9 +114,23 @@ TEST(Flops, ParametersAreThoseOfTheModel) {
         c.mla = {.q_lora_rank = has(9) ? 5 : 0, .kv_lora_rank = 7, .qk_nope_head_dim = 3, .v_head_dim = 5};
       }
       const testing::TinyModel model(world, {}, c, 1);
-      EXPECT_EQ(count_parameters(resolved(c)).total, model.store.values().numel()) << "options " << options;
+      EXPECT_EQ(count_parameters(resolved(c)).total, model.store.share_elements()) << "options " << options;
     }
   });
+}
+
+// Nor does it matter how ranks share them out.
+TEST(Flops, LocalParametersAreThoseOfARank) {
+  ModelConfig c = {.vocabulary = 16, .layers = 3, .width = 16, .heads = 4, .context = 5, .mlp_width = 8};
+  c.mlp = MlpKind::moe;
+  c.moe = {.experts = 4, .expert_width = 6, .shared_experts = 2, .dense_layers = 1};
+  for (const Layout& layout : {Layout{.tp = 2}, Layout{.dp = 4, .ep = 4}, Layout{.dp = 2, .tp = 2, .ep = 2},
+                               Layout{.dp = 2, .etp = 2}, Layout{.dp = 3, .tp = 2, .ep = 2, .etp = 3}}) {
+    run_thread_ranks({.ranks = layout.ranks()}, [&](Group& world) {
+      const testing::TinyModel model(world, layout, c, 1);
+      EXPECT_EQ(count_local_parameters(resolved(c), layout), model.store.values().numel()) << layout.text();
+    });
+  }
 }
 
 }  // namespace

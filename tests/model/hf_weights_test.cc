@@ -68,7 +68,9 @@ ModelConfig deepseek() {
            .shared_experts = 1,
            .dense_layers = 1,
            .scores = Scores::sigmoid,
-           .scaling = 1.5};
+           .scaling = 1.5,
+           .groups = 2,
+           .top_groups = 1};
   return c;
 }
 
@@ -82,15 +84,26 @@ ModelConfig dense_deepseek() {
 
 ModelConfig (*const kModels[])() = {gpt2, llama, mixtral, deepseek, dense_deepseek};
 
-// Saves the model of a seed; gives its weights in full.
+void set_biases(ParameterStore& store, double first) {
+  for (const State& s : store.states()) {
+    for (double& b : s.value.span<double>()) b = first++;
+  }
+}
+
+// Saves the model of a seed, and biases where the family has some; gives its weights in full.
 std::map<std::string, std::vector<double>> saved(const ModelConfig& c, const std::filesystem::path& path) {
   std::map<std::string, std::vector<double>> weights;
   run_thread_ranks({.ranks = 1}, [&](Group& world) {
     TinyModel model(world, {}, c, 7);
+    if (c.attention == AttentionKind::mla) set_biases(model.store, 2.5);
     save_hf_model(model.store, model.transformer.config(), path);
     for (const Parameter& p : model.store.all()) {
       const auto values = p.value().span<double>();
       weights[p.name()] = {values.begin(), values.end()};
+    }
+    for (const State& s : model.store.states()) {
+      const auto values = s.value.span<double>();
+      weights[s.name] = {values.begin(), values.end()};
     }
   });
   return weights;
@@ -103,27 +116,46 @@ void load(const ModelConfig& c, const std::filesystem::path& path) {
   });
 }
 
+// What a rank of a layout has of the saved model, read back.
+void expect_read_back(Group& world, const Layout& layout, Zero zero, const ModelConfig& c,
+                      const std::filesystem::path& path,
+                      const std::map<std::string, std::vector<double>>& weights) {
+  Mesh mesh(world, layout);
+  ParameterStore store(mesh, DType::f64, {.stage = zero});
+  const StagePart part = cut_into_stages(c.layers, layout.pp)[static_cast<size_t>(mesh.coordinate(Axis::pp))];
+  const Transformer model(store, resolved(c), 8, false, 0, {part});
+  store.initialise(8);
+  load_hf_weights(store, model.config(), path);
+  for (const Parameter& p : store.all()) {
+    const Tensor own = zero == Zero::weights ? store.own_value(p) : p.value();
+    const int64_t first = zero == Zero::weights ? store.share_of(p).begin : 0;
+    for (int64_t i = 0; i < own.numel(); ++i) {
+      const int64_t at = p.slice().global_index(first + i);
+      ASSERT_EQ(own.data<double>()[i], weights.at(p.name())[static_cast<size_t>(at)]) << p.name() << " " << i;
+    }
+  }
+  for (const State& s : store.states()) {
+    EXPECT_TRUE(std::ranges::equal(s.value.span<double>(), weights.at(s.name))) << s.name;
+  }
+}
+
 TEST(HfWeights, ReadBackInEveryLayout) {
   const TemporaryDirectory dir;
   for (size_t m = 0; m < std::size(kModels); ++m) {
     const ModelConfig c = kModels[m]();
     const std::filesystem::path path = dir / std::to_string(m);
     const auto weights = saved(c, path);
-    std::vector<Layout> layouts = {{}, {.tp = 2}, {.tp = 4}};
-    if (c.mlp == MlpKind::moe) layouts.push_back({.tp = 2, .ep = 2});
+    std::vector<Layout> layouts = {{}, {.tp = 2}, {.tp = 4}, {.pp = 2}, {.pp = 2, .dp = 3, .tp = 2}};
+    if (c.mlp == MlpKind::moe) {
+      layouts.push_back({.tp = 2, .ep = 2});
+      layouts.push_back({.dp = 2, .tp = 2, .ep = 2, .etp = 2});
+    }
     for (const Layout& layout : layouts) {
-      SCOPED_TRACE(format("model {}, {}", m, layout.text()));
-      run_thread_ranks({.ranks = layout.ranks()}, [&](Group& world) {
-        TinyModel model(world, layout, c, 8);
-        load_hf_weights(model.store, model.transformer.config(), path);
-        for (const Parameter& p : model.store.all()) {
-          const auto values = p.value().span<double>();
-          for (size_t i = 0; i < values.size(); ++i) {
-            const int64_t at = p.slice().global_index(static_cast<int64_t>(i));
-            ASSERT_EQ(values[i], weights.at(p.name())[static_cast<size_t>(at)]) << p.name() << " " << i;
-          }
-        }
-      });
+      for (const Zero zero : {Zero::none, Zero::gradients, Zero::weights}) {
+        SCOPED_TRACE(format("model {}, {}, ZeRO {}", m, layout.text(), static_cast<int>(zero)));
+        run_thread_ranks({.ranks = layout.ranks()},
+                         [&](Group& world) { expect_read_back(world, layout, zero, c, path, weights); });
+      }
     }
   }
 }
@@ -171,6 +203,7 @@ TEST(HfWeights, TensorsStandWhereTheirsDo) {
             d.at("layers.0.attention.k_rope.w")[2 * 8 + 3]);
   EXPECT_EQ(stored(dir / "deepseek", "model.layers.1.mlp.shared_experts.up_proj.weight", 2, 3),
             d.at("layers.1.moe.shared.gate_up.w")[(8 + 2) * 8 + 3]);
+  EXPECT_EQ(stored(dir / "deepseek", "model.layers.1.mlp.gate.e_score_correction_bias", 3), 5.5);
 }
 
 // Copies a model's tensors into a file, as `change` leaves them.
@@ -239,17 +272,14 @@ TEST(HfWeights, ReadsSeveralFilesByTheirIndex) {
   });
 }
 
-TEST(HfWeights, ACorrectionBiasIsRefused) {
+TEST(HfWeights, ABiasThatAFamilyDoesNotHaveIsRefused) {
   const TemporaryDirectory dir;
-  saved(deepseek(), dir / "a");
-  make_directory(dir / "b");
-  copy_tensors(
-      SafetensorsModel::open(dir / "a"), dir / "b/model.safetensors", DType::f64,
-      [](const std::string&) { return true; },
-      [](const std::string& name, double v) { return name.ends_with("correction_bias") ? 0.5 : v; });
-  EXPECT_THAT(
-      [&] { load(deepseek(), dir / "b"); },
-      ThrowsMessage<Error>(HasSubstr("model.layers.1.mlp.gate.e_score_correction_bias\" is not zero")));
+  run_thread_ranks({.ranks = 1}, [&](Group& world) {
+    TinyModel model(world, {}, mixtral(), 7);
+    set_biases(model.store, 0);
+    EXPECT_THAT([&] { save_hf_model(model.store, model.transformer.config(), dir / "a"); },
+                ThrowsMessage<Error>(HasSubstr("layers.0.moe.router.bias is not zero")));
+  });
 }
 
 TEST(HfWeights, MistakesNameTheTensor) {
@@ -285,6 +315,10 @@ TEST(HfWeights, ModelsOfNoFamilyAreRefused) {
   c = mixtral();
   c.moe.shared_experts = 1;
   EXPECT_THAT(refusal(c), HasSubstr("MixtralForCausalLM would have to have normalised softmax scores"));
+  c = deepseek();
+  c.layers = 3;
+  c.moe.share_layers = 2;
+  EXPECT_THAT(refusal(c), HasSubstr("moe.share_layers = 1"));
   c = gpt2();
   c.bias = false;
   EXPECT_THAT(refusal(c), HasSubstr("GPT2LMHeadModel would have to have model.bias = true"));
@@ -308,7 +342,8 @@ TEST(HfWeights, ConfigsThatMeanSomethingElseAreRefused) {
               HasSubstr("\"attention_bias\" is true"));
   EXPECT_THAT(refusal(R"({"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}})"),
               HasSubstr("\"rope_type\" is \"llama3\""));
-  EXPECT_THAT(refusal(R"({"model_type": "deepseek_v3"})"), HasSubstr("\"topk_group\""));
+  EXPECT_EQ(refusal(R"({"model_type": "deepseek_v3"})"), "no error");
+  EXPECT_THAT(refusal(R"({"model_type": "deepseek_v3", "topk_group": 9})"), HasSubstr("moe.top_groups 9"));
   EXPECT_THAT(refusal(R"({"model_type": "llama", "hidden_size": "8"})"), HasSubstr("\"hidden_size\""));
   EXPECT_THAT(refusal(R"({"model_type": "llama", "num_attention_heads": 5})"),
               HasSubstr("config.json: model.width"));

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <random>
 
 #include "phalanx/comm/transport/threads.h"
@@ -97,6 +98,9 @@ Result definition(const Values& v, const MoeConfig& c) {
   const int64_t f = c.expert_width;
   for (int64_t s = 0; s < kSequences; ++s) {
     std::vector<Vector> scores;
+    std::vector<int> taken(static_cast<size_t>(c.experts));
+    const double even = static_cast<double>(kLength * c.top_k) / c.experts;
+    const int room = c.capacity > 0 ? static_cast<int>(std::ceil(c.capacity * even)) : kTokens;
     for (int64_t t = s * kLength; t < (s + 1) * kLength; ++t) {
       const double* x = v.at("x").data() + t * kWidth;
       double* y = out.y.data() + t * kWidth;
@@ -110,8 +114,10 @@ Result definition(const Values& v, const MoeConfig& c) {
       for (const size_t e : best) {
         const double weight = scores.back()[e] / (c.normalise ? sum : 1) * c.scaling;
         const auto at = static_cast<int64_t>(e);
-        add_swiglu(x, v.at("m.experts.gate_up").data() + at * 2 * f * kWidth,
-                   v.at("m.experts.down").data() + at * kWidth * f, f, weight, y);
+        if (taken[e]++ < room) {
+          add_swiglu(x, v.at("m.experts.gate_up").data() + at * 2 * f * kWidth,
+                     v.at("m.experts.down").data() + at * kWidth * f, f, weight, y);
+        }
         ++out.expert_tokens[e];
       }
       if (c.shared_experts > 0) {
@@ -198,8 +204,9 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
     ParameterStore store(mesh, DType::f64);
     TensorParallel tensor(mesh, c.sequence);
     const ModelConfig model = resolved(config);
-    ContextParallel context(mesh);
-    Moe moe({store, tensor, context, model}, "m");
+    ContextParallel context(mesh, 1);
+    DataParallel data(store);
+    Moe moe({store, data, tensor, context, model}, "m", "m.experts");
     store.initialise(1);
     for (const Parameter& p : store.all()) {
       const auto local = p.value().span<double>();
@@ -215,14 +222,16 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
           std::span(all).subspan(static_cast<size_t>(first * kWidth), static_cast<size_t>(rows * kWidth));
       return Tensor::of(Shape{rows, kWidth}, part);
     };
-    Batch batch = {.sequence_offsets = Tensor::empty({sequences + 1}, DType::i64)};
+    Batch batch = {.sequence_offsets = Tensor::empty({sequences + 1}, DType::i64),
+                   .rows = Tensor::empty({rows}, DType::i64)};
+    std::iota(batch.rows.data<int64_t>(), batch.rows.data<int64_t>() + rows, first);
     for (int64_t s = 0; s <= sequences; ++s) batch.sequence_offsets.data<int64_t>()[s] = s * kLength;
     const Pass pass = {.batch = &batch, .scale = kScale, .training = true};
     Tape tape;
     const Tensor y = run(moe.forward(tensor.stream_rows(mine(v.at("x"))), pass, tape));
     const Tensor dx = run(moe.backward(tensor.stream_rows(mine(dy)), pass, tape));
     EXPECT_TRUE(tape.empty());
-    run(store.reduce_grads());
+    run(DataParallel(store).reduce_grads());
 
     const std::lock_guard lock(mutex);
     const int64_t at = (first + (tensor.sequence() ? tensor.rank() * y.rows() : 0)) * kWidth;
@@ -307,6 +316,8 @@ INSTANTIATE_TEST_SUITE_P(
                   }),
              {.dp = 2, .ep = 2}},
         Case{"softmax_tp2_ep2", kSoftmax, {.tp = 2, .ep = 2}},
+        Case{"three_slices_dp2_tp3_etp3", kSoftmax, {.dp = 2, .tp = 3, .etp = 3}},
+        Case{"three_slices_tp6_ep2_etp3_sequence", kSoftmax, {.tp = 6, .ep = 2, .etp = 3}, true},
         Case{"a_sequence_on_two_ranks_tp3", kSoftmax, {.tp = 3}},
         Case{"a_sequence_on_two_ranks_tp3_shared_sequence",
              with(kSoftmax, [](MoeConfig& c) { c.shared_experts = 2; }),
@@ -319,6 +330,15 @@ INSTANTIATE_TEST_SUITE_P(
              with(kSoftmax, [](MoeConfig& c) { c.shared_experts = 2; }),
              {.dp = 2, .tp = 2, .ep = 4},
              true},
+        Case{"room_for_one", with(kSoftmax, [](MoeConfig& c) { c.capacity = 0.5; }), {}},
+        Case{"room_for_one_tp3_ep3",
+             with(kSoftmax,
+                  [](MoeConfig& c) {
+                    c.experts = 3;
+                    c.capacity = 0.5;
+                    c.shared_experts = 2;
+                  }),
+             {.tp = 3, .ep = 3}},
         Case{"without_balance_loss", with(kSoftmax, [](MoeConfig& c) { c.balance_loss = 0; }), {}}),
     [](const auto& info) { return info.param.name; });
 

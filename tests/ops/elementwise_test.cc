@@ -22,6 +22,9 @@ TEST(Elementwise, EqualsTheReference) {
       }
       for_each_target([&](bool) {
         expect_close(values(add(a, b)), plus(values(a), values(b)), within(1, dtype), "add");
+        const Tensor sum = copy(a);
+        add_into(sum, b);
+        expect_close(values(sum), plus(values(a), values(b)), within(1, dtype), "add_into");
         const Tensor x = copy(a);
         scale_into(x, factor);
         expect_close(values(x), scaled, within(2, dtype), "scale_into");

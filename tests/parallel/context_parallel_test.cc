@@ -27,7 +27,7 @@ TEST_P(ContextParallelTest, HeadsHaveAllRowsAndComeBackSummed) {
   const int64_t width = heads * head_dim;
   run_thread_ranks({.ranks = cp}, [&, cp = cp, heads = heads, d = head_dim, rows = rows](Group& world) {
     Mesh mesh(world, {.cp = cp});
-    ContextParallel context(mesh);
+    ContextParallel context(mesh, cp);
     const Tensor x = Tensor::empty({rows, width}, DType::f64);
     for (int64_t t = 0; t < rows; ++t) {
       for (int64_t c = 0; c < width; ++c) {
@@ -50,8 +50,8 @@ TEST_P(ContextParallelTest, HeadsHaveAllRowsAndComeBackSummed) {
       ASSERT_EQ(back.data<double>()[i], sharers * x.data<double>()[i]);
     }
     const int64_t sent = 2 * (cp - 1) * rows * own * d * 8;
-    EXPECT_EQ(mesh.group(Axis::cp).traffic().sent, sent);
-    EXPECT_EQ(mesh.group(Axis::cp).traffic().received, sent);
+    EXPECT_EQ(mesh.traffic().sent, sent);
+    EXPECT_EQ(mesh.traffic().received, sent);
   });
 }
 

@@ -119,6 +119,7 @@ TEST(ScheduleCheck, RandomChangesAreToldOrHarmless) {
   int harmless = 0;
   for (int round = 0; round < 2000; ++round) {
     const ScheduleEntry& entry = *schedule_entries()[below(schedule_entries().size())];
+    if (entry.name == "overlapped") continue;  // it has one stage
     const int P = 2 * (1 + static_cast<int>(below(2)));
     Schedule s = make_schedule(entry.name, {P, 2 * P + 2 * static_cast<int>(below(3))});
     Steps& steps = s.steps[below(s.steps.size())];

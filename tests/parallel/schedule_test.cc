@@ -34,6 +34,7 @@ std::vector<Case> cases() {
       for (const int M : microbatches) {
         if (M < 1 || (has_least(entry->name) && M < 2 * P)) continue;
         if (entry->name == "dualpipe" && (P % 2 != 0 || M % 2 != 0)) continue;
+        if (entry->name == "overlapped" && P > 1) continue;
         out.push_back({entry->name, {P, M}});
         if (!entry->any_chunks) continue;
         for (const int v : {1, 3, 4}) out.push_back({entry->name, {P, M, v}});
@@ -51,6 +52,19 @@ TEST(Schedule, EveryListIsCompleteAndCannotStop) {
     EXPECT_EQ(check_schedule(s), "") << text(c);
     if (s.map == StageMap::straight) {  // these need nothing posted ahead
       EXPECT_EQ(deadlock(s, Rendezvous::batched), "") << text(c);
+    }
+  }
+}
+
+TEST(Schedule, ForwardsAlonePassEveryStageInOrderAndCannotStop) {
+  for (const Case& c : cases()) {
+    const Schedule s = make_schedule(c.name, c.shape);
+    for (const int M : {0, 1, 2, c.shape.ranks, 3 * c.shape.ranks + 1}) {
+      const Schedule forward = forward_only(s, M);
+      EXPECT_EQ(check_schedule(forward), "") << text(c) << " " << M;
+      size_t steps = 0;
+      for (const Steps& list : forward.steps) steps += list.size();
+      EXPECT_EQ(steps, static_cast<size_t>(s.stages() * M));
     }
   }
 }
@@ -101,6 +115,9 @@ TEST(Schedule, PeakFormulas) {
     return out;
   };
   using Peaks = std::vector<int>;
+  EXPECT_EQ(peaks("sequential", {4, 6}), (Peaks{1, 1, 1, 1}));
+  EXPECT_EQ(peaks("overlapped", {1, 6}), (Peaks{2}));
+  EXPECT_EQ(peaks("overlapped", {1, 1}), (Peaks{1}));
   EXPECT_EQ(peaks("gpipe", {4, 6}), (Peaks{6, 6, 6, 6}));
   EXPECT_EQ(peaks("1f1b", {4, 8}), (Peaks{4, 3, 2, 1}));
   EXPECT_EQ(peaks("1f1b", {4, 2}), (Peaks{2, 2, 2, 1}));
@@ -146,6 +163,8 @@ TEST(Schedule, BubbleFormulas) {
     return bubble_formula(make_schedule(name, shape), times);
   };
   const StepTimes odd = {.F = 5, .B = 11, .W = 4, .FB = 14};
+  EXPECT_EQ(bubble("sequential", {4, 8}, odd), 8 * 3 * 16);
+  EXPECT_EQ(bubble("overlapped", {1, 8}, odd), 0);
   EXPECT_EQ(bubble("gpipe", {4, 8}, odd), 3 * 16);
   EXPECT_EQ(bubble("1f1b", {4, 8}, odd), 3 * 16);
   EXPECT_EQ(bubble("interleaved", {4, 8, 3}, odd), 3 * 16);  // times of a chunk: a third of a rank's
@@ -211,6 +230,9 @@ TEST(Schedule, ListsStepByStep) {
             "F0.0 F0.1 F0.2 F1.0 I1.0 W1.0 F1.1 F0.3&B1.1 F1.2&B0.0 B1.2 F1.3&B0.1 B1.3 I0.2 W0.2 I0.3 W0.3");
   EXPECT_EQ(list_of(vee, 1),
             "F0.0 F1.0 F0.1 F1.1 F0.2 B1.0 F1.2&B0.0 F0.3&B1.1 F1.3&B0.1 B1.2 B0.2 I1.3 I0.3 W1.3 W0.3");
+  EXPECT_EQ(list_of(make_schedule("sequential", {2, 2}), 1), "F0 B0 F1 B1");
+  EXPECT_EQ(list_of(make_schedule("overlapped", {1, 3}), 0), "F0 F1&B0 F2&B1 I2 W2");
+  EXPECT_EQ(list_of(make_schedule("overlapped", {1, 1}), 0), "F0 I0 W0");
   EXPECT_EQ(list_of(make_schedule("1f1b", {2, 3}), 0), "F0 F1 B0 F2 B1 B2");
   EXPECT_EQ(list_of(make_schedule("interleaved", {2, 2, 2}), 1), "F0.0 F0.1 F1.0 B1.0 F1.1 B1.1 B0.0 B0.1");
   EXPECT_EQ(list_of(make_schedule("zb-h1", {2, 3}), 1), "F0 I0 F1 I1 W0 F2 I2 W1 W2");
@@ -234,6 +256,7 @@ TEST(Schedule, Refusals) {
   says(refusal("dualpipe", {3, 8}), {"3 stages", "even"});
   says(refusal("dualpipe-v", {4, 7}), {"dualpipe-v", "7 microbatches", "at least 8"});
   says(refusal("dualpip", {4, 8}), {"\"dualpip\"", "dualpipe", "interleaved"});
+  says(refusal("overlapped", {2, 4}), {"overlapped", "one stage", "dualpipe"});
   says(refusal("1f1b", {4, 0}), {"0 microbatches", "at least 1"});
   says(refusal("1f1b", {0, 4}), {"0 stages", "at least 1"});
   says(refusal("1f1b", {4, 8, 2}), {"1f1b", "1 chunk"});

@@ -14,7 +14,7 @@
 
 #include "phalanx/base/file.h"
 #include "phalanx/comm/transport/threads.h"
-#include "phalanx/parallel/parameter.h"
+#include "phalanx/parallel/parameter_store.h"
 #include "phalanx/train/saved_checkpoint.h"
 #include "tests/temporary_directory.h"
 #include "tests/train/checkpoint_fixture.h"

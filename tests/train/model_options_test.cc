@@ -47,7 +47,8 @@ double loss_at(RankRun& rank, std::span<const Batch> batches, std::span<const do
   for (size_t i = 0; i < weights.size(); ++i) weights[i] += distance * direction[i];
   const StepResult r = compute_gradients(rank.trainer(), batches, 4);
   for (size_t i = 0; i < weights.size(); ++i) weights[i] -= distance * direction[i];
-  return r.loss + rank.config().model.moe.balance_loss * r.balance_loss;
+  const MoeConfig& moe = rank.config().model.moe;
+  return r.loss + moe.balance_loss * r.balance_loss + moe.z_loss * r.z_loss;
 }
 
 // False when a token changed its expert on the way, where the loss has no slope.
@@ -119,15 +120,18 @@ TEST_P(ModelOptions, TheGradientIsTheSlopeOfTheLoss) {
 
 INSTANTIATE_TEST_SUITE_P(
     Mlps, ModelOptions,
-    ::testing::Values(std::vector<std::string>{"model.mlp=gelu"},
-                      std::vector<std::string>{"model.mlp=gelu_tanh"},
-                      std::vector<std::string>{"model.mlp=swiglu", "model.head_dim=6"},
-                      std::vector<std::string>{"model.mlp=moe", "moe.shared_experts=1"},
-                      std::vector<std::string>{"model.mlp=moe", "moe.scores=sigmoid", "moe.scaling=1.5"},
-                      std::vector<std::string>{"model.mlp=moe", "moe.top_k=1", "moe.normalise=false",
-                                               "moe.dense_layers=1"},
-                      std::vector<std::string>{"model.mlp=moe", "moe.top_k=3", "moe.balance_loss=0",
-                                               "train.schedule=overlapped"}));
+    ::testing::Values(
+        std::vector<std::string>{"model.mlp=gelu"}, std::vector<std::string>{"model.mlp=gelu_tanh"},
+        std::vector<std::string>{"model.mlp=swiglu", "model.head_dim=6"},
+        std::vector<std::string>{"model.mlp=moe", "moe.shared_experts=1"},
+        std::vector<std::string>{"model.mlp=moe", "moe.scores=sigmoid", "moe.scaling=1.5"},
+        std::vector<std::string>{"model.mlp=moe", "moe.z_loss=0.2", "moe.groups=3", "moe.share_layers=2",
+                                 "moe.top_groups=2", "moe.bias_rate=0.01"},
+        std::vector<std::string>{"model.mlp=moe", "moe.z_loss=0.2", "moe.scores=sigmoid",
+                                 "moe.balance_loss=0", "moe.capacity=0.6"},
+        std::vector<std::string>{"model.mlp=moe", "moe.top_k=1", "moe.normalise=false", "moe.dense_layers=1"},
+        std::vector<std::string>{"model.mlp=moe", "moe.top_k=3", "moe.balance_loss=0",
+                                 "train.schedule=overlapped"}));
 
 }  // namespace
 }  // namespace phalanx

@@ -49,7 +49,8 @@ TrainingHistory history(int64_t steps, size_t layers, size_t experts, unsigned s
                        .lr = 1e-3 * (1 - 0.9 * done),
                        .grad_norm = 0.5 + unit(random),
                        .tokens_per_s = 40000 + 900 * unit(random),
-                       .gemm_share = 0.5 + 0.1 * unit(random)});
+                       .gemm_share = 0.5 + 0.1 * unit(random),
+                       .z_loss = 1 + unit(random)});
     if (i % 50 == 49) h.evaluations.push_back({i + 1, 1.6 + 2.5 * std::exp(-9 * done)});
   }
   for (size_t l = 0; l < layers; ++l) {
@@ -140,6 +141,7 @@ TEST(Report, LabelsTheLastValueOfEveryRecord) {
     label("Training and validation", format("{:.4f}", last.loss));
     label("Training and validation", "1.9877");
     label("Balance loss", format("{:.4f}", last.balance_loss));
+    label("Router z-loss", format("{:.4f}", last.z_loss));
     label("Gradient norm",
           last.grad_norm < 1 ? format("{:.3f}", last.grad_norm) : format("{:.2f}", last.grad_norm));
     const std::string tokens = format("{:.0f}", last.tokens_per_s);

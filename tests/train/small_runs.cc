@@ -5,7 +5,7 @@
 namespace phalanx {
 namespace {
 
-TrainConfig small(const Layout& layout, ScheduleKind schedule) {
+TrainConfig small(const Layout& layout, const char* schedule) {
   TrainConfig c;
   c.model.layers = 4;
   c.model.width = 32;
@@ -21,7 +21,7 @@ TrainConfig small(const Layout& layout, ScheduleKind schedule) {
 
 }  // namespace
 
-TrainConfig small_gpt(const Layout& layout, ScheduleKind schedule) {
+TrainConfig small_gpt(const Layout& layout, const char* schedule) {
   TrainConfig c = small(layout, schedule);
   c.model.norm = NormKind::layernorm;
   c.model.positions = Positions::learned;
@@ -30,14 +30,14 @@ TrainConfig small_gpt(const Layout& layout, ScheduleKind schedule) {
   return checked(c);
 }
 
-TrainConfig small_llama(const Layout& layout, ScheduleKind schedule) {
+TrainConfig small_llama(const Layout& layout, const char* schedule) {
   TrainConfig c = small(layout, schedule);
   c.model.kv_heads = 2;
   c.model.tied = false;
   return checked(c);
 }
 
-TrainConfig small_mla(const Layout& layout, ScheduleKind schedule) {
+TrainConfig small_mla(const Layout& layout, const char* schedule) {
   TrainConfig c = small(layout, schedule);
   c.model.attention = AttentionKind::mla;
   c.model.mla = {
@@ -45,7 +45,7 @@ TrainConfig small_mla(const Layout& layout, ScheduleKind schedule) {
   return checked(c);
 }
 
-TrainConfig small_moe(const Layout& layout, ScheduleKind schedule) {
+TrainConfig small_moe(const Layout& layout, const char* schedule) {
   TrainConfig c = small(layout, schedule);
   c.model.mlp = MlpKind::moe;
   c.model.moe = {.experts = 8, .top_k = 2, .expert_width = 24, .shared_experts = 1, .dense_layers = 1};

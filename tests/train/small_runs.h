@@ -8,10 +8,10 @@ namespace phalanx {
 
 /// A GPT-like, a Llama-like, one with latent attention and a mixture of experts: 4 layers of 32, sequences of
 /// 32 tokens, 8 a step in microbatches of 2; checked.
-TrainConfig small_gpt(const Layout& layout, ScheduleKind schedule);
-TrainConfig small_llama(const Layout& layout, ScheduleKind schedule);
-TrainConfig small_mla(const Layout& layout, ScheduleKind schedule);
-TrainConfig small_moe(const Layout& layout, ScheduleKind schedule);
+TrainConfig small_gpt(const Layout& layout, const char* schedule);
+TrainConfig small_llama(const Layout& layout, const char* schedule);
+TrainConfig small_mla(const Layout& layout, const char* schedule);
+TrainConfig small_moe(const Layout& layout, const char* schedule);
 
 /// Random characters, enough for a few steps.
 Dataset random_text(const TrainConfig& config, unsigned seed);

@@ -159,6 +159,12 @@ TEST(TrainConfig, SizesThatDoNotFitAreNamedWithTheirPlace) {
   EXPECT_EQ(refusal("[model]\nmlp = \"moe\"\n[moe]\nexperts = 6\n[parallel]\nlayout = \"dp=4,ep=4\"\n"),
             "a.toml:6: parallel.layout \"dp=4,ep=4\": ep = 4 does not divide moe.experts 6: it may be 1, 2, "
             "3 or 6");
+  EXPECT_EQ(
+      refusal("[model]\nmlp = \"moe\"\n[moe]\nexpert_width = 6\n[parallel]\nlayout = \"dp=4,etp=4\"\n"),
+      "a.toml:6: parallel.layout \"dp=4,etp=4\": etp = 4 does not divide moe.expert_width 6: it may be 1, "
+      "2, 3 or 6");
+  EXPECT_THAT(refusal("[parallel]\nlayout = \"dp=2,etp=2\"\n"),
+              HasSubstr("etp = 2 needs model.mlp = \"moe\""));
   EXPECT_EQ(refusal("[train]\nbatch = 6\n[parallel]\nranks = 4\n"),
             "a.toml:2: train.batch 6 is not a multiple of the 4 data-parallel ranks");
   EXPECT_EQ(refusal("[train]\nbatch = 12\nmicrobatch = 4\n[parallel]\nranks = 2\n"),
@@ -213,6 +219,44 @@ TEST(TrainConfig, LayoutAndRanksComplementEachOther) {
       2);
 }
 
+TEST(TrainConfig, PipelinesThatCannotRunAreRefused) {
+  EXPECT_EQ(parse("", {}).train.schedule, "sequential");
+  EXPECT_EQ(parse("", {"parallel.layout=pp=2"}).train.schedule, "1f1b");
+  EXPECT_THAT(refusal("", {"train.schedule=dualpip"}), HasSubstr("the nearest is dualpipe"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=2", "train.schedule=dualpipe", "train.microbatch=6"}),
+              HasSubstr("at least 4"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=2", "train.schedule=overlapped"}), HasSubstr("one stage"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=8"}), HasSubstr("8 stages"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=4", "train.schedule=zb-v"}), HasSubstr("model.layers 4"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=2", "parallel.layers=1,2"}),
+              HasSubstr("parallel.layers \"1,2\": 2 stages of 3 layers in all"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=2", "parallel.layers=4"}), HasSubstr("there are 2 stages"));
+  EXPECT_THAT(refusal("", {"parallel.layout=pp=2", "parallel.layers=1,x"}), HasSubstr("is not a list"));
+  EXPECT_EQ(stage_layers(parse("", {"parallel.layout=pp=3", "parallel.layers=0,4,0"}).parallel),
+            (std::vector<int>{0, 4, 0}));
+}
+
+TEST(TrainConfig, UlyssesTakesWhatTheHeadsAllow) {
+  const auto ulysses = [](const char* layout, const char* heads, const char* wanted) {
+    return parse("", {layout, heads, wanted, "model.width=144", "model.context=72"}).parallel.ulysses;
+  };
+  EXPECT_EQ(ulysses("parallel.layout=dp=1", "model.heads=6", "parallel.ulysses=0"), 1);
+  EXPECT_EQ(ulysses("parallel.layout=cp=6", "model.heads=6", "parallel.ulysses=0"), 6);
+  EXPECT_EQ(ulysses("parallel.layout=cp=4", "model.heads=6", "parallel.ulysses=0"), 2);
+  EXPECT_EQ(ulysses("parallel.layout=cp=4,tp=2", "model.heads=6", "parallel.ulysses=0"), 1);
+  EXPECT_EQ(ulysses("parallel.layout=cp=6,tp=2", "model.heads=6", "parallel.ulysses=0"), 3);
+  EXPECT_EQ(ulysses("parallel.layout=cp=8", "model.heads=12", "model.kv_heads=2"), 4);  // shared
+  EXPECT_EQ(ulysses("parallel.layout=cp=6", "model.heads=12", "model.kv_heads=4"), 2);
+  EXPECT_EQ(ulysses("parallel.layout=cp=6", "model.heads=6", "parallel.ulysses=2"), 2);
+  EXPECT_EQ(
+      refusal("", {"parallel.layout=cp=4", "parallel.ulysses=3"}),
+      "--set parallel.layout=cp=4: parallel.layout \"cp=4\": parallel.ulysses 3 does not fit cp = 4 and "
+      "the 4 heads of a rank of tp: it may be 1, 2 or 4");
+  EXPECT_THAT(refusal("", {"parallel.layout=cp=4,tp=2", "parallel.ulysses=4"}),
+              HasSubstr("it may be 1 or 2"));
+  EXPECT_THAT(refusal("", {"parallel.ulysses=2"}), HasSubstr("it may be 1"));
+}
+
 TEST(TrainConfig, ListsEveryKeyForHelp) {
   TrainConfig c;
   const std::string listing = train_table(c).listing();
@@ -226,7 +270,7 @@ TEST(TrainConfig, ListsEveryKeyForHelp) {
     longest = std::max(longest, end - at);
     at = end + 1;
   }
-  EXPECT_LE(longest, 140u);
+  EXPECT_LE(longest, 140u) << listing;
 }
 
 TEST(TrainConfig, MissingFile) {

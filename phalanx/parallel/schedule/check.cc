@@ -93,7 +93,7 @@ class RankReader {
       if (passage.forwards == 0) {
         problem("microbatch {} never goes forward through stage {} (chunk {})", m, stage, chunk);
       }
-      if (passage.backwards == 0) {
+      if (passage.backwards == 0 && schedule_.has_backward) {
         problem("microbatch {} never goes backward through stage {} (chunk {})", m, stage, chunk);
       }
     }

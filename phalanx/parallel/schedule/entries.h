@@ -5,6 +5,8 @@
 
 namespace phalanx {
 
+extern const ScheduleEntry kSequential;   ///< sequential.cc
+extern const ScheduleEntry kOverlapped;   ///< overlapped.cc
 extern const ScheduleEntry kGpipe;        ///< gpipe.cc
 extern const ScheduleEntry k1f1b;         ///< one_f_one_b.cc
 extern const ScheduleEntry kInterleaved;  ///< interleaved.cc

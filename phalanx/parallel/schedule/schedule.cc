@@ -9,8 +9,8 @@
 namespace phalanx {
 namespace {
 
-constexpr std::array<const ScheduleEntry*, 7> kEntries = {
-    &kGpipe, &k1f1b, &kInterleaved, &kZbH1, &kZbV, &kDualPipe, &kDualPipeV,
+constexpr std::array<const ScheduleEntry*, 9> kEntries = {
+    &kSequential, &kOverlapped, &kGpipe, &k1f1b, &kInterleaved, &kZbH1, &kZbV, &kDualPipe, &kDualPipeV,
 };
 constexpr int64_t kMostSteps = 3'000'000;
 
@@ -95,7 +95,9 @@ std::optional<ChunkPlace> Schedule::next(ChunkPlace at) const {
 }
 
 bool Schedule::passes(int microbatch, int chunk) const {
-  return map != StageMap::both_ways || (microbatch < microbatches / 2) == (chunk == 0);
+  if (map != StageMap::both_ways) return true;
+  if (!has_backward) return chunk == 0;
+  return (microbatch < microbatches / 2) == (chunk == 0);
 }
 
 double StepTimes::of(StepOp op) const {

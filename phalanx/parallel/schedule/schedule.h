@@ -34,6 +34,7 @@ struct Schedule {
   int ranks = 0;
   int chunks_per_rank = 1;   ///< of both_ways: directions
   int microbatches = 0;      ///< of the whole step, both directions together
+  bool has_backward = true;  ///< false: forwards alone, all in direction 0
   std::vector<Steps> steps;  ///< by rank
 
   int stages() const;
@@ -84,6 +85,10 @@ std::span<const ScheduleEntry* const> schedule_entries();
 const ScheduleEntry& schedule_entry(std::string_view name);
 /// Error: as schedule_entry; or the kind does not run on this shape.
 Schedule make_schedule(std::string_view name, ScheduleShape shape);
+
+/// The forwards of other microbatches over the same stages. Of both_ways every rank has one step for each
+/// microbatch; else one for each of its chunks.
+Schedule forward_only(const Schedule& like, int microbatches);
 
 /// The published formulas, for a schedule that make_schedule gave; each schedule's file says when they are
 /// exact.

@@ -35,10 +35,4 @@ std::string_view op_name(StepOp op);
 /// "F3", or with chunks "F1.3" (chunk 1, microbatch 3); an overlapped pair is "F1.3&B0.2".
 std::string step_text(const Step& step, bool chunks);
 
-/// One stage, one microbatch at a time: F0 B0 F1 B1 … One live microbatch.
-Steps sequential(int microbatches);
-/// One stage, the forward of each microbatch beside the backward of the one before: F0 FB(1,0) FB(2,1) … I W.
-/// Two live microbatches; hides the communication of one behind the computation of the other.
-Steps overlapped(int microbatches);
-
 }  // namespace phalanx

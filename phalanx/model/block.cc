@@ -1,0 +1,72 @@
+#include "phalanx/model/block.h"
+
+#include "phalanx/model/attention.h"
+#include "phalanx/model/mla.h"
+#include "phalanx/ops/dropout.h"
+#include "phalanx/ops/elementwise.h"
+
+namespace phalanx {
+namespace {
+
+std::unique_ptr<Layer> make_attention(const Builder& b, const std::string& name, int layer) {
+  if (b.config.attention == AttentionKind::mla) return std::make_unique<Mla>(b, name, layer);
+  return std::make_unique<Attention>(b, name, layer);
+}
+
+}  // namespace
+
+Tensor dropped(const Tensor& x_TD, const Pass& pass, const Tensor& rows, const RandomStream& stream,
+               double rate) {
+  if (rate == 0 || !pass.training) return x_TD;
+  return dropout(x_TD, rows, {.stream = stream, .step = pass.step, .rate = rate});
+}
+
+Block::Block(const Builder& b, int layer, uint64_t seed) : tensor_(b.tensor), dropout_(b.config.dropout) {
+  const ModelConfig& c = b.config;
+  const std::string name = format("layers.{}", layer);
+  const auto add_branch = [&](std::unique_ptr<Layer> norm, std::unique_ptr<Layer> body, const char* site) {
+    branches_.push_back({std::move(norm), std::move(body), RandomStream(seed, name + site)});
+  };
+  auto attention_norm = make_norm(b, name + ".attention_norm");
+  add_branch(std::move(attention_norm), make_attention(b, name + ".attention", layer), ".attention.dropout");
+  auto mlp_norm = make_norm(b, name + ".mlp_norm");
+  std::unique_ptr<Layer> mlp;
+  if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {
+    const std::string experts = format("layers.{}.moe.experts", c.moe.layer_of_experts(layer));
+    auto moe = std::make_unique<Moe>(b, name + ".moe", experts);
+    moe_ = moe.get();
+    mlp = std::move(moe);
+  } else if (c.mlp == MlpKind::gelu || c.mlp == MlpKind::gelu_tanh) {
+    mlp = std::make_unique<GeluMlp>(b, name + ".mlp");
+  } else {
+    mlp = std::make_unique<SwigluMlp>(b, name + ".mlp", c.mlp_width);
+  }
+  add_branch(std::move(mlp_norm), std::move(mlp), ".mlp.dropout");
+}
+
+Task<Tensor> Block::forward(Branch* branch, Tensor x_TD, Pass pass, Tape& tape) {
+  const Tensor normed_TD = co_await branch->norm->forward(x_TD, pass, tape.scope("norm"));
+  const Tensor y_TD = co_await branch->layer->forward(normed_TD, pass, tape.scope("layer"));
+  const Tensor rows = tensor_.stream_rows(pass.batch->rows);
+  co_return add(x_TD, dropped(y_TD, pass, rows, branch->dropout, dropout_));
+}
+
+Task<Tensor> Block::backward(Branch* branch, Tensor dy_TD, Pass pass, Tape& tape) {
+  const Tensor rows = tensor_.stream_rows(pass.batch->rows);
+  const Tensor dbranch_TD = dropped(dy_TD, pass, rows, branch->dropout, dropout_);
+  const Tensor dnormed_TD = co_await branch->layer->backward(dbranch_TD, pass, tape.scope("layer"));
+  const Tensor dx_TD = co_await branch->norm->backward(dnormed_TD, pass, tape.scope("norm"));
+  co_return add(dy_TD, dx_TD);
+}
+
+Task<Tensor> Block::forward(Tensor x_TD, Pass pass, Tape& tape) {
+  const Tensor h_TD = co_await forward(&branches_[0], x_TD, pass, tape.scope("attention"));
+  co_return co_await forward(&branches_[1], h_TD, pass, tape.scope("mlp"));
+}
+
+Task<Tensor> Block::backward(Tensor dy_TD, Pass pass, Tape& tape) {
+  const Tensor dh_TD = co_await backward(&branches_[1], dy_TD, pass, tape.scope("mlp"));
+  co_return co_await backward(&branches_[0], dh_TD, pass, tape.scope("attention"));
+}
+
+}  // namespace phalanx

@@ -1,0 +1,42 @@
+// One layer of the model: attention and MLP, each on a branch of the residual stream.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "phalanx/base/philox.h"
+#include "phalanx/model/layer.h"
+#include "phalanx/model/moe.h"
+
+namespace phalanx {
+
+/// Dropout on rows of the stream in training. `rows`: i64, of the step's whole batch, those of x. Its own
+/// backward.
+Tensor dropped(const Tensor& x_TD, const Pass& pass, const Tensor& rows, const RandomStream& stream,
+               double rate);
+
+/// x += attention(norm(x)); x += mlp(norm(x)); dropout on each branch.
+class Block final : public Layer {
+ public:
+  Block(const Builder& build, int layer, uint64_t seed);
+  Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
+  Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
+  /// Null when this block's MLP is dense.
+  Moe* moe() { return moe_; }
+
+ private:
+  struct Branch {
+    std::unique_ptr<Layer> norm;
+    std::unique_ptr<Layer> layer;
+    RandomStream dropout;
+  };
+  Task<Tensor> forward(Branch* branch, Tensor x_TD, Pass pass, Tape& tape);
+  Task<Tensor> backward(Branch* branch, Tensor dy_TD, Pass pass, Tape& tape);
+
+  TensorParallel& tensor_;
+  double dropout_;
+  Moe* moe_ = nullptr;
+  std::vector<Branch> branches_;  // attention, mlp
+};
+
+}  // namespace phalanx

@@ -1,0 +1,61 @@
+#include "phalanx/parallel/bucket.h"
+
+#include <cstring>
+
+#include "phalanx/base/trace.h"
+
+namespace phalanx {
+namespace {
+
+Tensor part_of(const Tensor& flat, int64_t at, const Shape& local) {
+  return flat.defined() ? flat.slice(at, at + local.numel()).view(local) : Tensor();
+}
+
+}  // namespace
+
+Tensor Parameter::grad() {
+  bucket_->need_grads();
+  if (!std::exchange(grad_written_, true) && grad_.bytes() > 0) {
+    const TraceSpan span(TraceKind::optimizer, "zero_grad", grad_.bytes());
+    std::memset(grad_.raw(), 0, grad_.bytes());
+  }
+  return grad_;
+}
+
+Parameter::GradSum Parameter::grad_sum() {
+  bucket_->need_grads();
+  return {grad_, std::exchange(grad_written_, true) ? Into::add : Into::replace};
+}
+
+void Bucket::bind() {
+  for (Parameter* p : parameters) {
+    p->value_ = part_of(values, p->at_, p->slice().local);
+    p->grad_ = part_of(grads, p->at_, p->slice().local);
+    p->grad_written_ = p->grad_written_ && grads.defined();
+  }
+}
+
+void Bucket::need_grads() {
+  if (grads.defined()) return;
+  grads = Tensor::empty({elements}, dtype);
+  int64_t used = 0;
+  for (const Parameter* p : parameters) used += p->slice().local.numel();
+  const Tensor rest = grads.slice(used, elements);
+  if (rest.bytes() > 0) std::memset(rest.raw(), 0, rest.bytes());
+  bind();
+}
+
+void Bucket::complete_grads() {
+  need_grads();
+  for (Parameter* p : parameters) p->grad();
+}
+
+std::string unit_of(const std::string& parameter) {
+  size_t end = parameter.find('.');
+  const std::string first = parameter.substr(0, end);
+  if (first != "layers" || end == std::string::npos) return first;
+  end = parameter.find('.', end + 1);
+  return parameter.substr(0, end);
+}
+
+}  // namespace phalanx

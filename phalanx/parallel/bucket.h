@@ -1,0 +1,53 @@
+// Parameters that are summed, shared out and gathered together.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "phalanx/comm/group.h"
+#include "phalanx/parallel/parameter.h"
+
+namespace phalanx {
+
+/// A run [begin, end) of flat tensors.
+struct FlatRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+/// Parameters of one unit (a layer, the embedding) whose gradients the same ranks sum. They lie one behind
+/// the other; where ranks share them out, zeros fill them up to equal shares.
+struct Bucket {
+  std::string unit;
+  bool alike = false;        ///< other ranks of tp have the same gradient
+  bool counts = true;        ///< in the gradient norm
+  bool over_stages = false;  ///< ranks of several stages sum it: at the end of a step
+  std::vector<Parameter*> parameters;
+  Group* sharers = nullptr;   ///< each has a share; null: this rank has all of it
+  Group* replicas = nullptr;  ///< they have the same share; null: no others
+  int64_t elements = 0;       ///< with what fills it up
+  FlatRange share;            ///< this rank's, of them
+  int64_t begin = 0;          ///< elements of earlier buckets
+  int64_t shares_before = 0;  ///< elements of this rank's shares of earlier buckets
+
+  Tensor values;         ///< [elements]; undefined while only the share is here
+  Tensor grads;          ///< [elements]; undefined until something is added
+  bool reduced = false;  ///< at least once since the last zero_grads
+  int passes_left = 0;   ///< backward passes of this step that will still add to it
+  int holds = 0;         ///< who needs the values here
+  DType dtype = DType::f32;
+
+  /// Memory for gradients, if there is none.
+  void need_grads();
+  /// Every parameter's gradient written, those that nothing added to as zeros.
+  void complete_grads();
+  /// Where the parameters find their values and gradients; after either has changed.
+  void bind();
+};
+
+/// "layers.3" of "layers.3.moe.router.w", "embedding" of "embedding.w".
+std::string unit_of(const std::string& parameter);
+
+}  // namespace phalanx

@@ -1,0 +1,160 @@
+#include "phalanx/parallel/data_parallel.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "phalanx/ops/elementwise.h"
+
+namespace phalanx {
+
+std::vector<Bucket*>& DataParallel::buckets_of(Part& part) {
+  if (part.buckets_.empty()) {
+    for (const Parameter* p : part.parameters_) {
+      Bucket* bucket = &ParameterStore::bucket_of(*p);
+      if (std::ranges::find(part.buckets_, bucket) == part.buckets_.end()) part.buckets_.push_back(bucket);
+    }
+  }
+  return part.buckets_;
+}
+
+void DataParallel::start_gather(Bucket& b) {
+  if (b.values.defined() || is_on_its_way(b)) return;
+  const Tensor share = store_.share_of_values(b);
+  if (!b.sharers) {
+    b.values = share;
+    b.bind();
+    return;
+  }
+  gathers_[&b].work = b.sharers->all_gather(share);
+}
+
+void DataParallel::arrive(Bucket& b) {
+  std::optional<Work>& work = gathers_[&b].work;
+  if (!work) return;
+  b.values = work->wait();
+  work.reset();
+  b.bind();
+}
+
+Task<DataParallel::Hold> DataParallel::hold(Part* part) {
+  std::vector<Bucket*>& buckets = buckets_of(*part);
+  for (Bucket* b : buckets) {
+    ++b->holds;
+    start_gather(*b);
+  }
+  for (Bucket* b : buckets) {
+    // Another task may wait for it too: whoever goes on first takes it.
+    if (is_on_its_way(*b)) co_await Suspend(gathers_.at(b));
+    arrive(*b);
+  }
+  co_return Hold(*this, *part);
+}
+
+void DataParallel::prefetch(Part& part) {
+  for (Bucket* b : buckets_of(part)) start_gather(*b);
+}
+
+void DataParallel::release(Part& part) {
+  for (Bucket* b : buckets_of(part)) {
+    if (--b->holds > 0 || store_.zero() < Zero::weights) continue;
+    b->values = Tensor();
+    b->bind();
+  }
+}
+
+void DataParallel::expect(Part& part, int passes) {
+  for (Bucket* b : buckets_of(part)) b->passes_left += passes;
+}
+
+void DataParallel::passed(Part& part) {
+  for (Bucket* b : buckets_of(part)) {
+    --b->passes_left;
+    if (b->over_stages) continue;  // its ranks come to it in different orders
+    if (b->passes_left == 0 || store_.zero() >= Zero::gradients) start_sum(*b);
+  }
+}
+
+void DataParallel::start_sum(Bucket& b) {
+  sums_.push_back(sum(&b));
+  sums_.back().resume();
+}
+
+Task<> DataParallel::sum(Bucket* bucket) {
+  Bucket& b = *bucket;
+  b.complete_grads();
+  const Tensor all = b.grads;
+  const bool is_first = !std::exchange(b.reduced, true);
+  const bool keeps = store_.zero() < Zero::gradients;
+  if (!keeps) {
+    b.grads = Tensor();
+    b.bind();
+  }
+  Tensor share = all;
+  if (b.sharers) {
+    Work scattering = b.sharers->reduce_scatter(all);
+    share = co_await scattering;
+  }
+  if (b.replicas) {
+    Work summing = b.replicas->all_reduce(share);
+    co_await summing;
+  }
+  const Tensor kept = store_.share_of_grads(b);
+  if (keeps && !b.sharers) co_return;  // in place
+  if (keeps || is_first) {
+    copy_into(kept, share);
+  } else {
+    copy_into(kept, add(kept, share));
+  }
+}
+
+Task<> DataParallel::settle(size_t in_flight) {
+  while (sums_.size() > in_flight) {
+    while (!sums_.front().done()) {
+      co_await Suspend(*sums_.front().waiting());
+      sums_.front().resume();
+    }
+    sums_.front().result();
+    sums_.erase(sums_.begin());
+  }
+}
+
+Task<> DataParallel::reduce_grads() {
+  for (Bucket& b : store_.buckets()) {
+    b.passes_left = 0;
+    if (!b.reduced) start_sum(b);
+  }
+  co_await settle(0);
+}
+
+Task<> DataParallel::gather_values() {
+  for (const auto& [bucket, gather] : gathers_) {
+    PHX_CHECK(!gather.work, "{}: weights of before the update are on their way", bucket->unit);
+  }
+  if (store_.zero() == Zero::weights) co_return;
+  PooledVector<Work> works;
+  PooledVector<Bucket*> targets;
+  for (Bucket& b : store_.buckets()) {
+    if (!b.sharers) continue;
+    works.push_back(b.sharers->all_gather(store_.share_of_values(b)));
+    targets.push_back(&b);
+  }
+  for (size_t i = 0; i < works.size(); ++i) {
+    Work& work = works[i];
+    const Tensor result = co_await work;
+    copy_into(targets[i]->values, result);
+  }
+}
+
+Task<double> DataParallel::grad_norm() {
+  double squares = 0;
+  for (const Bucket& b : store_.buckets()) {
+    const bool mine = b.counts && (!b.replicas || b.replicas->rank() == 0);
+    if (mine) squares += sum_of_squares(store_.share_of_grads(b));
+  }
+  const Tensor all = Tensor::of(Shape{1}, std::span<const double>(&squares, 1));
+  Work over_world = store_.mesh().world().all_reduce(all);
+  co_await over_world;
+  co_return std::sqrt(all.data<double>()[0]);
+}
+
+}  // namespace phalanx

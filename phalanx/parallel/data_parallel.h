@@ -1,0 +1,89 @@
+// What ranks that hold the same weights do together: sum gradients while backward still runs, and with ZeRO
+// keep shares (parameter_store.h).
+//
+// Bytes that a rank sends, with R sharers, Ψ elements of a bucket and n = (R − 1)/R · Ψ: without ZeRO 2n a
+// step (an all_reduce); stage 1 the same (a reduce-scatter, an all-gather); stage 2 n for each backward pass
+// and n; stage 3 n for each backward pass and n for each time that its unit runs, twice a microbatch. With
+// hybrid sharding the sum of a share over its r replicas besides: 2(r − 1)/r · Ψ/R.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "phalanx/parallel/parameter_store.h"
+
+namespace phalanx {
+
+/// Used by one rank's thread; all ranks call the same in the same order.
+class DataParallel {
+ public:
+  explicit DataParallel(ParameterStore& store) : store_(store) {}
+
+  /// A part of the model: the buckets whose weights it needs at one time, and whose gradients it adds to.
+  class Part {
+   public:
+    explicit Part(std::vector<Parameter*> parameters) : parameters_(std::move(parameters)) {}
+
+   private:
+    friend class DataParallel;
+    std::vector<Parameter*> parameters_;
+    std::vector<Bucket*> buckets_;  // of them, once the store is initialised
+  };
+
+  /// While it lives the part's weights are here.
+  class [[nodiscard]] Hold {
+   public:
+    Hold(DataParallel& data, Part& part) : data_(&data), part_(&part) {}
+    Hold(Hold&& other) noexcept : data_(std::exchange(other.data_, nullptr)), part_(other.part_) {}
+    Hold& operator=(Hold&&) = delete;
+    ~Hold() {
+      if (data_) data_->release(*part_);
+    }
+
+   private:
+    DataParallel* data_;
+    Part* part_;
+  };
+  /// With ZeRO-3 gathers what is not here or on its way.
+  Task<Hold> hold(Part* part);
+  /// Starts that for a part that will be held soon.
+  void prefetch(Part& part);
+
+  /// So many backward passes through the part will add to its gradients until they are complete.
+  void expect(Part& part, int passes);
+  /// One of them did. Starts to sum what is complete, or with ZeRO-2 this pass's gradients.
+  void passed(Part& part);
+  /// Waits for sums until no more than `in_flight` are unfinished.
+  Task<> settle(size_t in_flight);
+
+  /// Finishes every sum; own_grad of the store is then the sum over all ranks.
+  Task<> reduce_grads();
+  /// After an update, with ZeRO-1 and 2: gathers the weights that other ranks have updated.
+  Task<> gather_values();
+  /// √Σ g² over the whole model; a parameter's every element counts once. The same bits on all ranks.
+  Task<double> grad_norm();
+
+ private:
+  // A bucket's weights on their way. Stays for the next time: more than one task may wait for it.
+  struct Gather final : Waitable {
+    bool poll() override { return !work || work->done(); }
+    void wait() override {
+      if (work) work->finish();
+    }
+    std::optional<Work> work;
+  };
+
+  std::vector<Bucket*>& buckets_of(Part& part);
+  void release(Part& part);
+  bool is_on_its_way(Bucket& bucket) { return gathers_[&bucket].work.has_value(); }
+  void start_gather(Bucket& bucket);
+  void arrive(Bucket& bucket);
+  void start_sum(Bucket& bucket);
+  Task<> sum(Bucket* bucket);
+
+  ParameterStore& store_;
+  std::map<Bucket*, Gather> gathers_;
+  PooledVector<Task<>> sums_;  // oldest first
+};
+
+}  // namespace phalanx

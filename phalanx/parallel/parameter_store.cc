@@ -1,0 +1,215 @@
+#include "phalanx/parallel/parameter_store.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "phalanx/base/philox.h"
+#include "phalanx/parallel/holders.h"
+
+namespace phalanx {
+namespace {
+
+// "dp.tp": the axes along which the members differ from one another.
+std::string axes_of(const Mesh& mesh, std::span<const int> members, std::span<const Axis> axes) {
+  std::string text;
+  for (const Axis axis : axes) {
+    const auto a = static_cast<size_t>(axis);
+    const bool differ = std::ranges::any_of(
+        members, [&](int rank) { return mesh.coordinates_of(rank)[a] != mesh.coordinates()[a]; });
+    if (differ) text += format("{}{}", text.empty() ? "" : ".", axis_name(axis));
+  }
+  return text.empty() ? "alone" : text;
+}
+
+bool is_of_experts(const Placement& placement) {
+  return std::ranges::any_of(placement,
+                             [](const Shard& s) { return s.axis == Axis::ep || s.axis == Axis::etp; });
+}
+
+// The group of those members; null if this rank is the only one.
+Group* group_of(Mesh& mesh, const std::string& name, const std::vector<int>& members) {
+  return members.size() > 1 ? &mesh.group(name, members) : nullptr;
+}
+
+}  // namespace
+
+Parameter& ParameterStore::add(ParameterSpec spec) {
+  PHX_CHECK(!values_.defined(), "parameter {} comes after initialise", spec.name);
+  const auto same = std::ranges::find(parameters_, spec.name, &Parameter::name);
+  if (same != parameters_.end()) {
+    PHX_CHECK(same->spec() == spec, "parameter {} is added twice, differently", spec.name);
+    added_.push_back(&*same);
+    return *same;
+  }
+  const LocalSlice slice = local_slice(spec.name, spec.shape, spec.placement, mesh_);
+  Parameter& added = parameters_.emplace_back(std::move(spec), slice);
+  added_.push_back(&added);
+  return added;
+}
+
+Tensor ParameterStore::add_state(std::string name, const Shape& shape) {
+  return states_.emplace_back(State{std::move(name), Tensor::zeros(shape, dtype_)}).value;
+}
+
+// Who has which share of a bucket whose gradients `members` sum. Stages come to it at different times, so
+// that each has a copy of its own; its members follow each other.
+void ParameterStore::share_out(Bucket& bucket, const std::vector<int>& members,
+                               const std::string& axes) const {
+  const auto all = static_cast<int>(members.size());
+  const auto me = static_cast<int>(std::ranges::find(members, mesh_.world().rank()) - members.begin());
+  const auto here =
+      static_cast<int>(std::ranges::count_if(members, [&](int rank) { return is_of_stage(rank); }));
+  const int size = zero_.stage == Zero::none ? 1 : std::gcd(zero_.shard, here);
+  std::vector<int> sharers;
+  std::vector<int> replicas;
+  for (int i = 0; i < all; ++i) {
+    if (i / size == me / size) sharers.push_back(members[static_cast<size_t>(i)]);
+    if (i % size == me % size) replicas.push_back(members[static_cast<size_t>(i)]);
+  }
+  bucket.over_stages = here < all;
+  bucket.sharers = group_of(mesh_, "shares over " + axes, sharers);
+  bucket.replicas = group_of(mesh_, "gradients over " + axes, replicas);
+}
+
+Bucket& ParameterStore::bucket_for(const Parameter& parameter, const std::vector<int>& all) {
+  constexpr Axis kDense[] = {Axis::pp, Axis::dp, Axis::cp, Axis::tp};
+  constexpr Axis kExperts[] = {Axis::pp, Axis::edp, Axis::ep, Axis::etp};
+  const ParameterSpec& spec = parameter.spec();
+  std::vector<int> members = all;
+  if (spec.gradient == OverTp::alike) {
+    std::erase_if(members, [this](int rank) {
+      return mesh_.coordinates_of(rank)[static_cast<size_t>(Axis::tp)] != mesh_.coordinate(Axis::tp);
+    });
+  }
+  Bucket fresh = {.unit = unit_of(spec.name),
+                  .alike = members.size() < all.size(),
+                  .counts = members.front() == all.front(),
+                  .dtype = dtype_};
+  const bool experts = is_of_experts(spec.placement);
+  share_out(fresh, members, axes_of(mesh_, members, experts ? std::span(kExperts) : std::span(kDense)));
+  const auto same = std::ranges::find_if(buckets_, [&](const Bucket& b) {
+    return b.unit == fresh.unit && b.sharers == fresh.sharers && b.replicas == fresh.replicas &&
+           b.alike == fresh.alike;
+  });
+  return same != buckets_.end() ? *same : buckets_.emplace_back(std::move(fresh));
+}
+
+// Buckets, and the parameters of each, are in the order of names: stages that share some may have added them
+// in another one.
+void ParameterStore::fill_buckets() {
+  std::vector<Parameter*> ordered;
+  for (Parameter& p : parameters_) ordered.push_back(&p);
+  std::ranges::sort(ordered, {}, &Parameter::name);
+  std::vector<HeldTensor> held;
+  for (const Parameter* p : ordered) held.push_back({p->name(), p->spec().shape, p->spec().placement});
+  for (const State& s : states_) held.push_back({s.name, s.value.shape(), {}});
+  const std::vector<std::vector<int>> all = holders_of(held, mesh_);
+  find_state_holders(std::span(all).subspan(ordered.size()));
+  for (size_t i = 0; i < ordered.size(); ++i) {
+    Parameter& p = *ordered[i];
+    p.owner_ = all[i].front() == mesh_.world().rank();
+    p.bucket_ = &bucket_for(p, all[i]);
+    p.at_ = p.bucket_->elements;
+    p.bucket_->parameters.push_back(&p);
+    p.bucket_->elements += p.slice().local.numel();
+  }
+}
+
+// All of a rank's layers lie on the same ranks: of DualPipe those of two stages, else of one.
+void ParameterStore::find_state_holders(std::span<const std::vector<int>> holders) {
+  for (size_t i = 0; i < states_.size(); ++i) {
+    PHX_CHECK(holders[i] == holders[0], "{} and {} lie on different ranks", states_[i].name, states_[0].name);
+    states_[i].written_here = holders[i].front() == mesh_.world().rank();
+  }
+  if (!states_.empty()) state_holders_ = group_of(mesh_, "states", holders[0]);
+}
+
+void ParameterStore::initialise(uint64_t seed) {
+  fill_buckets();
+  int64_t elements = 0;
+  for (Bucket& b : buckets_) {
+    const int64_t ranks = b.sharers ? b.sharers->size() : 1;
+    const int64_t share = (b.elements + ranks - 1) / ranks;
+    const int64_t begin = b.sharers ? b.sharers->rank() * share : 0;
+    b.share = {begin, begin + share};
+    b.elements = ranks * share;
+    b.shares_before = share_elements_;
+    b.begin = elements;
+    share_elements_ += share;
+    elements += b.elements;
+  }
+  const auto memory = [&](bool shares) {
+    return Tensor::zeros({shares ? share_elements_ : elements}, dtype_);
+  };
+  values_ = memory(zero() == Zero::weights);
+  grads_ = memory(zero() >= Zero::gradients);
+  for (Bucket& b : buckets_) {
+    if (zero() < Zero::weights) b.values = values_.slice(b.begin, b.begin + b.elements);
+    if (zero() < Zero::gradients) b.grads = grads_.slice(b.begin, b.begin + b.elements);
+    b.bind();
+  }
+  for (const Parameter& p : parameters_) fill(p, seed);
+}
+
+void ParameterStore::fill(const Parameter& p, uint64_t seed) const {
+  const ParameterSpec& spec = p.spec();
+  const RandomStream stream(seed, spec.name);
+  const bool whole = zero() < Zero::weights;
+  const Tensor value = whole ? p.value_ : own_value(p);
+  const int64_t first = whole ? 0 : share_of(p).begin;
+  visit_float(value.dtype(), [&](auto t) {
+    using T = decltype(t);
+    T* v = value.data<T>();
+    for (int64_t i = 0; i < value.numel(); ++i) {
+      switch (spec.init.kind) {
+        case Init::Kind::zeros:
+          v[i] = 0;
+          break;
+        case Init::Kind::ones:
+          v[i] = 1;
+          break;
+        case Init::Kind::normal:
+          v[i] = static_cast<T>(spec.init.std *
+                                stream.normal(static_cast<uint64_t>(p.slice().global_index(first + i))));
+          break;
+      }
+    }
+  });
+}
+
+FlatRange ParameterStore::share_of(const Parameter& p) const {
+  const FlatRange& share = p.bucket_->share;
+  const int64_t numel = p.slice().local.numel();
+  return {std::clamp<int64_t>(share.begin - p.at_, 0, numel),
+          std::clamp<int64_t>(share.end - p.at_, 0, numel)};
+}
+
+bool ParameterStore::writes_share_of(const Parameter& p) const {
+  return p.bucket_->counts && (!p.bucket_->replicas || p.bucket_->replicas->rank() == 0);
+}
+
+Tensor ParameterStore::share_in(const Tensor& flat, bool shares, const Bucket& b) {
+  const int64_t begin = shares ? b.shares_before : b.begin + b.share.begin;
+  return flat.slice(begin, begin + b.share.size());
+}
+
+Tensor ParameterStore::own_part(const Tensor& flat, bool shares, const Parameter& p) const {
+  const FlatRange own = share_of(p);
+  if (own.size() == 0) return flat.slice(0, 0);
+  const int64_t begin = p.at_ + own.begin - p.bucket_->share.begin;
+  return share_in(flat, shares, *p.bucket_).slice(begin, begin + own.size());
+}
+
+const Tensor& ParameterStore::grads() {
+  if (zero() < Zero::gradients) {
+    for (Bucket& b : buckets_) b.complete_grads();
+  }
+  return grads_;
+}
+
+void ParameterStore::zero_grads() {
+  for (Parameter& p : parameters_) p.grad_written_ = false;
+  for (Bucket& b : buckets_) b.reduced = false;
+}
+
+}  // namespace phalanx

@@ -1,0 +1,122 @@
+// All parameters of one rank: where they lie, which ranks share them, initial values.
+#pragma once
+
+#include <deque>
+#include <vector>
+
+#include "phalanx/parallel/bucket.h"
+
+namespace phalanx {
+
+/// What the ranks that hold the same weights share out (ZeRO, Rajbhandari et al. 2020, section 5; each stage
+/// includes those before). Of a model with Ψ elements, R such ranks and AdamW, a rank has of weights,
+/// gradients and optimizer state (1 + 1 + 2)Ψ; Ψ + Ψ + 2Ψ/R; Ψ + 2Ψ/R for most of the time + Ψ/R; 4Ψ/R: with
+/// what is gathered for the unit at work besides.
+enum class Zero : uint8_t {
+  none = 0,
+  optimizer = 1,  ///< a step sums each rank's share of the gradients, updates it, gathers the others' weights
+  gradients = 2,  ///< a unit's gradients are summed into shares after each backward pass
+  weights = 3,    ///< a unit's weights are gathered when it runs, forward and backward
+};
+
+struct ZeroConfig {
+  Zero stage = Zero::none;
+  /// Ranks that share out one copy of the state; the others have further copies (hybrid sharding, Zhao et al.
+  /// 2023, PyTorch FSDP, section 3.2.2). 0: all that there are; else its greatest common divisor with them.
+  int shard = 0;
+};
+
+/// What training keeps beside the parameters and without a gradient (a router's bias): whole on every rank of
+/// the stages that have it, and equal. Saved and loaded as the weights are.
+struct State {
+  std::string name;
+  Tensor value;
+  bool written_here = true;  ///< by one of the ranks that hold it
+};
+
+/// Parameters lie in buckets, ordered by name, and those in one flat tensor.
+class ParameterStore {
+ public:
+  ParameterStore(Mesh& mesh, DType dtype, const ZeroConfig& zero = {})
+      : mesh_(mesh), dtype_(dtype), zero_(zero) {}
+
+  /// Registers a parameter; its address is stable. One that is there under this name already (the same in
+  /// every respect) is shared: a tied embedding, say. So is one of that name on another stage of pp.
+  Parameter& add(ParameterSpec spec);
+  /// Every parameter that `add` gave so far, in that order.
+  const std::vector<Parameter*>& added() const { return added_; }
+  /// Registers a state, of zeros in the store's dtype; gives its value, which the caller updates in place.
+  Tensor add_state(std::string name, const Shape& shape);
+  /// Takes the memory and fills in initial values: the same numbers in every layout. After the last add.
+  /// Collective over pp.
+  void initialise(uint64_t seed);
+
+  std::deque<Parameter>& all() { return parameters_; }
+  std::deque<Bucket>& buckets() { return buckets_; }
+  static Bucket& bucket_of(const Parameter& parameter) { return *parameter.bucket_; }
+  const std::vector<State>& states() const { return states_; }
+  /// The ranks that hold this rank's states; null: no others do.
+  Group* state_holders() { return state_holders_; }
+  DType dtype() const { return dtype_; }
+  Mesh& mesh() { return mesh_; }
+  Zero zero() const { return zero_.stage; }
+
+  /// The values of all buckets, or with ZeRO-3 this rank's shares of them.
+  const Tensor& values() const { return values_; }
+  /// The gradients, or from ZeRO-2 on the summed ones of this rank's shares.
+  const Tensor& grads();
+
+  /// What this rank updates of a parameter (as it lies in memory), and whose gradient is summed here: all, or
+  /// with ZeRO its share, perhaps nothing.
+  FlatRange share_of(const Parameter& parameter) const;
+  /// True on one of the ranks that update that share.
+  bool writes_share_of(const Parameter& parameter) const;
+  /// That part's values, and its gradient once it is summed; [share_of(parameter).size()].
+  Tensor own_value(const Parameter& parameter) const {
+    return own_part(values_, zero() == Zero::weights, parameter);
+  }
+  Tensor own_grad(const Parameter& parameter) const {
+    return own_part(grads_, zero() >= Zero::gradients, parameter);
+  }
+  /// Elements of a tensor that holds this rank's shares one behind the other, and a parameter's part of it.
+  int64_t share_elements() const { return share_elements_; }
+  Tensor own_part(const Tensor& shares, const Parameter& parameter) const {
+    return own_part(shares, true, parameter);
+  }
+  /// A bucket's share of the values, and of the summed gradients.
+  Tensor share_of_values(const Bucket& bucket) const {
+    return share_in(values_, zero() == Zero::weights, bucket);
+  }
+  Tensor share_of_grads(const Bucket& bucket) const {
+    return share_in(grads_, zero() >= Zero::gradients, bucket);
+  }
+
+  /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.
+  void zero_grads();
+
+ private:
+  Bucket& bucket_for(const Parameter& parameter, const std::vector<int>& holders);
+  bool is_of_stage(int world_rank) const {
+    return mesh_.coordinates_of(world_rank)[static_cast<size_t>(Axis::pp)] == mesh_.coordinate(Axis::pp);
+  }
+  void share_out(Bucket& bucket, const std::vector<int>& members, const std::string& axes) const;
+  void fill_buckets();
+  void find_state_holders(std::span<const std::vector<int>> holders);
+  Tensor own_part(const Tensor& flat, bool shares, const Parameter& parameter) const;
+  static Tensor share_in(const Tensor& flat, bool shares, const Bucket& bucket);
+  void fill(const Parameter& parameter, uint64_t seed) const;
+
+  Mesh& mesh_;
+  DType dtype_;
+  ZeroConfig zero_;
+  std::deque<Parameter> parameters_;
+  std::vector<Parameter*> added_;
+  std::deque<Bucket> buckets_;
+  std::vector<State> states_;
+  Group* state_holders_ = nullptr;
+  int64_t share_elements_ = 0;
+  Tensor values_;  // of all buckets, or this rank's shares of them
+  Tensor grads_;   // the same
+};
+
+}  // namespace phalanx

@@ -1,0 +1,163 @@
+#include "phalanx/parallel/pipeline.h"
+
+#include <algorithm>
+
+#include "phalanx/base/error.h"
+#include "phalanx/base/trace.h"
+#include "phalanx/parallel/schedule/check.h"
+
+namespace phalanx {
+namespace {
+
+int peer_of(const Group& pair) { return 1 - pair.rank(); }
+
+Work send(Group& pair, Tensor stream) {
+  PooledVector<P2P> messages;
+  messages.push_back(send_to(peer_of(pair), std::move(stream)));
+  return pair.exchange(std::move(messages));
+}
+
+Work receive(Group& pair, Tensor stream) {
+  PooledVector<P2P> messages;
+  messages.push_back(recv_from(peer_of(pair), std::move(stream)));
+  return pair.exchange(std::move(messages));
+}
+
+}  // namespace
+
+Pipeline::Pipeline(Schedule schedule, Mesh& mesh)
+    : schedule_(std::move(schedule)), mesh_(&mesh), rank_(mesh.coordinate(Axis::pp)) {
+  if (schedule_.ranks != mesh.size(Axis::pp)) {
+    throw Error("schedule {} is for {} ranks, the layout has pp = {}", schedule_.name, schedule_.ranks,
+                mesh.size(Axis::pp));
+  }
+  const std::string why = check_schedule(schedule_);
+  if (!why.empty()) throw Error("schedule {}: {}", schedule_.name, why);
+  open_channels();
+}
+
+std::optional<ChunkPlace> Pipeline::source(bool gradients, int chunk) const {
+  const ChunkPlace here = {rank_, chunk};
+  return gradients ? schedule_.next(here) : schedule_.previous(here);
+}
+
+std::optional<ChunkPlace> Pipeline::target(bool gradients, int chunk) const {
+  return source(!gradients, chunk);
+}
+
+// The two ranks at the ends of a channel.
+Group& Pipeline::channel(bool gradients, ChunkPlace into, int from) {
+  const std::vector<int>& line = mesh_->group(Axis::pp).info().members;
+  const int a = line[static_cast<size_t>(std::min(into.rank, from))];
+  const int b = line[static_cast<size_t>(std::max(into.rank, from))];
+  const char* what = gradients ? "gradients" : "activations";
+  return mesh_->group(format("{} into chunk {} of stage rank {}", what, into.chunk, into.rank), {a, b});
+}
+
+void Pipeline::open_channels() {
+  for (const bool gradients : {false, true}) {
+    for (int chunk = 0; chunk < schedule_.chunks_per_rank; ++chunk) {
+      const auto from = source(gradients, chunk);
+      if (from && from->rank != rank_) {
+        Inlet inlet = {gradients, chunk, &channel(gradients, {rank_, chunk}, from->rank), {}};
+        for (const Step& s : steps()) {
+          if (!gradients && s.goes_forward() && s.chunk == chunk) inlet.microbatches.push_back(s.microbatch);
+          if (gradients && s.goes_backward() && s.backward_chunk() == chunk) {
+            inlet.microbatches.push_back(s.backward_microbatch());
+          }
+        }
+        inlets_.push_back(std::move(inlet));
+      }
+      const auto to = target(gradients, chunk);
+      if (to && to->rank != rank_) outlets_.push_back({gradients, chunk, &channel(gradients, *to, rank_)});
+    }
+  }
+}
+
+void Pipeline::post_next(Inlet& inlet, StageRunner& stages) {
+  if (inlet.posted == inlet.microbatches.size()) return;
+  inlet.buffer = stages.empty_stream(inlet.microbatches[inlet.posted++]);
+  inlet.receiving = receive(*inlet.group, inlet.buffer);
+}
+
+Tensor Pipeline::take_parcel(bool gradients, ChunkPlace to, int microbatch) {
+  const auto found = std::ranges::find_if(parcels_, [&](const Parcel& p) {
+    return p.gradients == gradients && p.to == to && p.microbatch == microbatch;
+  });
+  PHX_CHECK(found != parcels_.end(), "nothing was given to chunk {} for microbatch {}", to.chunk, microbatch);
+  Tensor stream = std::move(found->stream);
+  parcels_.erase(found);
+  return stream;
+}
+
+Tensor Pipeline::take(bool gradients, int chunk, int microbatch, StageRunner& stages) {
+  const auto from = source(gradients, chunk);
+  if (!from) return {};
+  if (from->rank == rank_) return take_parcel(gradients, {rank_, chunk}, microbatch);
+  const auto inlet = std::ranges::find_if(
+      inlets_, [&](const Inlet& i) { return i.gradients == gradients && i.chunk == chunk; });
+  PHX_CHECK(inlet->microbatches[inlet->posted - 1] == microbatch, "microbatch {} is not the next of chunk {}",
+            microbatch, chunk);
+  inlet->receiving->wait();
+  inlet->receiving.reset();
+  Tensor stream = std::exchange(inlet->buffer, Tensor());
+  post_next(*inlet, stages);
+  return stream;
+}
+
+void Pipeline::give(bool gradients, int chunk, int microbatch, Tensor stream) {
+  const auto to = target(gradients, chunk);
+  if (!to) return;
+  if (to->rank == rank_) {
+    parcels_.push_back({gradients, *to, microbatch, std::move(stream)});
+    return;
+  }
+  const auto outlet = std::ranges::find_if(
+      outlets_, [&](const Outlet& o) { return o.gradients == gradients && o.chunk == chunk; });
+  if (outlet->sending) outlet->sending->wait();
+  outlet->stream = std::move(stream);
+  outlet->sending = send(*outlet->group, outlet->stream);
+}
+
+void Pipeline::run_step(const Step& s, StageRunner& stages) {
+  TimedStep record = {.step = s, .called_ns = trace_now()};
+  const int b_chunk = s.backward_chunk();
+  const int b_microbatch = s.backward_microbatch();
+  Tensor x;
+  Tensor dy;
+  if (s.goes_forward()) x = take(false, s.chunk, s.microbatch, stages);
+  if (s.goes_backward()) dy = take(true, b_chunk, b_microbatch, stages);
+  record.begin_ns = trace_now();
+  Tensor y;
+  Tensor dx;
+  if (s.op == StepOp::FB) {
+    std::tie(y, dx) = phalanx::run(overlap(stages.forward(s.chunk, s.microbatch, std::move(x)),
+                                           stages.backward(b_chunk, b_microbatch, std::move(dy), false)));
+  } else if (s.goes_forward()) {
+    y = phalanx::run(stages.forward(s.chunk, s.microbatch, std::move(x)));
+  } else if (s.goes_backward()) {
+    dx = phalanx::run(stages.backward(b_chunk, b_microbatch, std::move(dy), s.op == StepOp::I));
+  } else {
+    stages.weight_gradients(s.chunk, s.microbatch);
+  }
+  record.end_ns = trace_now();
+  records_.push_back(record);
+  if (s.goes_forward()) give(false, s.chunk, s.microbatch, std::move(y));
+  if (s.goes_backward()) give(true, b_chunk, b_microbatch, std::move(dx));
+}
+
+void Pipeline::run(StageRunner& stages) {
+  records_.clear();
+  for (Inlet& inlet : inlets_) {
+    inlet.posted = 0;
+    post_next(inlet, stages);
+  }
+  for (const Step& step : steps()) run_step(step, stages);
+  for (Outlet& outlet : outlets_) {
+    if (outlet.sending) outlet.sending->wait();
+    outlet.sending.reset();
+    outlet.stream = Tensor();
+  }
+}
+
+}  // namespace phalanx

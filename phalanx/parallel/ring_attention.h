@@ -1,0 +1,31 @@
+// Ring attention (Liu et al. 2023): each rank keeps the rows of its queries, and blocks of keys and values
+// travel around the ring, the next one while the present one is computed on. What a rank has seen adds up by
+// y and its log-sum-exp (ops/attention.h). Backward the blocks travel again, and the gradients of each with
+// it, one step behind, until they come home. What a rank's rows do not see of a block is not computed.
+//
+// Bytes: a block is B = T/ring · G · (d + e) elements of k and v, of T rows and G KV heads, d columns of k
+// and e of v. A rank sends B · (ring − 1) forward, and B · (2·ring − 1) backward, ring of them gradients.
+#pragma once
+
+#include "phalanx/base/task.h"
+#include "phalanx/comm/group.h"
+#include "phalanx/ops/attention.h"
+
+namespace phalanx {
+
+class RingAttention {
+ public:
+  /// Ring rank r has the rows ring_rows(T, ring, r) (context_rows.h). The group outlives this.
+  explicit RingAttention(Group& ring) : ring_(ring) {}
+
+  /// As attention() and attention_backward(), of this rank's rows, T/ring of them; sequence_offsets i64 [B+1]
+  /// are of all T rows. With one rank it is those.
+  Task<Attended> forward(Tensor q_THd, Tensor k_TGd, Tensor v_TGd, Tensor sequence_offsets,
+                         AttentionConfig config);
+  Task<AttentionGradients> backward(AttentionBackward in, Tensor sequence_offsets, AttentionConfig config);
+
+ private:
+  Group& ring_;
+};
+
+}  // namespace phalanx

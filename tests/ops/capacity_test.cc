@@ -1,0 +1,95 @@
+// Which choices experts have room for, whatever order the rows stand in.
+#include <algorithm>
+#include <map>
+#include <numeric>
+
+#include "phalanx/ops/route.h"
+#include "tests/ops/reference.h"
+
+namespace phalanx::test {
+namespace {
+
+std::vector<int64_t> list(const Tensor& t) {
+  const auto span = t.span<const int64_t>();
+  return {span.begin(), span.end()};
+}
+
+std::vector<int64_t> from(int64_t first, int64_t count) {
+  std::vector<int64_t> numbers(static_cast<size_t>(count));
+  std::iota(numbers.begin(), numbers.end(), first);
+  return numbers;
+}
+
+// The first ⌈factor · n · K / E⌉ of each sequence and expert; rows in order.
+std::vector<int64_t> reference(const std::vector<int64_t>& idx, size_t k, const std::vector<int64_t>& offsets,
+                               double experts, double factor) {
+  std::vector<int64_t> kept = idx;
+  for (size_t b = 0; b + 1 < offsets.size(); ++b) {
+    const auto n = static_cast<double>(offsets[b + 1] - offsets[b]);
+    const double room = std::ceil(factor * (n * static_cast<double>(k) / experts));
+    std::map<int64_t, double> before;
+    for (size_t i = static_cast<size_t>(offsets[b]) * k; i < static_cast<size_t>(offsets[b + 1]) * k; ++i) {
+      if (before[idx[i]]++ >= room) kept[i] = -1;
+    }
+  }
+  return kept;
+}
+
+TEST(Capacity, KeepsTheFirstByPositionInAnyOrderOfRows) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  const std::vector<int64_t> offsets = {0, 9, 9, 10, 33};
+  for (const int64_t experts : {3, 5, 16}) {
+    constexpr int64_t kTopK = 2;
+    const Tensor choices = route(random.tensor({33, experts}, DType::f64), {.top_k = kTopK}).topk_idx_TK;
+    const std::vector<int64_t> idx = list(choices);
+    for (const double factor : {0.3, 1.0, 1.25, 100.0}) {
+      const std::vector<int64_t> want = reference(idx, kTopK, offsets, static_cast<double>(experts), factor);
+      if (factor == 100) {
+        EXPECT_EQ(want, idx);
+      }
+      std::vector<int64_t> order = from(0, 33);  // the token behind each row
+      for (int shuffles = 0; shuffles < 4; ++shuffles) {
+        std::vector<int64_t> moved;
+        std::vector<int64_t> want_moved;
+        std::vector<int64_t> numbers;
+        for (const int64_t token : order) {
+          numbers.push_back(1000 + token);
+          for (size_t i = 0; i < kTopK; ++i) {
+            moved.push_back(idx[static_cast<size_t>(token) * kTopK + i]);
+            want_moved.push_back(want[static_cast<size_t>(token) * kTopK + i]);
+          }
+        }
+        const Tensor kept = within_capacity(indices64({33, kTopK}, moved), indices64({33}, numbers),
+                                            indices64({5}, offsets), experts, factor);
+        EXPECT_EQ(list(kept), want_moved) << experts << " experts, factor " << factor;
+        for (size_t i = order.size(); i-- > 1;) {
+          std::swap(order[i], order[static_cast<size_t>(random.integer(0, static_cast<int64_t>(i)))]);
+        }
+      }
+    }
+  }
+}
+
+TEST(Capacity, AllTokensToOneExpertAndNoneToTheOthers) {
+  const Tensor kept = within_capacity(indices64({6, 1}, {2, 2, 2, 2, 2, 2}), indices64({6}, from(4, 6)),
+                                      indices64({2}, {0, 6}), 4, 1);  // ⌈6 / 4⌉ = 2
+  EXPECT_EQ(list(kept), (std::vector<int64_t>{2, 2, -1, -1, -1, -1}));
+}
+
+// A tie of scores goes to the lower expert in every row, so all of them want the same ones.
+TEST(Capacity, TiesFillTheLowerExpertsFirst) {
+  const Routing routing = route(Tensor::zeros({4, 3}, DType::f32), {.top_k = 2});
+  const Tensor kept =
+      within_capacity(routing.topk_idx_TK, indices64({4}, from(0, 4)), indices64({2}, {0, 4}), 3, 0.5);
+  EXPECT_EQ(list(kept), (std::vector<int64_t>{0, 1, 0, 1, -1, -1, -1, -1}));
+}
+
+TEST(Capacity, RefusesNumbersThatAreNotNeighbours) {
+  EXPECT_THROW(
+      within_capacity(indices64({2, 1}, {0, 0}), indices64({2}, {3, 7}), indices64({2}, {0, 2}), 2, 1),
+      BrokenPromise);
+}
+
+}  // namespace
+}  // namespace phalanx::test

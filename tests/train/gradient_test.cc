@@ -1,0 +1,79 @@
+// The gradients of a step on one rank against finite differences, for every kind of model.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "phalanx/comm/transport/threads.h"
+#include "tests/train/step_models.h"
+#include "tests/train/step_rank.h"
+
+namespace phalanx {
+namespace {
+
+// How often each expert of each layer was chosen since the last call.
+std::vector<int64_t> take_expert_tokens(Transformer& model) {
+  std::vector<int64_t> counts;
+  for (Moe* moe : model.moe_layers()) {
+    std::vector<int64_t>& layer = moe->statistics().expert_tokens;
+    counts.insert(counts.end(), layer.begin(), layer.end());
+    std::ranges::fill(layer, 0);
+  }
+  return counts;
+}
+
+struct Case {
+  const char* name;
+  ModelConfig config;
+};
+
+class GradientTest : public testing::TestWithParam<Case> {};
+
+// By central differences of fourth order, of the loss and the balance loss together.
+TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  const Case& c = GetParam();
+  run_thread_ranks({.ranks = 1, .threads_per_rank = 1}, [&](Group& world) {
+    Rank rank(world, {}, c.config, DType::f64, "overlapped", seed);
+    const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), c.config, seed);
+    compute_gradients(rank.trainer, micro, 5);
+    const Tensor analytic =
+        Tensor::of(rank.store.grads().shape(), std::span<const double>(rank.store.grads().span<double>()));
+    const std::vector<int64_t> routing = take_expert_tokens(rank.model);
+    int compared = 0;
+    int rerouted = 0;  // the loss has no derivative where a token changes its expert
+    for (Parameter& p : rank.store.all()) {
+      const auto grad = rank.store.own_part(analytic, p).span<double>();
+      for (size_t i = seed % 5; i < grad.size(); i += 17) {
+        double& w = p.value().span<double>()[i];
+        const double before = w;
+        bool same_routing = true;
+        const auto loss_at = [&](double offset) {
+          w = before + offset;
+          const StepResult r = compute_gradients(rank.trainer, micro, 5);
+          w = before;
+          same_routing = take_expert_tokens(rank.model) == routing && same_routing;
+          return r.loss + c.config.moe.balance_loss * r.balance_loss;
+        };
+        const double h = 1e-4;
+        const double slope = (8 * (loss_at(h) - loss_at(-h)) - (loss_at(2 * h) - loss_at(-2 * h))) / (12 * h);
+        ++compared;
+        if (!same_routing) {
+          ++rerouted;
+          continue;
+        }
+        EXPECT_NEAR(slope, grad[i], 1e-6 * (1 + std::abs(grad[i]))) << p.name() << " " << i;
+      }
+    }
+    EXPECT_LT(rerouted, compared / 3);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, GradientTest,
+                         testing::Values(Case{"gpt", gpt()}, Case{"llama", llama()}, Case{"mla", mla()},
+                                         Case{"moe", moe()}, Case{"sigmoid", sigmoid_moe_with_dropout()}),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace phalanx

@@ -1,0 +1,63 @@
+// Every option of routing at once, under many layouts: gradients, losses and the routers' biases are those of
+// one rank.
+#include "phalanx/train/verify.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace phalanx {
+namespace {
+
+ModelConfig every_option(Scores scores) {
+  ModelConfig c = {.vocabulary = 23, .layers = 4, .width = 16, .heads = 4, .context = 12, .mlp_width = 8};
+  c.mlp = MlpKind::moe;
+  c.init_std = 0.3;  // far from uniform, so that routing matters
+  c.moe = {.experts = 8,
+           .top_k = 3,
+           .expert_width = 8,
+           .shared_experts = 1,
+           .dense_layers = 1,
+           .share_layers = 2,
+           .scores = scores,
+           .scaling = 1.5,
+           .balance_loss = 0.05,
+           .groups = 4,
+           .top_groups = 2,
+           .bias_rate = 0.02,
+           .z_loss = 0.02,
+           .capacity = 1.1};  // ⌈1.1 · 12 · 3 / 8⌉ = 5 tokens
+  return resolved(c);
+}
+
+class VerifyRouting : public ::testing::TestWithParam<Scores> {};
+
+TEST_P(VerifyRouting, EqualsOneRank) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  const ModelConfig model = every_option(GetParam());
+  // Some stages share their experts with others.
+  const std::vector<VerifyCase> cases = verify_cases(model,
+                                                     {{.dp = 4, .ep = 4},
+                                                      {.tp = 4, .etp = 2},
+                                                      {.dp = 2, .tp = 2, .ep = 2, .etp = 2},
+                                                      {.cp = 4, .ep = 2},
+                                                      {.cp = 2, .tp = 2, .ep = 4},
+                                                      {.dp = 2, .cp = 2, .tp = 2, .ep = 8},
+                                                      {.pp = 2, .dp = 2, .ep = 2},
+                                                      {.pp = 2, .cp = 2, .tp = 2, .etp = 2},
+                                                      {.pp = 4}},
+                                                     Coverage::pairs);
+  const auto check = [](const VerifyRow& row) {
+    EXPECT_TRUE(row.pass) << row.run.layout.text() << " " << row.run.schedule << " zero "
+                          << static_cast<int>(row.run.zero) << ": " << row.error << ", gradient of "
+                          << row.worst_tensor << " " << row.max_rel_grad_err << ", weights "
+                          << row.weights_err;
+  };
+  EXPECT_EQ(verify({.model = model, .seed = seed}, cases, check).size(), cases.size());
+}
+
+INSTANTIATE_TEST_SUITE_P(Scores, VerifyRouting, ::testing::Values(Scores::softmax, Scores::sigmoid));
+
+}  // namespace
+}  // namespace phalanx

@@ -59,7 +59,7 @@ class ConfigMistakes(Case):
         self.refuse(["train", self.config, "more"], '"more"')
         self.refuse(["train", self.config, "--ranks", "two"], "--ranks", "two")
         self.refuse(["train", self.config, "--set", "train.steps"], "train.steps", "section.key=value")
-        self.refuse(["train", self.config, "--schedule", "overlaped"], "overlaped", "the nearest is overlapped")
+        self.refuse(["train", self.config, "--schedule", "overlaped"], "overlaped", "is overlapped")
         self.refuse(["generate", "--prompt", "the"], "--model")
 
 

@@ -146,7 +146,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"llama_many_pp2_zb_h1", small_llama, {.pp = 2}, "zb-h1", many_tokens},
         Case{"llama_many_pp2_zb_v", small_llama, {.pp = 2}, "zb-v", many_tokens},
         Case{"gpt_many_pp2_dualpipe", small_gpt, {.pp = 2}, "dualpipe", many_tokens},
-        Case{"llama_many_pp2_dp2_dualpipe_v", small_llama, {.pp = 2, .dp = 2}, "dualpipe-v", many_tokens},
+        Case{"llama_many_pp2_dualpipe_v", small_llama, {.pp = 2}, "dualpipe-v", many_tokens},
         Case{"gpt_many_cp2", small_gpt, {.cp = 2}, kSequential, many_tokens},
         Case{"llama_many_cp4", small_llama, {.cp = 4}, kSequential, many_tokens},
         Case{"llama_many_cp2_tp2", small_llama, {.cp = 2, .tp = 2}, kSequential, many_tokens},

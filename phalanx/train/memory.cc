@@ -1,9 +1,13 @@
 #include "phalanx/train/memory.h"
 
 #include <algorithm>
+#include <map>
+#include <numeric>
 #include <vector>
 
 #include "phalanx/model/flops.h"
+#include "phalanx/model/stage.h"
+#include "phalanx/parallel/parameter_store.h"
 #include "phalanx/tensor/size_class.h"
 
 namespace phalanx {
@@ -205,15 +209,31 @@ struct Live {
   int64_t sum() const { return saved + working; }
 };
 
-// The most that the backward of one microbatch holds, of which `deferring`: with its weight gradients put
-// off.
-Live backward_peak(const Layers& layers, int count, bool deferring) {
-  int64_t before = 0;  // saved by the layers that backward has not reached
-  for (int i = 0; i < count; ++i) before += layers.attention().saved + layers.mlp(i).saved;
+int64_t saved_by(const Layers& layers, const StagePart& part) {
+  int64_t saved = part.predicts ? layers.head() : 0;
+  for (int i = part.first_layer; i < part.end_layer; ++i) {
+    saved += layers.attention().saved + layers.mlp(i).saved;
+  }
+  return saved;
+}
+
+// What the backward of one microbatch holds at most, and what is left when it ends: with its weight gradients
+// put off, what those need.
+struct BackwardMemory {
+  Live peak;
+  int64_t left = 0;
+};
+
+BackwardMemory backward_memory(const Layers& layers, const StagePart& part, bool deferring) {
+  int64_t before = saved_by(layers, part);  // by the layers that backward has not reached, and the head
   // The head's product with logits, its weights transposed or its input's gradient beside them.
-  Live peak = {before + layers.head(), layers.x() + 2 * layers.gathered()};
-  int64_t kept = layers.logits() + (deferring ? layers.x() : 0);
-  for (int i = count; i-- > 0;) {
+  Live peak = {before, layers.x() + 2 * layers.gathered()};
+  int64_t kept = 0;
+  if (part.predicts) {
+    before -= layers.head();
+    kept = layers.logits() + (deferring ? layers.x() : 0);
+  }
+  for (int i = part.end_layer; i-- > part.first_layer;) {
     const BranchMemory attention = layers.attention();
     const BranchMemory mlp = layers.mlp(i);
     for (const BranchMemory* branch : {&mlp, &attention}) {
@@ -223,35 +243,115 @@ Live backward_peak(const Layers& layers, int count, bool deferring) {
       kept += deferring ? branch->deferred : 0;
     }
   }
-  return kept > peak.sum() ? Live{kept, 0} : peak;
+  if (kept > peak.sum()) peak = {kept, 0};
+  return {peak, deferring ? kept : 0};
 }
 
 // What the forward of another microbatch has saved when a backward holds most. They change places where they
 // wait, that is in MoE layers; without any the forward ends before the backward begins.
-int64_t beside_backward(const Layers& layers, const ModelConfig& c) {
+int64_t beside_backward(const Layers& layers, const ModelConfig& c, const StagePart& part) {
   int64_t saved = 0;
-  for (int i = 0; i < c.layers; ++i) {
+  for (int i = part.first_layer; i < part.end_layer; ++i) {
     saved += layers.attention().saved;
     if (c.mlp == MlpKind::moe && i >= c.moe.dense_layers) return saved + layers.norm() + layers.x();
     saved += layers.mlp(i).saved;
   }
-  return saved + layers.head();
+  return saved + (part.predicts ? layers.head() : 0);
 }
 
-// Of a rank's parameters, those whose optimizer state it has with ZeRO: its share among the ranks that hold
-// the same ones.
-int64_t updated_parameters(const ModelConfig& c, int64_t parameters, const Layout& layout) {
-  const int64_t expert = 3 * c.width * c.moe.expert_width;
-  const int64_t sets = (c.layers - c.moe.dense_layers + c.moe.share_layers - 1) / c.moe.share_layers;
-  const int64_t experts =
-      c.mlp == MlpKind::moe ? sets * (c.moe.experts / layout.ep) * (expert / layout.etp) : 0;
-  const int64_t edp = layout.dp * layout.cp * layout.tp / (layout.ep * layout.etp);
-  return (parameters - experts) / (layout.dp * layout.cp) + experts / edp;
+// The most that a rank's list holds at once.
+Live peak_of(const Steps& steps, const Layers& layers, const ModelConfig& c,
+             const std::vector<StagePart>& parts) {
+  std::map<std::pair<int, int>, int64_t> live;  // by chunk and microbatch
+  Live peak;
+  const auto part_of = [&](int chunk) { return parts[static_cast<size_t>(chunk)]; };
+  const auto add = [&](const Live& now) {
+    int64_t others = 0;
+    for (const auto& [passage, bytes] : live) others += bytes;
+    if (others + now.sum() > peak.sum()) peak = {others + now.saved, now.working};
+  };
+  for (const Step& s : steps) {
+    if (s.op == StepOp::F) live[{s.chunk, s.microbatch}] = saved_by(layers, part_of(s.chunk));
+    if (s.goes_backward()) {
+      const auto passage = std::pair(s.backward_chunk(), s.backward_microbatch());
+      const BackwardMemory backward = backward_memory(layers, part_of(passage.first), s.op == StepOp::I);
+      live.erase(passage);
+      Live now = backward.peak;
+      if (s.op == StepOp::FB) now.saved += beside_backward(layers, c, part_of(s.chunk));
+      add(now);
+      if (backward.left > 0) live[passage] = backward.left;
+    }
+    if (s.op == StepOp::FB) live[{s.chunk, s.microbatch}] = saved_by(layers, part_of(s.chunk));
+    add({});
+    if (s.op == StepOp::W) live.erase({s.chunk, s.microbatch});
+  }
+  return peak;
+}
+
+// Streams that are posted ahead, or kept until the next is sent (parallel/pipeline.h).
+int64_t streams_of(const Schedule& schedule, int rank) {
+  int64_t n = 0;
+  for (int chunk = 0; chunk < schedule.chunks_per_rank; ++chunk) {
+    for (const auto& other : {schedule.previous({rank, chunk}), schedule.next({rank, chunk})}) {
+      if (other && other->rank != rank) n += 2;  // activations one way, gradients the other
+    }
+  }
+  return n;
+}
+
+// Elements of a rank's parameters: all, those of experts, and of the largest layers and ends.
+struct Elements {
+  int64_t all = 0;
+  int64_t experts = 0;
+  int64_t layer = 0;  // the largest
+  int64_t table = 0;  // an embedding or output head
+  int64_t over_stages = 0;
+};
+
+// The layers of a stage as a model of their own.
+ModelConfig alone(ModelConfig c, const StagePart& part) {
+  c.layers = part.end_layer - part.first_layer;
+  c.moe.dense_layers = std::clamp(c.moe.dense_layers - part.first_layer, 0, c.layers);
+  return c;
+}
+
+Elements elements_of(const ModelConfig& c, const Layout& layout, const std::vector<StagePart>& parts) {
+  Elements e;
+  e.table = (c.vocabulary + layout.tp - 1) / layout.tp * c.width;
+  bool embeds = false;
+  bool predicts = false;
+  const int64_t norm = c.width * (c.norm == NormKind::layernorm && c.bias ? 2 : 1);
+  const int64_t positions = c.positions == Positions::learned ? c.context * c.width : 0;
+  const int64_t ends = norm + positions + e.table * (c.tied ? 1 : 2);
+  for (const StagePart& part : parts) {
+    const ModelConfig own = alone(c, part);
+    const int64_t layers = count_local_parameters(own, layout) - ends;
+    e.all += layers;
+    if (own.layers > 0) e.layer = std::max(e.layer, layers / own.layers);
+    if (c.mlp == MlpKind::moe) {
+      const int64_t sets = (own.layers - own.moe.dense_layers + c.moe.share_layers - 1) / c.moe.share_layers;
+      e.experts += sets * (c.moe.experts / layout.ep) * (3 * c.width * c.moe.expert_width / layout.etp);
+    }
+    embeds = embeds || part.embeds;
+    predicts = predicts || part.predicts;
+  }
+  if (embeds) e.all += e.table + positions;
+  if (predicts) e.all += norm + (c.tied && embeds ? 0 : e.table);
+  const bool whole = embeds && predicts;
+  if (c.tied && !whole && (embeds || predicts)) e.over_stages = e.table;
+  return e;
+}
+
+// Of elements that the ranks which hold the same ones share out, this rank's.
+int64_t shared_out(const Elements& e, const Layout& layout, int shard) {
+  const int dense = std::gcd(shard, layout.dp * layout.cp);
+  const int edp = std::gcd(shard, layout.dp * layout.cp * layout.tp / (layout.ep * layout.etp));
+  return (e.all - e.experts) / dense + e.experts / edp;
 }
 
 }  // namespace
 
-MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary) {
+MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int pp_rank) {
   ModelConfig model = config.model;
   model.vocabulary = vocabulary;
   const Layout layout = layout_of(config.parallel);
@@ -259,23 +359,25 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary) {
   const int64_t tokens = share.microbatch * model.context / layout.cp;
   const Layers layers(model, config.train.dtype, tokens, layout, config.parallel.sequence,
                       ulysses_ranks(model, layout, config.parallel.ulysses));
+  const Schedule schedule = schedule_of(config, share.microbatches());
+  const std::vector<StagePart> parts =
+      parts_of_rank(schedule, pp_rank, model.layers, stage_layers(config.parallel));
 
-  const int64_t parameters = count_local_parameters(model, layout);
-  const bool overlaps = config.train.schedule == "overlapped";
-  Live peak = backward_peak(layers, model.layers, overlaps);
-  if (overlaps && share.microbatches() > 1) {
-    Live both = backward_peak(layers, model.layers, false);
-    both.saved += beside_backward(layers, model);
-    if (both.sum() > peak.sum()) peak = both;
-  }
+  const Live peak = peak_of(schedule.steps[static_cast<size_t>(pp_rank)], layers, model, parts);
+  const Elements elements = elements_of(model, layout, parts);
+  const auto zero = static_cast<Zero>(config.parallel.zero);
+  const int64_t own = zero == Zero::none ? elements.all : shared_out(elements, layout, config.parallel.shard);
+  // Of ZeRO-2 and 3 beside the shares: of gradients the unit at work and the one that is being summed, of
+  // weights that one and the one that comes next.
+  const int64_t units = 2 * layers.block(elements.layer);
   MemoryAccount account;
-  account.weights = layers.block(parameters);
-  account.gradients = account.weights;
-  const bool shares = config.parallel.zero > 0;
-  const int64_t state = layers.block(shares ? updated_parameters(model, parameters, layout) : parameters);
-  account.optimizer = config.optimizer.kind == OptimizerConfig::Kind::adamw ? 2 * state : 0;
+  account.weights =
+      layers.block(zero == Zero::weights ? own : elements.all) + (zero == Zero::weights ? units : 0);
+  account.gradients = layers.block(zero >= Zero::gradients ? own : elements.all) +
+                      (zero >= Zero::gradients ? units + layers.block(elements.over_stages) : 0);
+  account.optimizer = config.optimizer.kind == OptimizerConfig::Kind::adamw ? 2 * layers.block(own) : 0;
   account.batch = share.microbatches() * (3 * Layers::block(tokens, 4) + Layers::block(tokens, 8));
-  account.activations = peak.saved;
+  account.activations = peak.saved + streams_of(schedule, pp_rank) * layers.x();
   account.working = peak.working;
   return account;
 }

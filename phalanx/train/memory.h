@@ -17,7 +17,7 @@ struct MemoryAccount {
   int64_t working = 0;      ///< gradients of activations and other tensors of the layer that runs
   int64_t total() const { return weights + gradients + optimizer + batch + activations + working; }
 };
-/// `config` is checked; `vocabulary` is the tokenizer's.
-MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary);
+/// Of the ranks with that coordinate of pp. `config` is checked; `vocabulary` is the tokenizer's.
+MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int pp_rank = 0);
 
 }  // namespace phalanx

@@ -41,7 +41,7 @@ class ConfigMistakes(Case):
         self.refuse(["train", self.config, "--layout", "dp=2,ep=4"], "dp=2,ep=4", "ep")
         self.refuse(["train", self.config, "--layout", "dp=two"], "dp=two")
         self.refuse(["train", self.config, "--layout", "zp=2"], "zp=2", "dp")
-        self.refuse(["train", self.config, "--layout", "pp=2"], "pp=2")
+        self.refuse(["train", self.config, "--layout", "pp=8"], "8 stages")
         self.refuse(["train", self.config, "--layout", "tp=3"], "tp = 3", "model.heads 4", "1, 2 or 4")
         self.refuse(["train", self.config, "--ranks", "-1"], "-1")
 
@@ -59,7 +59,7 @@ class ConfigMistakes(Case):
         self.refuse(["train", self.config, "more"], '"more"')
         self.refuse(["train", self.config, "--ranks", "two"], "--ranks", "two")
         self.refuse(["train", self.config, "--set", "train.steps"], "train.steps", "section.key=value")
-        self.refuse(["train", self.config, "--schedule", "overlaped"], "overlaped", '"overlapped"')
+        self.refuse(["train", self.config, "--schedule", "overlaped"], "overlaped", "is overlapped")
         self.refuse(["generate", "--prompt", "the"], "--model")
 
 

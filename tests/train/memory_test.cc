@@ -20,11 +20,14 @@ struct Case {
   const char* schedule;
   std::function<void(TrainConfig&)> change = [](TrainConfig&) {};
 
-  // Tokens choose experts as they like, and with tp an overlapped forward is not at its end when the backward
-  // beside it holds most; all else is exact.
+  // Tokens choose experts as they like; with tp an overlapped forward is not at its end when the backward
+  // beside it holds most; ZeRO-2 and 3 and pipelines hold most at different moments on different ranks. All
+  // else is exact.
   double tolerance() const {
     if (config == small_moe) return 0.15;
-    return layout.tp > 1 && std::string_view(schedule) == "overlapped" ? 0.1 : 0.05;
+    const bool overlaps = layout.tp > 1 && std::string_view(schedule) == "overlapped";
+    return overlaps || layout.pp > 1 || std::string_view(name).find("zero") != std::string_view::npos ? 0.1
+                                                                                                      : 0.05;
   }
 };
 
@@ -36,9 +39,10 @@ TEST_P(MemoryTest, TheAccountIsNearThePeak) {
   TrainConfig config = GetParam().config(GetParam().layout, GetParam().schedule);
   GetParam().change(config);
   const Dataset data = random_text(config, seed);
-  const MemoryAccount account = memory_account(config, data.tokenizer().vocabulary());
   run_thread_ranks({.ranks = config.parallel.ranks}, [&](Group& world) {
     RankRun rank(config, data.tokenizer().vocabulary(), world);
+    const MemoryAccount account =
+        memory_account(config, data.tokenizer().vocabulary(), rank.mesh().coordinate(Axis::pp));
     for (int64_t step = 0; step < 3; ++step) {
       std::vector<Batch> batches;
       for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
@@ -68,6 +72,12 @@ void alike(TrainConfig& c) {
   c.parallel.sequence = false;
 }
 void zero1(TrainConfig& c) { c.parallel.zero = 1; }
+void zero2(TrainConfig& c) { c.parallel.zero = 2; }
+void zero3(TrainConfig& c) { c.parallel.zero = 3; }
+void zero3_in_pairs(TrainConfig& c) {
+  c.parallel.zero = 3;
+  c.parallel.shard = 2;
+}
 void shared_experts(TrainConfig& c) {
   many_tokens(c);
   c.parallel.zero = 1;
@@ -141,6 +151,18 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"gpt_dp4_zero1", small_gpt, {.dp = 4}, kSequential, zero1},
         Case{"llama_dp2_tp2_zero1", small_llama, {.dp = 2, .tp = 2}, kSequential, zero1},
         Case{"moe_dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, kSequential, zero1},
+        Case{"gpt_dp4_zero2", small_gpt, {.dp = 4}, kSequential, zero2},
+        Case{"gpt_dp4_zero3", small_gpt, {.dp = 4}, kSequential, zero3},
+        Case{"llama_dp4_zero3_in_pairs", small_llama, {.dp = 4}, kSequential, zero3_in_pairs},
+        Case{"moe_dp4_ep2_zero3", small_moe, {.dp = 4, .ep = 2}, kSequential, zero3},
+        Case{"gpt_pp2_1f1b", small_gpt, {.pp = 2}, "1f1b"},
+        Case{"gpt_many_pp4_1f1b", small_gpt, {.pp = 4}, "1f1b", many_tokens},
+        Case{"gpt_many_pp2_gpipe", small_gpt, {.pp = 2}, "gpipe", many_tokens},
+        Case{"llama_many_pp2_interleaved", small_llama, {.pp = 2}, "interleaved", many_tokens},
+        Case{"llama_many_pp2_zb_h1", small_llama, {.pp = 2}, "zb-h1", many_tokens},
+        Case{"llama_many_pp2_zb_v", small_llama, {.pp = 2}, "zb-v", many_tokens},
+        Case{"gpt_many_pp2_dualpipe", small_gpt, {.pp = 2}, "dualpipe", many_tokens},
+        Case{"llama_many_pp2_dualpipe_v", small_llama, {.pp = 2}, "dualpipe-v", many_tokens},
         Case{"gpt_many_cp2", small_gpt, {.cp = 2}, kSequential, many_tokens},
         Case{"llama_many_cp4", small_llama, {.cp = 4}, kSequential, many_tokens},
         Case{"llama_many_cp2_tp2", small_llama, {.cp = 2, .tp = 2}, kSequential, many_tokens},

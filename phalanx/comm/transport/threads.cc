@@ -26,13 +26,20 @@ struct Letter {
 
 // Letters addressed to one rank, oldest first.
 struct alignas(kApart) Mailbox {
+  // How many wait at a time depends on timing: a steady state that allocates nothing needs room from the
+  // start.
+  Mailbox() { letters.reserve(256); }
   std::mutex mutex;
   std::vector<Letter*> letters;
   std::atomic<size_t> count{0};
 };
 
-// The letters that one rank has ever needed at a time; used by its thread only.
+// The letters of one rank, as many as it has ever needed at a time; used by its thread only.
 struct Stationery {
+  Stationery() : all(64) {
+    unused.reserve(256);
+    for (Letter& letter : all) unused.push_back(&letter);
+  }
   std::deque<Letter> all;
   std::vector<Letter*> unused;
 };

@@ -22,8 +22,10 @@ class Export(Case):
         self.export("out", "hf")
         still = ["--set", f"train.init={self.path('hf')}", "--set", "train.steps=1",
                  "--set", "optimizer.lr=1e-30", "--set", "optimizer.min_lr=0"]
-        for number, layout in enumerate(("dp=1", "tp=4", "cp=2,tp=2")):
-            self.train("--layout", layout, "--set", f"train.out={self.path(f'again{number}')}", *still)
+        layouts = (("dp=1", 0), ("tp=4", 0), ("cp=2,tp=2", 0), ("pp=2,dp=2", 3))
+        for number, (layout, zero) in enumerate(layouts):
+            self.train("--layout", layout, "--set", f"parallel.zero={zero}",
+                       "--set", f"train.out={self.path(f'again{number}')}", *still)
             self.export(f"again{number}", f"hf{number}")
             for file in ("config.json", "model.safetensors"):
                 self.assertEqual(self.read("hf", file), self.read(f"hf{number}", file), (layout, file))

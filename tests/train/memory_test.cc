@@ -139,6 +139,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"mla_ring_cp2", small_mla, {.cp = 2}, kSequential, ring},
         Case{"mla_long_ring_cp2", small_mla, {.cp = 2}, kSequential, long_ring},
         Case{"mla_usp_cp4", small_mla, {.cp = 4}, kSequential, usp},
+        Case{"mla_dp4_zero3", small_mla, {.dp = 4}, kSequential, zero3},
+        Case{"mla_many_pp2_zb_h1", small_mla, {.pp = 2}, "zb-h1", many_tokens},
         Case{"gpt_tp2", small_gpt, {.tp = 2}, kSequential},
         Case{"gpt_tp4", small_gpt, {.tp = 4}, kSequential},
         Case{"gpt_many_tp2", small_gpt, {.tp = 2}, kSequential, many_tokens},

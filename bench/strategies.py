@@ -17,11 +17,15 @@ import subprocess
 import sys
 
 MOE = ["--set", "model.mlp=moe"]
-ZERO = ["--set", "parallel.zero=1"]
+ZERO, ZERO2, ZERO3 = (["--set", f"parallel.zero={stage}"] for stage in (1, 2, 3))
 SPEED = {  # name: (settings, layout, its yardstick)
     "one rank": ([], "dp=1", None),
     "dp=2": ([], "dp=2", "one rank"),
     "dp=2, ZeRO-1": (ZERO, "dp=2", "one rank"),
+    "dp=2, ZeRO-2": (ZERO2, "dp=2", "one rank"),
+    "dp=2, ZeRO-3": (ZERO3, "dp=2", "one rank"),
+    "pp=2, 1F1B": (["--set", "train.microbatch=1"], "pp=2", "one rank"),
+    "pp=2, ZB-H1": (["--set", "train.microbatch=1", "--set", "train.schedule=zb-h1"], "pp=2", "one rank"),
     "tp=2": (["--set", "parallel.sequence=false"], "tp=2", "one rank"),
     "tp=2, sequence": ([], "tp=2", "one rank"),
     "cp=2": ([], "cp=2", "one rank"),
@@ -33,6 +37,9 @@ SMALL = ["--set", "model.layers=4", "--set", "model.width=256", "--set", "model.
 MEMORY = {  # name: (settings, axes of n ranks)
     "dp": ([], "dp={n}"),
     "dp, ZeRO-1": (ZERO, "dp={n}"),
+    "dp, ZeRO-2": (ZERO2, "dp={n}"),
+    "dp, ZeRO-3": (ZERO3, "dp={n}"),
+    "pp, 1F1B": (["--set", "model.layers=8"], "pp={n}"),
     "tp": (["--set", "parallel.sequence=false"], "tp={n}"),
     "tp, sequence": ([], "tp={n}"),
     "cp": ([], "cp={n}"),

@@ -43,7 +43,7 @@ case "$1" in
     set -- "$@" --set train.steps=$steps --set train.eval_every=0 --set train.eval_batches=1 ;;
 esac
 case "$1" in
-  train|verify) set -- "$@" --set model.layers=1 --set model.width=48 --set model.context=16 ;;
+  train|verify) set -- "$@" --set model.layers=2 --set model.width=48 --set model.context=16 ;;
 esac
 exec "{command}" "$@"
 """

@@ -22,6 +22,7 @@ Tensor dropped(const Tensor& x_TD, const Pass& pass, const Tensor& rows, const R
 }
 
 Block::Block(const Builder& b, int layer, uint64_t seed) : tensor_(b.tensor), dropout_(b.config.dropout) {
+  forgetful_.set_keeping(false);
   const ModelConfig& c = b.config;
   const std::string name = format("layers.{}", layer);
   const auto add_branch = [&](std::unique_ptr<Layer> norm, std::unique_ptr<Layer> body, const char* site) {
@@ -59,13 +60,37 @@ Task<Tensor> Block::backward(Branch* branch, Tensor dy_TD, Pass pass, Tape& tape
   co_return add(dy_TD, dx_TD);
 }
 
+Task<Tensor> Block::run(Tensor x_TD, Pass pass, Tape& tape) {
+  Tape* attention = &tape.scope("attention");
+  Tape* mlp = &tape.scope("mlp");
+  if (pass.recompute == Recompute::attention) {
+    tape.save(x_TD);
+    attention = &forgetful_;
+  }
+  const Tensor h_TD = co_await forward(&branches_[0], x_TD, pass, *attention);
+  if (pass.recompute == Recompute::mlp) {
+    tape.save(h_TD);
+    mlp = &forgetful_;
+  }
+  co_return co_await forward(&branches_[1], h_TD, pass, *mlp);
+}
+
 Task<Tensor> Block::forward(Tensor x_TD, Pass pass, Tape& tape) {
-  const Tensor h_TD = co_await forward(&branches_[0], x_TD, pass, tape.scope("attention"));
-  co_return co_await forward(&branches_[1], h_TD, pass, tape.scope("mlp"));
+  if (pass.recompute != Recompute::full) co_return co_await run(x_TD, pass, tape);
+  tape.save(x_TD);
+  co_return co_await run(x_TD, pass, forgetful_);
 }
 
 Task<Tensor> Block::backward(Tensor dy_TD, Pass pass, Tape& tape) {
+  Pass again = pass;
+  again.again = true;
+  if (pass.recompute == Recompute::full) co_await run(tape.take(), again, tape);
+  if (pass.recompute == Recompute::mlp)
+    co_await forward(&branches_[1], tape.take(), again, tape.scope("mlp"));
   const Tensor dh_TD = co_await backward(&branches_[1], dy_TD, pass, tape.scope("mlp"));
+  if (pass.recompute == Recompute::attention) {
+    co_await forward(&branches_[0], tape.take(), again, tape.scope("attention"));
+  }
   co_return co_await backward(&branches_[0], dh_TD, pass, tape.scope("attention"));
 }
 

@@ -31,11 +31,14 @@ class Block final : public Layer {
     RandomStream dropout;
   };
   Task<Tensor> forward(Branch* branch, Tensor x_TD, Pass pass, Tape& tape);
+  // Both branches, with what each saves.
+  Task<Tensor> run(Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> backward(Branch* branch, Tensor dy_TD, Pass pass, Tape& tape);
 
   TensorParallel& tensor_;
   double dropout_;
   Moe* moe_ = nullptr;
+  Tape forgetful_;
   std::vector<Branch> branches_;  // attention, mlp
 };
 

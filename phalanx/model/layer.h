@@ -41,13 +41,24 @@ class KvStore {
   virtual std::span<const KvSegment> append(int layer, const Tensor& k_TGd, const Tensor& v_TGd) = 0;
 };
 
+/// What a block keeps of its forward only as inputs, to run it again before its backward (T. Chen et al.
+/// 2016): nothing, one branch, or all of it. The second run draws the same dropout and routes alike.
+enum class Recompute : uint8_t { none, attention, mlp, full };
+inline const char* recompute_name(Recompute r) {
+  constexpr const char* kNames[] = {"none", "attention", "mlp", "full"};
+  return kNames[static_cast<size_t>(r)];
+}
+
 /// What the layers share in one forward or backward. Small: passed by value; the batch and the cache outlive
 /// it.
 struct Pass {
   const Batch* batch = nullptr;
-  uint64_t step = 0;         ///< of the optimizer: dropout draws anew each step
-  double scale = 0;          ///< backward: of the summed loss
-  bool training = false;     ///< dropout on
+  uint64_t step = 0;      ///< of the optimizer: dropout draws anew each step
+  double scale = 0;       ///< backward: of the summed loss
+  bool training = false;  ///< dropout on
+  Recompute recompute = Recompute::none;
+  int recompute_layers = 0;  ///< the first ones of a stage that do so; 0: all
+  bool again = false;        ///< a forward that runs the second time: statistics count the first
   KvStore* cache = nullptr;  ///< decoding: one sequence, which attends to what the store holds
 };
 

@@ -53,7 +53,7 @@ Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
   const Tensor logits_TE = router_logits(tape.save(x_TD), w.value());
   if (moe_.z_loss != 0) {
     const Tensor lse_T = tape.save(log_sum_exp(tape.save(logits_TE)));
-    if (pass.training) statistics_.z_loss_sum += z_loss(lse_T);
+    if (pass.training && !pass.again) statistics_.z_loss_sum += z_loss(lse_T);
   }
   Routing routing = tape.save(route(logits_TE, config_, bias_E_));
   if (pass.training || moe_.balance_loss != 0) {
@@ -63,7 +63,7 @@ Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
       Work work = sharers_.all_reduce(counts_BE);
       co_await work;
     }
-    if (pass.training) record(routing, offsets, counts_BE);
+    if (pass.training && !pass.again) record(routing, offsets, counts_BE);
   }
   if (moe_.capacity == 0 || pass.cache) co_return routing;
   routing.topk_idx_TK = co_await within_capacity(routing.topk_idx_TK, pass.batch);

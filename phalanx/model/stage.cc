@@ -81,6 +81,12 @@ Moe* Stage::moe(int layer) {
   return layer >= part_.first_layer && layer < part_.end_layer ? block(layer).moe() : nullptr;
 }
 
+Pass Stage::pass_of(int layer, Pass pass) const {
+  const bool recomputes = pass.recompute_layers == 0 || layer - part_.first_layer < pass.recompute_layers;
+  if (!recomputes || !pass.training) pass.recompute = Recompute::none;
+  return pass;
+}
+
 void Stage::expect_passes(int microbatches) {
   if (embedding_weights_) data_.expect(*embedding_weights_, microbatches);
   for (DataParallel::Part& part : block_weights_) data_.expect(part, microbatches);
@@ -121,7 +127,7 @@ Task<Tensor> Stage::forward(Tensor x_TD, Pass pass, Tape& tape) {
   for (int i = part_.first_layer; i < part_.end_layer; ++i) {
     const DataParallel::Hold held = co_await data_.hold(&weights(i));
     if (i + 1 < part_.end_layer) data_.prefetch(weights(i + 1));
-    x_TD = co_await block(i).forward(x_TD, pass, tape.scope("layer", i));
+    x_TD = co_await block(i).forward(x_TD, pass_of(i, pass), tape.scope("layer", i));
   }
   co_return x_TD;
 }
@@ -130,7 +136,7 @@ Task<Tensor> Stage::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   for (int i = part_.end_layer; i-- > part_.first_layer;) {
     const DataParallel::Hold held = co_await data_.hold(&weights(i));
     if (i > part_.first_layer) data_.prefetch(weights(i - 1));
-    dy_TD = co_await block(i).backward(dy_TD, pass, tape.scope("layer", i));
+    dy_TD = co_await block(i).backward(dy_TD, pass_of(i, pass), tape.scope("layer", i));
     co_await passed(&weights(i), tape);
   }
   if (!embedding_) co_return dy_TD;

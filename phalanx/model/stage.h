@@ -61,6 +61,7 @@ class Stage {
     return block_weights_[static_cast<size_t>(layer - part_.first_layer)];
   }
   Task<> passed(DataParallel::Part* part, Tape& tape);
+  Pass pass_of(int layer, Pass pass) const;
   Task<Tensor> embed(Pass pass);
   Task<> embed_backward(Tensor dx_TD, Pass pass, Tape& tape);
 

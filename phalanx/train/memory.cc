@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <map>
-#include <numeric>
 #include <vector>
 
-#include "phalanx/model/flops.h"
 #include "phalanx/model/stage.h"
 #include "phalanx/parallel/parameter_store.h"
 #include "phalanx/tensor/size_class.h"
+#include "phalanx/train/local_elements.h"
 
 namespace phalanx {
 namespace {
@@ -209,11 +208,26 @@ struct Live {
   int64_t sum() const { return saved + working; }
 };
 
-int64_t saved_by(const Layers& layers, const StagePart& part) {
-  int64_t saved = part.predicts ? layers.head() : 0;
-  for (int i = part.first_layer; i < part.end_layer; ++i) {
-    saved += layers.attention().saved + layers.mlp(i).saved;
+// What of the stages' layers is run again.
+struct Again {
+  Recompute what = Recompute::none;
+  int layers = 0;  // the first of each stage; 0: all
+
+  Recompute of(const StagePart& part, int layer) const {
+    return layers == 0 || layer - part.first_layer < layers ? what : Recompute::none;
   }
+};
+
+// What the tape keeps of a layer's branches from forward to backward.
+int64_t kept_by(const Layers& layers, int layer, Recompute again) {
+  if (again == Recompute::full) return layers.x();
+  return (again == Recompute::attention ? layers.x() : layers.attention().saved) +
+         (again == Recompute::mlp ? layers.x() : layers.mlp(layer).saved);
+}
+
+int64_t saved_by(const Layers& layers, const StagePart& part, const Again& again) {
+  int64_t saved = part.predicts ? layers.head() : 0;
+  for (int i = part.first_layer; i < part.end_layer; ++i) saved += kept_by(layers, i, again.of(part, i));
   return saved;
 }
 
@@ -224,8 +238,10 @@ struct BackwardMemory {
   int64_t left = 0;
 };
 
-BackwardMemory backward_memory(const Layers& layers, const StagePart& part, bool deferring) {
-  int64_t before = saved_by(layers, part);  // by the layers that backward has not reached, and the head
+BackwardMemory backward_memory(const Layers& layers, const StagePart& part, const Again& again,
+                               bool deferring) {
+  int64_t before =
+      saved_by(layers, part, again);  // by the layers that backward has not reached, and the head
   // The head's product with logits, its weights transposed or its input's gradient beside them.
   Live peak = {before, layers.x() + 2 * layers.gathered()};
   int64_t kept = 0;
@@ -236,7 +252,13 @@ BackwardMemory backward_memory(const Layers& layers, const StagePart& part, bool
   for (int i = part.end_layer; i-- > part.first_layer;) {
     const BranchMemory attention = layers.attention();
     const BranchMemory mlp = layers.mlp(i);
+    const Recompute what = again.of(part, i);
+    before -= kept_by(layers, i, what);  // comes back branch by branch
+    if (what != Recompute::attention) before += attention.saved;
+    if (what == Recompute::attention) before += layers.x();
+    before += mlp.saved;
     for (const BranchMemory* branch : {&mlp, &attention}) {
+      if (branch == &attention && what == Recompute::attention) before += attention.saved - layers.x();
       const Live now = {before + kept, branch->working + (deferring ? branch->undropped : 0)};
       if (now.sum() > peak.sum()) peak = now;
       before -= branch->saved;
@@ -249,7 +271,9 @@ BackwardMemory backward_memory(const Layers& layers, const StagePart& part, bool
 
 // What the forward of another microbatch has saved when a backward holds most. They change places where they
 // wait, that is in MoE layers; without any the forward ends before the backward begins.
-int64_t beside_backward(const Layers& layers, const ModelConfig& c, const StagePart& part) {
+int64_t beside_backward(const Layers& layers, const ModelConfig& c, const StagePart& part,
+                        const Again& again) {
+  if (again.what != Recompute::none) return saved_by(layers, part, again);
   int64_t saved = 0;
   for (int i = part.first_layer; i < part.end_layer; ++i) {
     saved += layers.attention().saved;
@@ -261,7 +285,7 @@ int64_t beside_backward(const Layers& layers, const ModelConfig& c, const StageP
 
 // The most that a rank's list holds at once.
 Live peak_of(const Steps& steps, const Layers& layers, const ModelConfig& c,
-             const std::vector<StagePart>& parts) {
+             const std::vector<StagePart>& parts, const Again& again) {
   std::map<std::pair<int, int>, int64_t> live;  // by chunk and microbatch
   Live peak;
   const auto part_of = [&](int chunk) { return parts[static_cast<size_t>(chunk)]; };
@@ -271,17 +295,18 @@ Live peak_of(const Steps& steps, const Layers& layers, const ModelConfig& c,
     if (others + now.sum() > peak.sum()) peak = {others + now.saved, now.working};
   };
   for (const Step& s : steps) {
-    if (s.op == StepOp::F) live[{s.chunk, s.microbatch}] = saved_by(layers, part_of(s.chunk));
+    if (s.op == StepOp::F) live[{s.chunk, s.microbatch}] = saved_by(layers, part_of(s.chunk), again);
     if (s.goes_backward()) {
       const auto passage = std::pair(s.backward_chunk(), s.backward_microbatch());
-      const BackwardMemory backward = backward_memory(layers, part_of(passage.first), s.op == StepOp::I);
+      const BackwardMemory backward =
+          backward_memory(layers, part_of(passage.first), again, s.op == StepOp::I);
       live.erase(passage);
       Live now = backward.peak;
-      if (s.op == StepOp::FB) now.saved += beside_backward(layers, c, part_of(s.chunk));
+      if (s.op == StepOp::FB) now.saved += beside_backward(layers, c, part_of(s.chunk), again);
       add(now);
       if (backward.left > 0) live[passage] = backward.left;
     }
-    if (s.op == StepOp::FB) live[{s.chunk, s.microbatch}] = saved_by(layers, part_of(s.chunk));
+    if (s.op == StepOp::FB) live[{s.chunk, s.microbatch}] = saved_by(layers, part_of(s.chunk), again);
     add({});
     if (s.op == StepOp::W) live.erase({s.chunk, s.microbatch});
   }
@@ -299,56 +324,6 @@ int64_t streams_of(const Schedule& schedule, int rank) {
   return n;
 }
 
-// Elements of a rank's parameters: all, those of experts, and of the largest layers and ends.
-struct Elements {
-  int64_t all = 0;
-  int64_t experts = 0;
-  int64_t layer = 0;  // the largest
-  int64_t table = 0;  // an embedding or output head
-  int64_t over_stages = 0;
-};
-
-// The layers of a stage as a model of their own.
-ModelConfig alone(ModelConfig c, const StagePart& part) {
-  c.layers = part.end_layer - part.first_layer;
-  c.moe.dense_layers = std::clamp(c.moe.dense_layers - part.first_layer, 0, c.layers);
-  return c;
-}
-
-Elements elements_of(const ModelConfig& c, const Layout& layout, const std::vector<StagePart>& parts) {
-  Elements e;
-  e.table = (c.vocabulary + layout.tp - 1) / layout.tp * c.width;
-  bool embeds = false;
-  bool predicts = false;
-  const int64_t norm = c.width * (c.norm == NormKind::layernorm && c.bias ? 2 : 1);
-  const int64_t positions = c.positions == Positions::learned ? c.context * c.width : 0;
-  const int64_t ends = norm + positions + e.table * (c.tied ? 1 : 2);
-  for (const StagePart& part : parts) {
-    const ModelConfig own = alone(c, part);
-    const int64_t layers = count_local_parameters(own, layout) - ends;
-    e.all += layers;
-    if (own.layers > 0) e.layer = std::max(e.layer, layers / own.layers);
-    if (c.mlp == MlpKind::moe) {
-      const int64_t sets = (own.layers - own.moe.dense_layers + c.moe.share_layers - 1) / c.moe.share_layers;
-      e.experts += sets * (c.moe.experts / layout.ep) * (3 * c.width * c.moe.expert_width / layout.etp);
-    }
-    embeds = embeds || part.embeds;
-    predicts = predicts || part.predicts;
-  }
-  if (embeds) e.all += e.table + positions;
-  if (predicts) e.all += norm + (c.tied && embeds ? 0 : e.table);
-  const bool whole = embeds && predicts;
-  if (c.tied && !whole && (embeds || predicts)) e.over_stages = e.table;
-  return e;
-}
-
-// Of elements that the ranks which hold the same ones share out, this rank's.
-int64_t shared_out(const Elements& e, const Layout& layout, int shard) {
-  const int dense = std::gcd(shard, layout.dp * layout.cp);
-  const int edp = std::gcd(shard, layout.dp * layout.cp * layout.tp / (layout.ep * layout.etp));
-  return (e.all - e.experts) / dense + e.experts / edp;
-}
-
 }  // namespace
 
 MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int pp_rank) {
@@ -363,7 +338,8 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   const std::vector<StagePart> parts =
       parts_of_rank(schedule, pp_rank, model.layers, stage_layers(config.parallel));
 
-  const Live peak = peak_of(schedule.steps[static_cast<size_t>(pp_rank)], layers, model, parts);
+  const Live peak = peak_of(schedule.steps[static_cast<size_t>(pp_rank)], layers, model, parts,
+                            {config.train.recompute, config.train.recompute_layers});
   const Elements elements = elements_of(model, layout, parts);
   const auto zero = static_cast<Zero>(config.parallel.zero);
   const int64_t own = zero == Zero::none ? elements.all : shared_out(elements, layout, config.parallel.shard);

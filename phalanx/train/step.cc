@@ -167,7 +167,12 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
   watch.lap(result.seconds.reduce);
 
   expect_passes(t);
-  TrainStages stages(t, microbatches, {.step = step, .scale = scale, .training = true});
+  const Pass pass = {.step = step,
+                     .scale = scale,
+                     .training = true,
+                     .recompute = t.recompute,
+                     .recompute_layers = t.recompute_layers};
+  TrainStages stages(t, microbatches, pass);
   t.pipeline.run(stages);
   add(result.seconds, t.pipeline.records());
 

@@ -96,7 +96,7 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
     store.initialise(o.seed);
     Optimizer optimizer(
         store, {.kind = o.dtype == DType::f64 ? OptimizerConfig::Kind::adamw : OptimizerConfig::Kind::sgd});
-    Trainer trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0};
+    Trainer trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0, c.recompute};
     const std::vector<Batch> batches = random_batches(o, mesh, model.context_share());
     const StepResult first = compute_gradients(trainer, batches, 0);
     {
@@ -164,7 +164,8 @@ void add_each_zero(VerifyCase c, std::vector<VerifyCase>& cases) {
 // What is to meet in pairs: the axes that cut something, and how.
 Settings settings_of(const VerifyCase& c) {
   Settings s = {c.layout.text(),
-                {"schedule " + c.schedule, format("zero {} shard {}", static_cast<int>(c.zero), c.shard)}};
+                {"schedule " + c.schedule, format("recompute {}", recompute_name(c.recompute)),
+                 format("zero {} shard {}", static_cast<int>(c.zero), c.shard)}};
   const Layout& l = c.layout;
   if (l.cp > 1) s.values.push_back(format("ulysses {} of {}", c.ulysses, l.cp));
   if (l.tp > 1) s.values.push_back(c.sequence ? "sequence" : "alike");
@@ -210,7 +211,10 @@ std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector
       for (const int ulysses : ulysses_choices(model, layout)) {
         for (const bool sequence : {false, true}) {
           if (sequence && layout.tp == 1) continue;
-          add_each_zero({layout, schedule, sequence, Zero::none, 0, ulysses}, all);
+          for (const Recompute recompute :
+               {Recompute::none, Recompute::attention, Recompute::mlp, Recompute::full}) {
+            add_each_zero({layout, schedule, sequence, Zero::none, 0, ulysses, recompute}, all);
+          }
         }
       }
     }

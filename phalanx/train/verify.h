@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "phalanx/comm/mesh.h"
-#include "phalanx/model/config.h"
+#include "phalanx/model/layer.h"
 #include "phalanx/parallel/parameter_store.h"
 #include "phalanx/tensor/dtype.h"
 
@@ -20,6 +20,7 @@ struct VerifyCase {
   Zero zero = Zero::none;
   int shard = 0;    ///< ranks that share one copy of the state; 0: all
   int ulysses = 0;  ///< ranks of cp that exchange heads (model/config.h)
+  Recompute recompute = Recompute::none;
 };
 
 struct VerifyOptions {

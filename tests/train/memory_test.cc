@@ -26,8 +26,10 @@ struct Case {
   double tolerance() const {
     if (config == small_moe) return 0.15;
     const bool overlaps = layout.tp > 1 && std::string_view(schedule) == "overlapped";
-    return overlaps || layout.pp > 1 || std::string_view(name).find("zero") != std::string_view::npos ? 0.1
-                                                                                                      : 0.05;
+    return overlaps || layout.pp > 1 || std::string_view(name).find("zero") != std::string_view::npos ||
+                   std::string_view(name).find("recompute") != std::string_view::npos
+               ? 0.1
+               : 0.05;
   }
 };
 
@@ -70,6 +72,12 @@ void many_tokens(TrainConfig& c) {
 void alike(TrainConfig& c) {
   many_tokens(c);
   c.parallel.sequence = false;
+}
+template <Recompute what, int layers = 0>
+void again(TrainConfig& c) {
+  many_tokens(c);
+  c.train.recompute = what;
+  c.train.recompute_layers = layers;
 }
 void zero1(TrainConfig& c) { c.parallel.zero = 1; }
 void zero2(TrainConfig& c) { c.parallel.zero = 2; }
@@ -153,6 +161,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"gpt_dp4_zero1", small_gpt, {.dp = 4}, kSequential, zero1},
         Case{"llama_dp2_tp2_zero1", small_llama, {.dp = 2, .tp = 2}, kSequential, zero1},
         Case{"moe_dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, kSequential, zero1},
+        Case{"gpt_recompute_full", small_gpt, {}, kSequential, again<Recompute::full>},
+        Case{"llama_recompute_attention", small_llama, {}, kSequential, again<Recompute::attention>},
+        Case{"gpt_recompute_mlp_of_two", small_gpt, {}, kSequential, again<Recompute::mlp, 2>},
+        Case{"gpt_pp2_recompute_full", small_gpt, {.pp = 2}, "1f1b", again<Recompute::full>},
         Case{"gpt_dp4_zero2", small_gpt, {.dp = 4}, kSequential, zero2},
         Case{"gpt_dp4_zero3", small_gpt, {.dp = 4}, kSequential, zero3},
         Case{"llama_dp4_zero3_in_pairs", small_llama, {.dp = 4}, kSequential, zero3_in_pairs},

@@ -1,0 +1,53 @@
+#include "phalanx/train/local_elements.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "phalanx/model/flops.h"
+
+namespace phalanx {
+namespace {
+
+// The layers of a stage as a model of their own.
+ModelConfig alone(ModelConfig c, const StagePart& part) {
+  c.layers = part.end_layer - part.first_layer;
+  c.moe.dense_layers = std::clamp(c.moe.dense_layers - part.first_layer, 0, c.layers);
+  return c;
+}
+
+}  // namespace
+
+Elements elements_of(const ModelConfig& c, const Layout& layout, const std::vector<StagePart>& parts) {
+  Elements e;
+  e.table = (c.vocabulary + layout.tp - 1) / layout.tp * c.width;
+  bool embeds = false;
+  bool predicts = false;
+  const int64_t norm = c.width * (c.norm == NormKind::layernorm && c.bias ? 2 : 1);
+  const int64_t positions = c.positions == Positions::learned ? c.context * c.width : 0;
+  const int64_t ends = norm + positions + e.table * (c.tied ? 1 : 2);
+  for (const StagePart& part : parts) {
+    const ModelConfig own = alone(c, part);
+    const int64_t layers = count_local_parameters(own, layout) - ends;
+    e.all += layers;
+    if (own.layers > 0) e.layer = std::max(e.layer, layers / own.layers);
+    if (c.mlp == MlpKind::moe) {
+      const int64_t sets = (own.layers - own.moe.dense_layers + c.moe.share_layers - 1) / c.moe.share_layers;
+      e.experts += sets * (c.moe.experts / layout.ep) * (3 * c.width * c.moe.expert_width / layout.etp);
+    }
+    embeds = embeds || part.embeds;
+    predicts = predicts || part.predicts;
+  }
+  if (embeds) e.all += e.table + positions;
+  if (predicts) e.all += norm + (c.tied && embeds ? 0 : e.table);
+  const bool whole = embeds && predicts;
+  if (c.tied && !whole && (embeds || predicts)) e.over_stages = e.table;
+  return e;
+}
+
+int64_t shared_out(const Elements& e, const Layout& layout, int shard) {
+  const int dense = std::gcd(shard, layout.dp * layout.cp);
+  const int edp = std::gcd(shard, layout.dp * layout.cp * layout.tp / (layout.ep * layout.etp));
+  return (e.all - e.experts) / dense + e.experts / edp;
+}
+
+}  // namespace phalanx

@@ -11,11 +11,7 @@ namespace {
 // What backward needs of the forward.
 struct Saved {
   Tensor x;  // of the stream
-  Tensor q;
-  Tensor k;
-  Tensor v;
-  Attended out;
-  Tensor y;  // out's, of this rank's rows
+  AttendedRows attended;
 };
 
 LinearConfig inner(int heads, int parts, const ModelConfig& c) {
@@ -47,10 +43,8 @@ Attention::Attention(const Builder& b, const std::string& name, int layer)
     : tensor_(b.tensor),
       context_(b.context),
       layer_(layer),
-      heads_(b.config.heads / b.tensor.ranks()),
-      kv_heads_(b.config.kv_heads / kv_parts(b)),
-      config_{.heads = b.context.heads(heads_),
-              .kv_heads = b.context.heads(kv_heads_),
+      config_{.heads = b.config.heads / b.tensor.ranks(),
+              .kv_heads = b.config.kv_heads / kv_parts(b),
               .head_dim = b.config.head_dim,
               .scale = 1 / std::sqrt(static_cast<double>(b.config.head_dim))},
       rotation_(rotation_of(b.config)),
@@ -73,26 +67,18 @@ Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
     const Tensor y = attention_over_segments(q, pass.batch->positions, segments, config_);
     co_return co_await o_.forward(y);
   }
-  q = co_await context_.to_heads(q, heads_);
-  k = co_await context_.to_heads(k, kv_heads_);
-  v = co_await context_.to_heads(v, kv_heads_);
-  const Attended out = co_await context_.ring().forward(q, k, v, pass.batch->sequence_offsets, config_);
-  const Tensor y = co_await context_.to_rows(out.y_THd, heads_);
-  Saved saved = {x_TD, q, k, v, out, y};
+  const AttendedRows attended = co_await context_.attend(std::move(q), std::move(k), std::move(v),
+                                                         pass.batch->sequence_offsets, config_);
+  Saved saved = {x_TD, attended};
   tape.save(std::move(saved));
-  co_return co_await o_.forward(y);
+  co_return co_await o_.forward(attended.y_THd);
 }
 
 Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   auto saved = tape.take<Saved>();
-  Tensor dy_THd = co_await o_.backward(dy_TD, saved.y, tape);
-  dy_THd = co_await context_.to_heads(dy_THd, heads_);
-  AttentionBackward in = {dy_THd, saved.q, saved.k, saved.v, saved.out};
+  const Tensor dy_THd = co_await o_.backward(dy_TD, saved.attended.y_THd, tape);
   AttentionGradients d =
-      co_await context_.ring().backward(std::move(in), pass.batch->sequence_offsets, config_);
-  d.dq_THd = co_await context_.to_rows(d.dq_THd, heads_);
-  d.dk_TGd = co_await context_.to_rows(d.dk_TGd, kv_heads_);
-  d.dv_TGd = co_await context_.to_rows(d.dv_TGd, kv_heads_);
+      co_await context_.attend_backward(dy_THd, saved.attended, pass.batch->sequence_offsets, config_);
   if (rotates()) {
     rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rotation_);
     rope_backward_into(d.dk_TGd, pass.batch->positions, config_.head_dim, rotation_);

@@ -21,9 +21,7 @@ class Attention final : public Layer {
   TensorParallel& tensor_;
   ContextParallel& context_;
   int layer_;
-  int heads_;  // of this rank of tp, shared out over Ulysses ranks
-  int kv_heads_;
-  AttentionConfig config_;  // of this rank's heads
+  AttentionConfig config_;  // of the heads of this rank of tp
   Rotation rotation_;       // empty: positions are learned elsewhere
   Linear q_;
   Linear k_;

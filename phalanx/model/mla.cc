@@ -12,11 +12,7 @@ struct Saved {
   Tensor x;      // of the stream's rows, as are the next two
   Tensor q_in;   // what q_b takes: the latent, or x
   Tensor kv_in;  // what kv_b takes
-  Tensor q;
-  Tensor k;
-  Tensor v;
-  Attended out;
-  Tensor y;  // out's, of this rank's rows
+  AttendedRows attended;
 };
 
 LinearConfig linear(int64_t in, int64_t out, Cut cut, const ModelConfig& c) {
@@ -62,8 +58,8 @@ Mla::Mla(const Builder& b, const std::string& name, int layer)
       context_(b.context),
       layer_(layer),
       shape_(heads_of(b)),
-      config_{.heads = b.context.heads(static_cast<int>(shape_.heads)),
-              .kv_heads = b.context.heads(static_cast<int>(shape_.heads)),
+      config_{.heads = static_cast<int>(shape_.heads),
+              .kv_heads = static_cast<int>(shape_.heads),
               .head_dim = b.config.head_dim,
               .scale = score_factor(b.config.yarn) / std::sqrt(static_cast<double>(b.config.head_dim)),
               .value_dim = b.config.mla.v_head_dim},
@@ -96,28 +92,18 @@ Task<Tensor> Mla::forward(Tensor x_TD, Pass pass, Tape& tape) {
     const Tensor y = attention_over_segments(q, pass.batch->positions, segments, config_);
     co_return co_await o_.forward(y);
   }
-  const auto count = static_cast<int>(shape_.heads);
-  q = co_await context_.to_heads(q, count);
-  const Tensor k = co_await context_.to_heads(heads.k_THd, count);
-  const Tensor v = co_await context_.to_heads(heads.v_THd, count);
-  const Attended out = co_await context_.ring().forward(q, k, v, pass.batch->sequence_offsets, config_);
-  const Tensor y = co_await context_.to_rows(out.y_THd, count);
-  Saved saved = {x_TD, q_in, kv_in, q, k, v, out, y};
+  const AttendedRows attended = co_await context_.attend(
+      std::move(q), std::move(heads.k_THd), std::move(heads.v_THd), pass.batch->sequence_offsets, config_);
+  Saved saved = {x_TD, q_in, kv_in, attended};
   tape.save(std::move(saved));
-  co_return co_await o_.forward(y);
+  co_return co_await o_.forward(attended.y_THd);
 }
 
 Task<Tensor> Mla::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   auto saved = tape.take<Saved>();
-  const auto count = static_cast<int>(shape_.heads);
-  Tensor dy_THd = co_await o_.backward(dy_TD, saved.y, tape);
-  dy_THd = co_await context_.to_heads(dy_THd, count);
-  AttentionBackward in = {dy_THd, saved.q, saved.k, saved.v, saved.out};
+  const Tensor dy_THd = co_await o_.backward(dy_TD, saved.attended.y_THd, tape);
   AttentionGradients d =
-      co_await context_.ring().backward(std::move(in), pass.batch->sequence_offsets, config_);
-  d.dq_THd = co_await context_.to_rows(d.dq_THd, count);
-  d.dk_TGd = co_await context_.to_rows(d.dk_TGd, count);
-  d.dv_TGd = co_await context_.to_rows(d.dv_TGd, count);
+      co_await context_.attend_backward(dy_THd, saved.attended, pass.batch->sequence_offsets, config_);
   rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rotation_);
   LatentGradients dkv = expand_kv_backward(d.dk_TGd, d.dv_TGd, shape_);
   rope_backward_into(dkv.dk_rope_Td, pass.batch->positions, shape_.rope, rotation_);

@@ -42,7 +42,7 @@ class Mla final : public Layer {
   ContextParallel& context_;
   int layer_;
   LatentHeads shape_;       // of this rank of tp's heads, shared out over cp
-  AttentionConfig config_;  // of this rank's heads
+  AttentionConfig config_;  // of those
   Rotation rotation_;
   std::unique_ptr<Latent> q_a_;  // or null: queries come from the stream
   Linear q_b_;

@@ -19,6 +19,15 @@
 
 namespace phalanx {
 
+/// Attention of this rank's rows, and what its backward needs: q, k and v of its heads, and what they gave.
+struct AttendedRows {
+  Tensor q_THd;
+  Tensor k_TGd;
+  Tensor v_TGd;
+  Attended by_heads;
+  Tensor y_THd;  ///< of its rows
+};
+
 class ContextParallel {
  public:
   /// `ulysses` divides cp. Collective over cp.
@@ -34,13 +43,19 @@ class ContextParallel {
   /// head send for it is summed.
   Task<Tensor> to_rows(Tensor y, int heads);
 
-  /// Attention of the rows that the ranks of the ring have.
-  RingAttention& ring() { return ring_; }
+  /// As attention() and attention_backward() (ops/attention.h), of the rows and heads of all ranks of cp:
+  /// each gives its rows, [T/cp, …] with the heads of `config`; sequence_offsets are of all T rows.
+  Task<AttendedRows> attend(Tensor q_THd, Tensor k_TGd, Tensor v_TGd, Tensor sequence_offsets,
+                            AttentionConfig config);
+  Task<AttentionGradients> attend_backward(Tensor dy_THd, AttendedRows attended, Tensor sequence_offsets,
+                                           AttentionConfig config);
 
   /// offsets i64 [B+1] of sequences in T rows → those of their parts in the own rows.
   Tensor own_offsets(const Tensor& offsets) const;
 
  private:
+  AttentionConfig own_heads(AttentionConfig all) const;
+
   ContextShare share_;
   Group& ulysses_;
   RingAttention ring_;

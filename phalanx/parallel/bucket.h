@@ -17,6 +17,15 @@ struct FlatRange {
   int64_t size() const { return end - begin; }
 };
 
+/// Weights on their way, from all who have shares of them. More than one task may wait for them.
+struct Gather final : Waitable {
+  bool poll() override { return !work || work->done(); }
+  void wait() override {
+    if (work) work->finish();
+  }
+  std::optional<Work> work;  ///< none: nothing is on its way
+};
+
 /// Parameters of one unit (a layer, the embedding) whose gradients the same ranks sum. They lie one behind
 /// the other; where ranks share them out, zeros fill them up to equal shares.
 struct Bucket {
@@ -37,6 +46,7 @@ struct Bucket {
   bool reduced = false;  ///< at least once since the last zero_grads
   int passes_left = 0;   ///< backward passes of this step that will still add to it
   int holds = 0;         ///< who needs the values here
+  Gather gather;
   DType dtype = DType::f32;
 
   /// Memory for gradients, if there is none.

@@ -18,21 +18,20 @@ std::vector<Bucket*>& DataParallel::buckets_of(Part& part) {
 }
 
 void DataParallel::start_gather(Bucket& b) {
-  if (b.values.defined() || is_on_its_way(b)) return;
+  if (b.values.defined() || b.gather.work) return;
   const Tensor share = store_.share_of_values(b);
   if (!b.sharers) {
     b.values = share;
     b.bind();
     return;
   }
-  gathers_[&b].work = b.sharers->all_gather(share);
+  b.gather.work = b.sharers->all_gather(share);
 }
 
 void DataParallel::arrive(Bucket& b) {
-  std::optional<Work>& work = gathers_[&b].work;
-  if (!work) return;
-  b.values = work->wait();
-  work.reset();
+  if (!b.gather.work) return;
+  b.values = b.gather.work->wait();
+  b.gather.work.reset();
   b.bind();
 }
 
@@ -44,7 +43,7 @@ Task<DataParallel::Hold> DataParallel::hold(Part* part) {
   }
   for (Bucket* b : buckets) {
     // Another task may wait for it too: whoever goes on first takes it.
-    if (is_on_its_way(*b)) co_await Suspend(gathers_.at(b));
+    if (b->gather.work) co_await Suspend(b->gather);
     arrive(*b);
   }
   co_return Hold(*this, *part);
@@ -127,8 +126,8 @@ Task<> DataParallel::reduce_grads() {
 }
 
 Task<> DataParallel::gather_values() {
-  for (const auto& [bucket, gather] : gathers_) {
-    PHX_CHECK(!gather.work, "{}: weights of before the update are on their way", bucket->unit);
+  for (const Bucket& b : store_.buckets()) {
+    PHX_CHECK(!b.gather.work, "{}: weights of before the update are on their way", b.unit);
   }
   if (store_.zero() == Zero::weights) co_return;
   PooledVector<Work> works;

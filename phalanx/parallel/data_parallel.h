@@ -7,7 +7,6 @@
 // hybrid sharding the sum of a share over its r replicas besides: 2(r − 1)/r · Ψ/R.
 #pragma once
 
-#include <map>
 #include <vector>
 
 #include "phalanx/parallel/parameter_store.h"
@@ -64,25 +63,14 @@ class DataParallel {
   Task<double> grad_norm();
 
  private:
-  // A bucket's weights on their way. Stays for the next time: more than one task may wait for it.
-  struct Gather final : Waitable {
-    bool poll() override { return !work || work->done(); }
-    void wait() override {
-      if (work) work->finish();
-    }
-    std::optional<Work> work;
-  };
-
   std::vector<Bucket*>& buckets_of(Part& part);
   void release(Part& part);
-  bool is_on_its_way(Bucket& bucket) { return gathers_[&bucket].work.has_value(); }
   void start_gather(Bucket& bucket);
   void arrive(Bucket& bucket);
   void start_sum(Bucket& bucket);
   Task<> sum(Bucket* bucket);
 
   ParameterStore& store_;
-  std::map<Bucket*, Gather> gathers_;
   PooledVector<Task<>> sums_;  // oldest first
 };
 

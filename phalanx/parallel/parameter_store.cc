@@ -1,7 +1,6 @@
 #include "phalanx/parallel/parameter_store.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "phalanx/base/philox.h"
 #include "phalanx/parallel/holders.h"
@@ -59,7 +58,7 @@ void ParameterStore::share_out(Bucket& bucket, const std::vector<int>& members,
   const auto me = static_cast<int>(std::ranges::find(members, mesh_.world().rank()) - members.begin());
   const auto here =
       static_cast<int>(std::ranges::count_if(members, [&](int rank) { return is_of_stage(rank); }));
-  const int size = zero_.stage == Zero::none ? 1 : std::gcd(zero_.shard, here);
+  const int size = zero_.sharers(here);
   std::vector<int> sharers;
   std::vector<int> replicas;
   for (int i = 0; i < all; ++i) {

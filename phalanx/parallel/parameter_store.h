@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <numeric>
 #include <vector>
 
 #include "phalanx/parallel/bucket.h"
@@ -24,6 +25,9 @@ struct ZeroConfig {
   /// Ranks that share out one copy of the state; the others have further copies (hybrid sharding, Zhao et al.
   /// 2023, PyTorch FSDP, section 3.2.2). 0: all that there are; else its greatest common divisor with them.
   int shard = 0;
+
+  /// Of so many ranks of a stage that hold the same weights, those that share them out.
+  int sharers(int ranks) const { return stage == Zero::none ? 1 : std::gcd(shard, ranks); }
 };
 
 /// What training keeps beside the parameters and without a gradient (a router's bias): whole on every rank of

@@ -1,7 +1,6 @@
 #include "phalanx/train/local_elements.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "phalanx/model/flops.h"
 
@@ -44,10 +43,9 @@ Elements elements_of(const ModelConfig& c, const Layout& layout, const std::vect
   return e;
 }
 
-int64_t shared_out(const Elements& e, const Layout& layout, int shard) {
-  const int dense = std::gcd(shard, layout.dp * layout.cp);
-  const int edp = std::gcd(shard, layout.dp * layout.cp * layout.tp / (layout.ep * layout.etp));
-  return (e.all - e.experts) / dense + e.experts / edp;
+int64_t shared_out(const Elements& e, const Layout& layout, const ZeroConfig& zero) {
+  const int edp = layout.dp * layout.cp * layout.tp / (layout.ep * layout.etp);
+  return (e.all - e.experts) / zero.sharers(layout.dp * layout.cp) + e.experts / zero.sharers(edp);
 }
 
 }  // namespace phalanx

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "phalanx/model/stage.h"
+#include "phalanx/parallel/parameter_store.h"
 
 namespace phalanx {
 
@@ -17,8 +18,7 @@ struct Elements {
 /// Of a rank with those parts of the (resolved) model, by chunk.
 Elements elements_of(const ModelConfig& config, const Layout& layout, const std::vector<StagePart>& parts);
 
-/// Of elements that the ranks which hold the same ones share out, `shard` by `shard` (ZeroConfig), this
-/// rank's.
-int64_t shared_out(const Elements& elements, const Layout& layout, int shard);
+/// Of elements that the ranks which hold the same ones share out, this rank's.
+int64_t shared_out(const Elements& elements, const Layout& layout, const ZeroConfig& zero);
 
 }  // namespace phalanx

@@ -342,7 +342,7 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
                             {config.train.recompute, config.train.recompute_layers});
   const Elements elements = elements_of(model, layout, parts);
   const auto zero = static_cast<Zero>(config.parallel.zero);
-  const int64_t own = zero == Zero::none ? elements.all : shared_out(elements, layout, config.parallel.shard);
+  const int64_t own = shared_out(elements, layout, {.stage = zero, .shard = config.parallel.shard});
   // Of ZeRO-2 and 3 beside the shares: of gradients the unit at work and the one that is being summed, of
   // weights that one and the one that comes next.
   const int64_t units = 2 * layers.block(elements.layer);

@@ -33,6 +33,8 @@ struct LocalSlice {
   /// The index in the full tensor of element `i` of the local one (both row-major).
   int64_t global_index(int64_t i) const;
 };
+/// The part of a tensor that no axis cuts.
+inline LocalSlice whole_slice(const Shape& full) { return {.full = full, .local = full, .begin = {}}; }
 /// Elements [begin, end) of the local part, as it lies in memory, in few boxes, in their order in memory.
 std::vector<LocalSlice> boxes_of_range(const LocalSlice& slice, int64_t begin, int64_t end);
 /// Error when an axis does not divide its dimension; `name` is the tensor's, for the message.

@@ -44,8 +44,7 @@ std::vector<Part> parts_of(ParameterStore& store, HfFamily family) {
   }
   for (const State& s : store.states()) {
     if (family != HfFamily::deepseek_v3) break;  // others have no bias
-    const LocalSlice whole = {.full = s.value.shape(), .local = s.value.shape()};
-    parts.push_back({.name = s.name, .slice = whole, .value = s.value});
+    parts.push_back({.name = s.name, .slice = whole_slice(s.value.shape()), .value = s.value});
   }
   return parts;
 }

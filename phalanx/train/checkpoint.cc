@@ -113,8 +113,6 @@ void read_tensors(SavedCheckpoint& saved, std::span<const NamedTensor> wanted) {
 
 }  // namespace
 
-LocalSlice whole_slice(const Shape& full) { return {.full = full, .local = full, .begin = {}}; }
-
 SavedReport save_checkpoint(const fs::path& dir, const CheckpointContents& contents, Group& world,
                             const SaveOptions& options) {
   const CheckpointInProgress progress(dir, contents.step);

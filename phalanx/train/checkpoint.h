@@ -24,9 +24,6 @@ struct NamedTensor {
   bool written_here = true;  // by exactly one of the ranks that hold this part
 };
 
-/// The part of a tensor that no axis cuts.
-LocalSlice whole_slice(const Shape& full);
-
 struct CheckpointContents {
   int64_t step = 0;
   std::string layout;                // text of the Layout

@@ -33,8 +33,10 @@ std::vector<NamedTensor> weights_of(ParameterStore& parameters) {
     }
   }
   for (const State& s : parameters.states()) {
-    const LocalSlice whole = {.full = s.value.shape(), .local = s.value.shape()};
-    tensors.push_back({.name = s.name, .local = s.value, .slice = whole, .written_here = s.written_here});
+    tensors.push_back({.name = s.name,
+                       .local = s.value,
+                       .slice = whole_slice(s.value.shape()),
+                       .written_here = s.written_here});
   }
   return tensors;
 }

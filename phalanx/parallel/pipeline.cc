@@ -23,17 +23,26 @@ Work receive(Group& pair, Tensor stream) {
   return pair.exchange(std::move(messages));
 }
 
+// The two ranks at the ends of a channel.
+Group& channel(Mesh& mesh, bool gradients, ChunkPlace into, int from) {
+  const std::vector<int>& line = mesh.group(Axis::pp).info().members;
+  const int a = line[static_cast<size_t>(std::min(into.rank, from))];
+  const int b = line[static_cast<size_t>(std::max(into.rank, from))];
+  const char* what = gradients ? "gradients" : "activations";
+  return mesh.group(format("{} into chunk {} of stage rank {}", what, into.chunk, into.rank), {a, b});
+}
+
 }  // namespace
 
 Pipeline::Pipeline(Schedule schedule, Mesh& mesh)
-    : schedule_(std::move(schedule)), mesh_(&mesh), rank_(mesh.coordinate(Axis::pp)) {
+    : schedule_(std::move(schedule)), rank_(mesh.coordinate(Axis::pp)) {
   if (schedule_.ranks != mesh.size(Axis::pp)) {
     throw Error("schedule {} is for {} ranks, the layout has pp = {}", schedule_.name, schedule_.ranks,
                 mesh.size(Axis::pp));
   }
   const std::string why = check_schedule(schedule_);
   if (!why.empty()) throw Error("schedule {}: {}", schedule_.name, why);
-  open_channels();
+  open_channels(mesh);
 }
 
 std::optional<ChunkPlace> Pipeline::source(bool gradients, int chunk) const {
@@ -45,21 +54,12 @@ std::optional<ChunkPlace> Pipeline::target(bool gradients, int chunk) const {
   return source(!gradients, chunk);
 }
 
-// The two ranks at the ends of a channel.
-Group& Pipeline::channel(bool gradients, ChunkPlace into, int from) {
-  const std::vector<int>& line = mesh_->group(Axis::pp).info().members;
-  const int a = line[static_cast<size_t>(std::min(into.rank, from))];
-  const int b = line[static_cast<size_t>(std::max(into.rank, from))];
-  const char* what = gradients ? "gradients" : "activations";
-  return mesh_->group(format("{} into chunk {} of stage rank {}", what, into.chunk, into.rank), {a, b});
-}
-
-void Pipeline::open_channels() {
+void Pipeline::open_channels(Mesh& mesh) {
   for (const bool gradients : {false, true}) {
     for (int chunk = 0; chunk < schedule_.chunks_per_rank; ++chunk) {
       const auto from = source(gradients, chunk);
       if (from && from->rank != rank_) {
-        Inlet inlet = {gradients, chunk, &channel(gradients, {rank_, chunk}, from->rank), {}};
+        Inlet inlet = {gradients, chunk, &channel(mesh, gradients, {rank_, chunk}, from->rank), {}};
         for (const Step& s : steps()) {
           if (!gradients && s.goes_forward() && s.chunk == chunk) inlet.microbatches.push_back(s.microbatch);
           if (gradients && s.goes_backward() && s.backward_chunk() == chunk) {
@@ -69,7 +69,8 @@ void Pipeline::open_channels() {
         inlets_.push_back(std::move(inlet));
       }
       const auto to = target(gradients, chunk);
-      if (to && to->rank != rank_) outlets_.push_back({gradients, chunk, &channel(gradients, *to, rank_)});
+      if (to && to->rank != rank_)
+        outlets_.push_back({gradients, chunk, &channel(mesh, gradients, *to, rank_)});
     }
   }
 }

@@ -82,8 +82,7 @@ class Pipeline {
 
   std::optional<ChunkPlace> source(bool gradients, int chunk) const;
   std::optional<ChunkPlace> target(bool gradients, int chunk) const;
-  Group& channel(bool gradients, ChunkPlace into, int from);
-  void open_channels();
+  void open_channels(Mesh& mesh);
   void post_next(Inlet& inlet, StageRunner& stages);
   Tensor take(bool gradients, int chunk, int microbatch, StageRunner& stages);
   Tensor take_parcel(bool gradients, ChunkPlace to, int microbatch);
@@ -91,7 +90,6 @@ class Pipeline {
   void run_step(const Step& step, StageRunner& stages);
 
   Schedule schedule_;
-  Mesh* mesh_;
   int rank_;
   std::vector<Inlet> inlets_;
   std::vector<Outlet> outlets_;

@@ -63,12 +63,12 @@ Task<Tensor> Block::backward(Branch* branch, Tensor dy_TD, Pass pass, Tape& tape
 Task<Tensor> Block::run(Tensor x_TD, Pass pass, Tape& tape) {
   Tape* attention = &tape.scope("attention");
   Tape* mlp = &tape.scope("mlp");
-  if (pass.recompute == Recompute::attention) {
+  if (pass.recompute.what == Recompute::attention) {
     tape.save(x_TD);
     attention = &forgetful_;
   }
   const Tensor h_TD = co_await forward(&branches_[0], x_TD, pass, *attention);
-  if (pass.recompute == Recompute::mlp) {
+  if (pass.recompute.what == Recompute::mlp) {
     tape.save(h_TD);
     mlp = &forgetful_;
   }
@@ -76,7 +76,7 @@ Task<Tensor> Block::run(Tensor x_TD, Pass pass, Tape& tape) {
 }
 
 Task<Tensor> Block::forward(Tensor x_TD, Pass pass, Tape& tape) {
-  if (pass.recompute != Recompute::full) co_return co_await run(x_TD, pass, tape);
+  if (pass.recompute.what != Recompute::full) co_return co_await run(x_TD, pass, tape);
   tape.save(x_TD);
   co_return co_await run(x_TD, pass, forgetful_);
 }
@@ -84,11 +84,11 @@ Task<Tensor> Block::forward(Tensor x_TD, Pass pass, Tape& tape) {
 Task<Tensor> Block::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   Pass again = pass;
   again.again = true;
-  if (pass.recompute == Recompute::full) co_await run(tape.take(), again, tape);
-  if (pass.recompute == Recompute::mlp)
+  if (pass.recompute.what == Recompute::full) co_await run(tape.take(), again, tape);
+  if (pass.recompute.what == Recompute::mlp)
     co_await forward(&branches_[1], tape.take(), again, tape.scope("mlp"));
   const Tensor dh_TD = co_await backward(&branches_[1], dy_TD, pass, tape.scope("mlp"));
-  if (pass.recompute == Recompute::attention) {
+  if (pass.recompute.what == Recompute::attention) {
     co_await forward(&branches_[0], tape.take(), again, tape.scope("attention"));
   }
   co_return co_await backward(&branches_[0], dh_TD, pass, tape.scope("attention"));

@@ -49,6 +49,15 @@ inline const char* recompute_name(Recompute r) {
   return kNames[static_cast<size_t>(r)];
 }
 
+/// The layers of a stage that do so.
+struct Recomputation {
+  Recompute what = Recompute::none;
+  int layers = 0;  ///< the first ones; 0: all
+
+  /// What the stage's layer of that number, from 0, runs again.
+  Recompute of(int layer) const { return layers == 0 || layer < layers ? what : Recompute::none; }
+};
+
 /// What the layers share in one forward or backward. Small: passed by value; the batch and the cache outlive
 /// it.
 struct Pass {
@@ -56,8 +65,7 @@ struct Pass {
   uint64_t step = 0;      ///< of the optimizer: dropout draws anew each step
   double scale = 0;       ///< backward: of the summed loss
   bool training = false;  ///< dropout on
-  Recompute recompute = Recompute::none;
-  int recompute_layers = 0;  ///< the first ones of a stage that do so; 0: all
+  Recomputation recompute;
   bool again = false;        ///< a forward that runs the second time: statistics count the first
   KvStore* cache = nullptr;  ///< decoding: one sequence, which attends to what the store holds
 };

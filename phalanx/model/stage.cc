@@ -82,8 +82,8 @@ Moe* Stage::moe(int layer) {
 }
 
 Pass Stage::pass_of(int layer, Pass pass) const {
-  const bool recomputes = pass.recompute_layers == 0 || layer - part_.first_layer < pass.recompute_layers;
-  if (!recomputes || !pass.training) pass.recompute = Recompute::none;
+  const Recompute what = pass.recompute.of(layer - part_.first_layer);
+  pass.recompute.what = pass.training ? what : Recompute::none;
   return pass;
 }
 

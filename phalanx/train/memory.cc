@@ -208,16 +208,6 @@ struct Live {
   int64_t sum() const { return saved + working; }
 };
 
-// What of the stages' layers is run again.
-struct Again {
-  Recompute what = Recompute::none;
-  int layers = 0;  // the first of each stage; 0: all
-
-  Recompute of(const StagePart& part, int layer) const {
-    return layers == 0 || layer - part.first_layer < layers ? what : Recompute::none;
-  }
-};
-
 // What the tape keeps of a layer's branches from forward to backward.
 int64_t kept_by(const Layers& layers, int layer, Recompute again) {
   if (again == Recompute::full) return layers.x();
@@ -225,9 +215,10 @@ int64_t kept_by(const Layers& layers, int layer, Recompute again) {
          (again == Recompute::mlp ? layers.x() : layers.mlp(layer).saved);
 }
 
-int64_t saved_by(const Layers& layers, const StagePart& part, const Again& again) {
+int64_t saved_by(const Layers& layers, const StagePart& part, const Recomputation& again) {
   int64_t saved = part.predicts ? layers.head() : 0;
-  for (int i = part.first_layer; i < part.end_layer; ++i) saved += kept_by(layers, i, again.of(part, i));
+  for (int i = part.first_layer; i < part.end_layer; ++i)
+    saved += kept_by(layers, i, again.of(i - part.first_layer));
   return saved;
 }
 
@@ -238,7 +229,7 @@ struct BackwardMemory {
   int64_t left = 0;
 };
 
-BackwardMemory backward_memory(const Layers& layers, const StagePart& part, const Again& again,
+BackwardMemory backward_memory(const Layers& layers, const StagePart& part, const Recomputation& again,
                                bool deferring) {
   int64_t before =
       saved_by(layers, part, again);  // by the layers that backward has not reached, and the head
@@ -252,13 +243,12 @@ BackwardMemory backward_memory(const Layers& layers, const StagePart& part, cons
   for (int i = part.end_layer; i-- > part.first_layer;) {
     const BranchMemory attention = layers.attention();
     const BranchMemory mlp = layers.mlp(i);
-    const Recompute what = again.of(part, i);
-    before -= kept_by(layers, i, what);  // comes back branch by branch
-    if (what != Recompute::attention) before += attention.saved;
-    if (what == Recompute::attention) before += layers.x();
-    before += mlp.saved;
+    const Recompute what = again.of(i - part.first_layer);
+    // What runs again is here before its branch goes back; of a whole layer both branches.
+    const int64_t attention_kept = what == Recompute::attention ? layers.x() : attention.saved;
+    before += attention_kept + mlp.saved - kept_by(layers, i, what);
     for (const BranchMemory* branch : {&mlp, &attention}) {
-      if (branch == &attention && what == Recompute::attention) before += attention.saved - layers.x();
+      if (branch == &attention) before += attention.saved - attention_kept;
       const Live now = {before + kept, branch->working + (deferring ? branch->undropped : 0)};
       if (now.sum() > peak.sum()) peak = now;
       before -= branch->saved;
@@ -272,7 +262,7 @@ BackwardMemory backward_memory(const Layers& layers, const StagePart& part, cons
 // What the forward of another microbatch has saved when a backward holds most. They change places where they
 // wait, that is in MoE layers; without any the forward ends before the backward begins.
 int64_t beside_backward(const Layers& layers, const ModelConfig& c, const StagePart& part,
-                        const Again& again) {
+                        const Recomputation& again) {
   if (again.what != Recompute::none) return saved_by(layers, part, again);
   int64_t saved = 0;
   for (int i = part.first_layer; i < part.end_layer; ++i) {
@@ -285,7 +275,7 @@ int64_t beside_backward(const Layers& layers, const ModelConfig& c, const StageP
 
 // The most that a rank's list holds at once.
 Live peak_of(const Steps& steps, const Layers& layers, const ModelConfig& c,
-             const std::vector<StagePart>& parts, const Again& again) {
+             const std::vector<StagePart>& parts, const Recomputation& again) {
   std::map<std::pair<int, int>, int64_t> live;  // by chunk and microbatch
   Live peak;
   const auto part_of = [&](int chunk) { return parts[static_cast<size_t>(chunk)]; };
@@ -338,8 +328,8 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   const std::vector<StagePart> parts =
       parts_of_rank(schedule, pp_rank, model.layers, stage_layers(config.parallel));
 
-  const Live peak = peak_of(schedule.steps[static_cast<size_t>(pp_rank)], layers, model, parts,
-                            {config.train.recompute, config.train.recompute_layers});
+  const Live peak =
+      peak_of(schedule.steps[static_cast<size_t>(pp_rank)], layers, model, parts, config.train.recompute);
   const Elements elements = elements_of(model, layout, parts);
   const auto zero = static_cast<Zero>(config.parallel.zero);
   const int64_t own = shared_out(elements, layout, {.stage = zero, .shard = config.parallel.shard});

@@ -53,14 +53,8 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
              parts_of_rank(schedule_, mesh_.coordinate(Axis::pp), config.model.layers,
                            stage_layers(config.parallel))),
       optimizer_(initialised(parameters_, config), config.optimizer),
-      trainer_{mesh_,
-               parameters_,
-               model_,
-               optimizer_,
-               Pipeline(schedule_, mesh_),
-               config.clip,
-               config.train.recompute,
-               config.train.recompute_layers} {
+      trainer_{mesh_,       parameters_,           model_, optimizer_, Pipeline(schedule_, mesh_),
+               config.clip, config.train.recompute} {
   share_.context = model_.context_share();
 }
 

@@ -167,11 +167,7 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
   watch.lap(result.seconds.reduce);
 
   expect_passes(t);
-  const Pass pass = {.step = step,
-                     .scale = scale,
-                     .training = true,
-                     .recompute = t.recompute,
-                     .recompute_layers = t.recompute_layers};
+  const Pass pass = {.step = step, .scale = scale, .training = true, .recompute = t.recompute};
   TrainStages stages(t, microbatches, pass);
   t.pipeline.run(stages);
   add(result.seconds, t.pipeline.records());

@@ -19,8 +19,7 @@ struct Trainer {
   Optimizer& optimizer;
   Pipeline pipeline;  ///< over the microbatches of one step
   double clip = 0;    ///< largest gradient norm; 0: no limit
-  Recompute recompute = Recompute::none;
-  int recompute_layers = 0;               ///< the first ones of a stage; 0: all
+  Recomputation recompute = {};
   std::deque<Tape> tapes = {};            ///< by chunk, and in each by microbatch
   std::optional<Pipeline> forwards = {};  ///< of the last evaluation
 };

@@ -131,13 +131,13 @@ void add_run(ConfigTable& table, RunConfig& r) {
   s.add("seed", &r.seed, "of initial values, dropout and the draw of sequences");
   s.choice("dtype", &r.dtype, {{"f32", DType::f32}, {"f64", DType::f64}}, "of weights and arithmetic");
   s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");
-  s.choice("recompute", &r.recompute,
-           {{"none", Recompute::none},
-            {"attention", Recompute::attention},
-            {"mlp", Recompute::mlp},
-            {"full", Recompute::full}},
+  s.choice("recompute", &r.recompute.what,
+           {{recompute_name(Recompute::none), Recompute::none},
+            {recompute_name(Recompute::attention), Recompute::attention},
+            {recompute_name(Recompute::mlp), Recompute::mlp},
+            {recompute_name(Recompute::full), Recompute::full}},
            "of a layer what backward runs again");
-  s.add("recompute_layers", &r.recompute_layers, "layers of a stage, the first, that do so; 0: all")
+  s.add("recompute_layers", &r.recompute.layers, "layers of a stage, the first, that do so; 0: all")
       .at_least(0)
       .at_most(kLayers);
   s.add("eval_every", &r.eval_every, "steps between evaluations; 0: only at the end")

@@ -25,15 +25,14 @@ struct RunConfig {
   int64_t microbatch = 0;  ///< sequences of one rank at a time; 0: its whole share of the batch
   uint64_t seed = 1337;    ///< of initial values, dropout and the draw of sequences
   DType dtype = DType::f32;
-  std::string schedule;  ///< of microbatches (schedule_entries); "": sequential, with pp > 1 1f1b
-  Recompute recompute = Recompute::none;  ///< what backward runs forward again (model/layer.h)
-  int recompute_layers = 0;               ///< of each stage, the first; 0: all
-  int64_t eval_every = 250;               ///< steps; 0: only at the end
-  int64_t eval_batches = 20;              ///< of `batch` sequences; 0: the whole validation part
-  int64_t save_every = 0;                 ///< steps; 0: only at the end
-  int64_t keep = 2;                       ///< checkpoints, the newest; 0: all
-  std::string out = "out";                ///< directory of checkpoints
-  std::string init = "";  ///< Hugging Face directory that a new run starts from; "": drawn by seed
+  std::string schedule;       ///< of microbatches (schedule_entries); "": sequential, with pp > 1 1f1b
+  Recomputation recompute;    ///< what backward runs forward again (model/layer.h)
+  int64_t eval_every = 250;   ///< steps; 0: only at the end
+  int64_t eval_batches = 20;  ///< of `batch` sequences; 0: the whole validation part
+  int64_t save_every = 0;     ///< steps; 0: only at the end
+  int64_t keep = 2;           ///< checkpoints, the newest; 0: all
+  std::string out = "out";    ///< directory of checkpoints
+  std::string init = "";      ///< Hugging Face directory that a new run starts from; "": drawn by seed
 };
 
 /// Section [parallel].

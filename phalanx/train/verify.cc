@@ -96,7 +96,7 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
     store.initialise(o.seed);
     Optimizer optimizer(
         store, {.kind = o.dtype == DType::f64 ? OptimizerConfig::Kind::adamw : OptimizerConfig::Kind::sgd});
-    Trainer trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0, c.recompute};
+    Trainer trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0, {.what = c.recompute}};
     const std::vector<Batch> batches = random_batches(o, mesh, model.context_share());
     const StepResult first = compute_gradients(trainer, batches, 0);
     {

@@ -76,8 +76,7 @@ void alike(TrainConfig& c) {
 template <Recompute what, int layers = 0>
 void again(TrainConfig& c) {
   many_tokens(c);
-  c.train.recompute = what;
-  c.train.recompute_layers = layers;
+  c.train.recompute = {what, layers};
 }
 void zero1(TrainConfig& c) { c.parallel.zero = 1; }
 void zero2(TrainConfig& c) { c.parallel.zero = 2; }

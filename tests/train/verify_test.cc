@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 
 namespace phalanx {
@@ -30,34 +31,49 @@ ModelConfig every_option(Scores scores) {
   return resolved(c);
 }
 
-class VerifyRouting : public ::testing::TestWithParam<Scores> {};
+// Some stages of pp share their experts with others.
+const Layout kLayouts[] = {{.dp = 4, .ep = 4},
+                           {.tp = 4, .etp = 2},
+                           {.dp = 2, .tp = 2, .ep = 2, .etp = 2},
+                           {.cp = 4, .ep = 2},
+                           {.cp = 2, .tp = 2, .ep = 4},
+                           {.dp = 2, .cp = 2, .tp = 2, .ep = 8},
+                           {.pp = 2, .dp = 2, .ep = 2},
+                           {.pp = 2, .cp = 2, .tp = 2, .etp = 2},
+                           {.pp = 4}};
+
+class VerifyRouting : public ::testing::TestWithParam<std::tuple<Scores, Layout>> {};
 
 TEST_P(VerifyRouting, EqualsOneRank) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(seed);
-  const ModelConfig model = every_option(GetParam());
-  // Some stages share their experts with others.
-  const std::vector<VerifyCase> cases = verify_cases(model,
-                                                     {{.dp = 4, .ep = 4},
-                                                      {.tp = 4, .etp = 2},
-                                                      {.dp = 2, .tp = 2, .ep = 2, .etp = 2},
-                                                      {.cp = 4, .ep = 2},
-                                                      {.cp = 2, .tp = 2, .ep = 4},
-                                                      {.dp = 2, .cp = 2, .tp = 2, .ep = 8},
-                                                      {.pp = 2, .dp = 2, .ep = 2},
-                                                      {.pp = 2, .cp = 2, .tp = 2, .etp = 2},
-                                                      {.pp = 4}},
-                                                     Coverage::pairs);
+  const auto& [scores, layout] = GetParam();
+  const ModelConfig model = every_option(scores);
+  // The pairs meet over all layouts together: each test runs its layout's share of the cases.
+  std::vector<VerifyCase> cases = verify_cases(model, {kLayouts, std::end(kLayouts)}, Coverage::pairs);
+  std::erase_if(cases, [&](const VerifyCase& c) { return c.layout.text() != layout.text(); });
   const auto check = [](const VerifyRow& row) {
     EXPECT_TRUE(row.pass) << row.run.layout.text() << " " << row.run.schedule << " zero "
                           << static_cast<int>(row.run.zero) << ": " << row.error << ", gradient of "
                           << row.worst_tensor << " " << row.max_rel_grad_err << ", weights "
                           << row.weights_err;
   };
+  ASSERT_FALSE(cases.empty());
   EXPECT_EQ(verify({.model = model, .seed = seed}, cases, check).size(), cases.size());
 }
 
-INSTANTIATE_TEST_SUITE_P(Scores, VerifyRouting, ::testing::Values(Scores::softmax, Scores::sigmoid));
+std::string name_of(const ::testing::TestParamInfo<std::tuple<Scores, Layout>>& info) {
+  const auto& [scores, layout] = info.param;
+  std::string name = (scores == Scores::softmax ? "softmax_" : "sigmoid_") + layout.text();
+  std::erase(name, '=');
+  std::ranges::replace(name, ',', '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, VerifyRouting,
+                         ::testing::Combine(::testing::Values(Scores::softmax, Scores::sigmoid),
+                                            ::testing::ValuesIn(kLayouts)),
+                         name_of);
 
 }  // namespace
 }  // namespace phalanx

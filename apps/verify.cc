@@ -43,9 +43,11 @@ nlohmann::json json_of(const VerifyRow& r) {
                       {"transport", "threads"},
                       {"max_rel_grad_err", r.max_rel_grad_err},
                       {"worst_tensor", r.worst_tensor},
+                      {"first_tensor", r.first_tensor},
                       {"loss_err", r.loss_err},
                       {"grad_norm_err", r.grad_norm_err},
                       {"weights_err", r.weights_err},
+                      {"replayed", r.replayed},
                       {"pass", r.pass},
                       {"seconds", r.seconds}};
   if (!r.error.empty()) j["error"] = r.error;
@@ -76,9 +78,12 @@ void print(const VerifyRow& r) {
     std::printf("%-50s %-11s FAILED  %s\n", case_name(r).c_str(), r.run.schedule.c_str(), r.error.c_str());
     return;
   }
-  std::printf("%-50s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %7.2f s\n", case_name(r).c_str(),
+  std::printf("%-50s %-11s %-7s %9.2e  %-36s %9.2e %9.2e %8lld %7.2f s\n", case_name(r).c_str(),
               r.run.schedule.c_str(), r.pass ? "ok" : "FAILED", r.max_rel_grad_err, r.worst_tensor.c_str(),
-              r.loss_err, r.weights_err, r.seconds);
+              r.loss_err, r.weights_err, static_cast<long long>(r.replayed), r.seconds);
+  if (!r.first_tensor.empty()) {
+    std::printf("  the first that differs, from the loss: %s\n", r.first_tensor.c_str());
+  }
   std::fflush(stdout);
 }
 
@@ -98,8 +103,8 @@ void run_verify(const Options& o) {
   const bool table = o.json != "-";
   if (table && !o.json.empty()) check_can_write(o.json);
   if (table) {
-    std::printf("%-50s %-11s %-7s %9s  %-36s %9s %9s\n", "layout", "schedule", "", "gradient", "worst tensor",
-                "loss", "weights");
+    std::printf("%-50s %-11s %-7s %9s  %-36s %9s %9s %8s\n", "layout", "schedule", "", "gradient",
+                "worst tensor", "loss", "weights", "replayed");
   }
   int failed = 0;
   nlohmann::json rows = nlohmann::json::array();

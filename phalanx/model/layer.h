@@ -7,6 +7,7 @@
 #include "phalanx/base/task.h"
 #include "phalanx/model/config.h"
 #include "phalanx/ops/attention.h"
+#include "phalanx/ops/route.h"
 #include "phalanx/parallel/context_parallel.h"
 #include "phalanx/parallel/data_parallel.h"
 #include "phalanx/parallel/tensor_parallel.h"
@@ -58,6 +59,24 @@ struct Recomputation {
   Recompute of(int layer) const { return layers == 0 || layer < layers ? what : Recompute::none; }
 };
 
+/// What a router has just chosen for some tokens.
+struct Routed {
+  const std::string& router;  // "layers.3.mlp.router"
+  uint64_t step;
+  bool again;               // a forward that runs the second time
+  const Tensor& numbers_T;  // as Batch's rows
+  const RoutingConfig& config;
+  const Tensor& bias_E;
+  const Routing& routing;
+};
+
+/// Sees every choice before it takes effect, and may write another one.
+class RoutingWatch {
+ public:
+  virtual ~RoutingWatch() = default;
+  virtual void routed(const Routed& routed) = 0;
+};
+
 /// What the layers share in one forward or backward. Small: passed by value; the batch and the cache outlive
 /// it.
 struct Pass {
@@ -68,6 +87,7 @@ struct Pass {
   Recomputation recompute;
   bool again = false;        ///< a forward that runs the second time: statistics count the first
   KvStore* cache = nullptr;  ///< decoding: one sequence, which attends to what the store holds
+  RoutingWatch* watch = nullptr;
 };
 
 /// What layers are built from; outlives them.

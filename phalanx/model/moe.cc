@@ -29,7 +29,8 @@ Group& ranks_of_a_sequence(Mesh& mesh) {
 }  // namespace
 
 Router::Router(const Builder& b, const std::string& name)
-    : tensor_(b.tensor),
+    : name_(name),
+      tensor_(b.tensor),
       context_(b.context),
       sharers_(ranks_of_a_sequence(b.store.mesh())),
       config_{.scores = b.config.moe.scores,
@@ -56,6 +57,10 @@ Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
     if (pass.training && !pass.again) statistics_.z_loss_sum += z_loss(lse_T);
   }
   Routing routing = tape.save(route(logits_TE, config_, bias_E_));
+  if (pass.watch) {
+    const Tensor numbers_T = tensor_.own_rows(pass.batch->rows);
+    pass.watch->routed({name_, pass.step, pass.again, numbers_T, config_, bias_E_, routing});
+  }
   if (pass.training || moe_.balance_loss != 0) {
     const Tensor offsets = own_offsets(*pass.batch);
     Tensor counts_BE = tape.save(balance_counts(routing, offsets));

@@ -43,6 +43,7 @@ class Router {
     return tensor_.own_offsets(context_.own_offsets(batch.sequence_offsets));
   }
 
+  std::string name_;
   TensorParallel& tensor_;
   ContextParallel& context_;
   Group& sharers_;  // of the rows of a sequence: ranks of cp and tp

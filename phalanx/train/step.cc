@@ -167,7 +167,8 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
   watch.lap(result.seconds.reduce);
 
   expect_passes(t);
-  const Pass pass = {.step = step, .scale = scale, .training = true, .recompute = t.recompute};
+  const Pass pass = {
+      .step = step, .scale = scale, .training = true, .recompute = t.recompute, .watch = t.watch};
   TrainStages stages(t, microbatches, pass);
   t.pipeline.run(stages);
   add(result.seconds, t.pipeline.records());

@@ -20,6 +20,7 @@ struct Trainer {
   Pipeline pipeline;  ///< over the microbatches of one step
   double clip = 0;    ///< largest gradient norm; 0: no limit
   Recomputation recompute = {};
+  RoutingWatch* watch = nullptr;
   std::deque<Tape> tapes = {};            ///< by chunk, and in each by microbatch
   std::optional<Pipeline> forwards = {};  ///< of the last evaluation
 };

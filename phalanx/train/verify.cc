@@ -6,17 +6,20 @@
 #include <map>
 #include <mutex>
 #include <numeric>
+#include <tuple>
 
 #include "phalanx/base/philox.h"
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/ops/cross_entropy.h"
-#include "phalanx/train/pairwise.h"
+#include "phalanx/train/choice_replay.h"
 #include "phalanx/train/rank_run.h"
 
 namespace phalanx {
 namespace {
 
 constexpr int kSteps = 3;
+constexpr double kCloseChoice =
+    1e-5;  // in f32: scores nearer than that may choose otherwise by rounding alone
 constexpr double kLearningRate = 1e-2;
 constexpr std::chrono::seconds kPatience(60);  // without a step forward: a case that hangs is a failure
 
@@ -25,7 +28,8 @@ using FullTensors = std::map<std::string, std::vector<double>>;
 struct Outcome {
   StepResult first;
   FullTensors grads;
-  FullTensors weights;  // after kSteps steps
+  FullTensors weights;                  // after kSteps steps
+  std::vector<std::string> parameters;  // of one rank, from the tokens to the loss
 };
 
 // Random tokens for the whole job; a rank holds the sequences of its dp coordinate. One target in eight is
@@ -84,7 +88,7 @@ Schedule schedule_of(const VerifyCase& c, int microbatches) {
   return make_schedule(c.schedule, {.ranks = c.layout.pp, .microbatches = microbatches});
 }
 
-Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
+Outcome run_case(const VerifyOptions& o, const VerifyCase& c, RoutingWatch& watch) {
   Outcome out;
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks(), .deadlines = {.progress = kPatience}}, [&](Group& world) {
@@ -96,12 +100,16 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
     store.initialise(o.seed);
     Optimizer optimizer(
         store, {.kind = o.dtype == DType::f64 ? OptimizerConfig::Kind::adamw : OptimizerConfig::Kind::sgd});
-    Trainer trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0, {.what = c.recompute}};
+    Trainer trainer{mesh,  store, model, optimizer, Pipeline(schedule, mesh), 1.0, {.what = c.recompute},
+                    &watch};
     const std::vector<Batch> batches = random_batches(o, mesh, model.context_share());
     const StepResult first = compute_gradients(trainer, batches, 0);
     {
       const std::lock_guard lock(mutex);
       out.first = first;
+      if (c.layout.ranks() == 1) {
+        for (const Parameter* p : store.added()) out.parameters.push_back(p->name());
+      }
       collect(out.grads, store, true);
     }
     for (uint64_t step = 0; step < kSteps; ++step) train_step(trainer, batches, kLearningRate, step);
@@ -111,121 +119,53 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
   return out;
 }
 
-double squares(const std::vector<double>& v) {
+double norm(const std::vector<double>& v) {
   double sum = 0;
   for (const double x : v) sum += x * x;
-  return sum;
+  return std::sqrt(sum);
 }
 
-struct Worst {
-  double error = 0;
-  std::string tensor;
-};
+double norm(const FullTensors& tensors) {
+  double sum = 0;
+  for (const auto& [name, v] : tensors) sum += norm(v) * norm(v);
+  return std::sqrt(sum);
+}
 
-Worst worst_error(const FullTensors& tensors, const FullTensors& reference) {
-  double all = 0;
-  for (const auto& [name, v] : reference) all += squares(v);
-  Worst worst;
+// By name.
+std::map<std::string, double> errors_of(const FullTensors& tensors, const FullTensors& reference) {
+  const double all = norm(reference);
+  std::map<std::string, double> errors;
   for (const auto& [name, v0] : reference) {
-    const std::vector<double>& v = tensors.at(name);
-    double difference = 0;
-    for (size_t i = 0; i < v0.size(); ++i) difference += (v[i] - v0[i]) * (v[i] - v0[i]);
-    const double size = std::max(std::sqrt(squares(v0)), 1e-6 * std::sqrt(all));
-    double error = std::sqrt(difference) / size;
-    if (std::isnan(error)) error = std::numeric_limits<double>::infinity();
-    if (worst.tensor.empty() || error > worst.error) worst = {error, name};
+    std::vector<double> difference = tensors.at(name);
+    for (size_t i = 0; i < v0.size(); ++i) difference[i] -= v0[i];
+    const double error = norm(difference) / std::max(norm(v0), 1e-6 * all);
+    errors[name] = std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
   }
-  return worst;
+  return errors;
 }
 
-// Those of a training step that the pipeline can run, with the fewest microbatches that DualPipe takes.
-std::vector<std::string> schedules_of(const ModelConfig& model, int pp) {
-  std::vector<std::string> names;
-  for (const ScheduleEntry* entry : schedule_entries()) {
-    const std::string name(entry->name);
-    if (pp == 1 && name != "sequential" && name != "overlapped") continue;
-    if (pp > 1 && (name == "overlapped" || (name == "dualpipe" && pp % 2 != 0))) continue;
-    const Schedule s = make_schedule(name, {.ranks = pp, .microbatches = 2 * pp});
-    if (s.stages() <= model.layers) names.push_back(name);
-  }
-  return names;
-}
-
-void add_each_zero(VerifyCase c, std::vector<VerifyCase>& cases) {
-  for (c.zero = Zero::none; c.zero <= Zero::weights;
-       c.zero = static_cast<Zero>(static_cast<int>(c.zero) + 1)) {
-    cases.push_back(c);
-    if (c.zero == Zero::none || c.layout.dp * c.layout.cp % 4 != 0) continue;
-    cases.push_back(c);
-    cases.back().shard = 2;  // two copies of what is shared out, or more
-  }
-}
-
-// What is to meet in pairs: the axes that cut something, and how.
-Settings settings_of(const VerifyCase& c) {
-  Settings s = {c.layout.text(),
-                {"schedule " + c.schedule, format("recompute {}", recompute_name(c.recompute)),
-                 format("zero {} shard {}", static_cast<int>(c.zero), c.shard)}};
-  const Layout& l = c.layout;
-  if (l.cp > 1) s.values.push_back(format("ulysses {} of {}", c.ulysses, l.cp));
-  if (l.tp > 1) s.values.push_back(c.sequence ? "sequence" : "alike");
-  const std::pair<const char*, int> axes[] = {{"pp", l.pp}, {"dp", l.dp}, {"cp", l.cp},
-                                              {"tp", l.tp}, {"ep", l.ep}, {"etp", l.etp}};
-  for (const auto& [name, size] : axes) {
-    if (size > 1) s.values.push_back(format("{}={}", name, size));
-  }
-  return s;
+auto worst_of(const std::map<std::string, double>& errors) {
+  return std::ranges::max_element(errors, {}, [](const auto& e) { return e.second; });
 }
 
 double relative(double a, double b) { return std::abs(a - b) / std::max(std::abs(b), 1e-300); }
 
+void compare(VerifyRow& row, const Outcome& outcome, const Outcome& reference, double limit) {
+  const std::map<std::string, double> errors = errors_of(outcome.grads, reference.grads);
+  std::tie(row.worst_tensor, row.max_rel_grad_err) = *worst_of(errors);
+  const auto& names = reference.parameters;
+  const auto first =
+      std::find_if(names.rbegin(), names.rend(), [&](auto& n) { return errors.at(n) > limit; });
+  if (first != names.rend()) row.first_tensor = *first;
+  row.loss_err = relative(outcome.first.loss, reference.first.loss);
+  row.grad_norm_err = relative(outcome.first.grad_norm, reference.first.grad_norm);
+  row.weights_err = worst_of(errors_of(outcome.weights, reference.weights))->second;
+  // AdamW divides by √v: it magnifies the rounding of gradients that nearly vanish.
+  row.pass = row.max_rel_grad_err <= limit && row.loss_err <= limit && row.grad_norm_err <= limit &&
+             row.weights_err <= 1e4 * limit;
+}
+
 }  // namespace
-
-std::vector<Layout> verify_layouts(const ModelConfig& model, int ranks) {
-  std::vector<Layout> layouts;
-  const auto add_experts = [&](Layout layout) {
-    const int stage_ranks = layout.dp * layout.cp * layout.tp;
-    for (layout.ep = 1; layout.ep <= stage_ranks; ++layout.ep) {
-      for (layout.etp = 1; layout.etp <= stage_ranks / layout.ep; ++layout.etp) {
-        const bool divides = stage_ranks % (layout.ep * layout.etp) == 0;
-        if (divides && misfit(model, layout).empty()) layouts.push_back(layout);
-      }
-    }
-  };
-  for (int pp = 1; pp <= std::min(ranks, model.layers); ++pp) {
-    for (int tp = 1; tp <= ranks / pp; ++tp) {
-      for (int cp = 1; cp <= ranks / (pp * tp); ++cp) {
-        const int rest = ranks / (pp * tp * cp);
-        if (rest * pp * tp * cp == ranks) add_experts({.pp = pp, .dp = rest, .cp = cp, .tp = tp});
-      }
-    }
-  }
-  return layouts;
-}
-
-std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector<Layout>& layouts,
-                                     Coverage coverage) {
-  std::vector<VerifyCase> all;
-  for (const Layout& layout : layouts) {
-    for (const std::string& schedule : schedules_of(model, layout.pp)) {
-      for (const int ulysses : ulysses_choices(model, layout)) {
-        for (const bool sequence : {false, true}) {
-          if (sequence && layout.tp == 1) continue;
-          for (const Recompute recompute :
-               {Recompute::none, Recompute::attention, Recompute::mlp, Recompute::full}) {
-            add_each_zero({layout, schedule, sequence, Zero::none, 0, ulysses, recompute}, all);
-          }
-        }
-      }
-    }
-  }
-  if (coverage == Coverage::exhaustive) return all;
-  std::vector<Settings> settings;
-  for (const VerifyCase& c : all) settings.push_back(settings_of(c));
-  std::vector<VerifyCase> few;
-  for (const size_t i : cover_pairs(settings)) few.push_back(all[i]);
-  return few;
-}
 
 std::vector<VerifyRow> verify(const VerifyOptions& given, const std::vector<VerifyCase>& cases,
                               const std::function<void(const VerifyRow&)>& on_row) {
@@ -237,25 +177,20 @@ std::vector<VerifyRow> verify(const VerifyOptions& given, const std::vector<Veri
     o.microbatches = std::max(o.microbatches, 2 * c.layout.pp);
   }
   const double limit = o.tolerance > 0 ? o.tolerance : o.dtype == DType::f64 ? 1e-12 : 1e-5;
-  const Outcome reference = run_case(o, {});
+  CloseChoices close(o.dtype == DType::f64 ? 0 : kCloseChoice);
+  RecordChoices record(close);
+  const Outcome reference = run_case(o, {}, record);
   std::vector<VerifyRow> rows;
   for (const VerifyCase& c : cases) {
     VerifyRow row{.run = c};
+    ReplayChoices replay(close);
     const auto start = std::chrono::steady_clock::now();
     try {
-      const Outcome outcome = run_case(o, c);
-      const Worst worst = worst_error(outcome.grads, reference.grads);
-      row.max_rel_grad_err = worst.error;
-      row.worst_tensor = worst.tensor;
-      row.loss_err = relative(outcome.first.loss, reference.first.loss);
-      row.grad_norm_err = relative(outcome.first.grad_norm, reference.first.grad_norm);
-      row.weights_err = worst_error(outcome.weights, reference.weights).error;
-      // AdamW divides by √v: it magnifies the rounding of gradients that nearly vanish.
-      row.pass = worst.error <= limit && row.loss_err <= limit && row.grad_norm_err <= limit &&
-                 row.weights_err <= 1e4 * limit;
+      compare(row, run_case(o, c, replay), reference, limit);
     } catch (const std::exception& e) {
       row.error = e.what();
     }
+    row.replayed = replay.tokens();
     row.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     on_row(row);
     rows.push_back(std::move(row));

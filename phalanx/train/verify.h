@@ -38,9 +38,15 @@ struct VerifyRow {
   VerifyCase run;
   double max_rel_grad_err = 0;
   std::string worst_tensor;
+  /// Of the gradients that are wrong, the nearest to the loss: where backward first went astray; empty: none
+  /// is.
+  std::string first_tensor;
   double loss_err = 0;       ///< relative
   double grad_norm_err = 0;  ///< relative
   double weights_err = 0;    ///< the same error of the weights after three steps: AdamW in f64, SGD in f32
+  /// f32: tokens, over layers and steps, for which one rank's choice of experts was closer than 1e-5, the
+  /// case's another, and one rank's was replayed.
+  int64_t replayed = 0;
   double seconds = 0;
   bool pass = false;
   std::string error;  ///< what the run threw; empty if nothing

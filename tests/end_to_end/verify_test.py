@@ -6,7 +6,7 @@ import unittest
 from command import MOE, Case
 
 ROW = {"layout", "schedule", "sequence", "ulysses", "zero", "transport", "max_rel_grad_err", "worst_tensor",
-       "loss_err", "pass", "seconds"}
+       "first_tensor", "loss_err", "replayed", "pass", "seconds"}
 
 
 class Verify(Case):
@@ -27,6 +27,8 @@ class Verify(Case):
             self.assertLess(row["max_rel_grad_err"], 1e-12)
             self.assertLess(row["loss_err"], 1e-12)
             self.assertRegex(row["worst_tensor"], r"\.")
+            self.assertEqual(row["first_tensor"], "")
+            self.assertEqual(row["replayed"], 0)
 
     def expect_pairs(self, rows):
         """Any two settings that can meet do, in some row."""
@@ -61,6 +63,13 @@ class Verify(Case):
         self.assertEqual({row["layout"] for row in told["layouts"]}, {"dp=2", "dp=3", "dp=4"})
         # f32 rounds: no errors at all would mean that nothing was compared.
         self.assertGreater(max(row["max_rel_grad_err"] for row in told["layouts"]), 1e-9)
+
+    def test_the_first_tensor_that_differs_is_named(self):
+        # Weights so large that f32 cannot agree to 1e-5, in any layer.
+        result = self.run_command("verify", self.config, "--layouts", "tp=2", "--dtype", "f32",
+                                  "--set", "model.init_std=5")
+        self.assertEqual(result.returncode, 1)
+        self.assertRegex(result.stdout, r"(?m)^  the first that differs, from the loss: (embedding|norm)\.w$")
 
     def test_a_layout_that_cannot_run_fails(self):
         result = self.run_command("verify", self.config, "--layouts", "ep=2,dp=2")

@@ -97,14 +97,19 @@ bool Engine::advance_all() {
 void Engine::wait_for(Operation& operation) {
   struct Watch {  // of a wait that is not over at once
     int64_t& total_ns;
+    FlightRecorder& recorder;
     int64_t begin_ns = 0;
     void start() {
-      if (begin_ns == 0) begin_ns = trace_now();
+      if (begin_ns != 0) return;
+      begin_ns = trace_now();
+      recorder.set_waiting(true);
     }
     ~Watch() {
-      if (begin_ns != 0) total_ns += trace_now() - begin_ns;
+      if (begin_ns == 0) return;
+      total_ns += trace_now() - begin_ns;
+      recorder.set_waiting(false);
     }
-  } watch{.total_ns = waited_ns_};
+  } watch{.total_ns = waited_ns_, .recorder = page_.recorder};
   int64_t since_ns = 0;  // of the last move; 0: not slept since
   int round = crowded_ ? kSpins : 0;
   while (operation.state_ != Operation::State::finished) {
@@ -167,8 +172,8 @@ void Engine::examine(const Operation& operation) {
 }
 
 void Engine::too_late(const Operation& operation, int64_t waited_ns) {
-  fail(format("rank {} waited {:.1f} s in {}: {}", transport_.rank(), static_cast<double>(waited_ns) * 1e-9,
-              operation.call().text(), absentees(operation)));
+  fail(format("rank {} waited {:.1f} s in {}: {}{}", transport_.rank(), static_cast<double>(waited_ns) * 1e-9,
+              operation.call().text(), absentees(operation), outside()));
 }
 
 // Who did not call the operation; if all did, from whom it still needs something.
@@ -191,6 +196,19 @@ std::string Engine::absentees(const Operation& operation) const {
     silent.erase(std::unique(silent.begin(), silent.end()), silent.end());
   }
   return format("nothing came from {}", ranks_text(silent));
+}
+
+// Whom all others wait for, perhaps through each other: the ranks of the world that do not wait.
+std::string Engine::outside() const {
+  std::string ranks;
+  for (int r = 0; r < transport_.size(); ++r) {
+    const RankPage* page = transport_.page(r);
+    if (!page || page == &page_ || page->recorder.waiting()) continue;
+    if (page->state.load() != RankPage::State::running) continue;
+    const std::string last = page->recorder.last_text();
+    ranks += format("{}rank {} ({})", ranks.empty() ? "" : ", ", r, last.empty() ? "no operation yet" : last);
+  }
+  return ranks.empty() ? ranks : "; waiting for nobody: " + ranks;
 }
 
 void Engine::fail(const std::string& message) noexcept {

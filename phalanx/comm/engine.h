@@ -58,6 +58,7 @@ class Engine {
   void examine(const Operation& operation);
   void too_late(const Operation& operation, int64_t waited_ns);
   std::string absentees(const Operation& operation) const;
+  std::string outside() const;
   void give_up(const Operation& operation) noexcept;
   void caught(Operation& operation);
   [[noreturn]] void raise(const Call& doing);

@@ -138,7 +138,7 @@ std::string FlightRecorder::group_name(uint64_t id) const {
 }
 
 std::vector<uint64_t> FlightRecorder::snapshot() const {
-  std::vector<uint64_t> out = {static_cast<uint64_t>(coarse_now_ns()), get(next_)};
+  std::vector<uint64_t> out = {static_cast<uint64_t>(coarse_now_ns()), get(next_), waiting() ? 1u : 0u};
   for (const Words& w : ring_) {
     const size_t begin = out.size();
     for (const std::atomic<uint64_t>& word : w) out.push_back(get(word));
@@ -160,6 +160,7 @@ void FlightRecorder::restore(std::span<const uint64_t> words) {
   };
   const uint64_t shift = static_cast<uint64_t>(coarse_now_ns()) - next();
   put(next_, next());
+  set_waiting(next() != 0);
   for (Words& w : ring_) {
     for (std::atomic<uint64_t>& word : w) put(word, next());
     for (const Word time : {kIssued, kStarted, kFinished}) {

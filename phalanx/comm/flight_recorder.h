@@ -50,6 +50,10 @@ class FlightRecorder {
   /// It came as far as `state`.
   void advance(uint64_t serial, State state) noexcept;
 
+  /// Whether the rank stands still until an operation moves.
+  void set_waiting(bool waiting) noexcept { waiting_.store(waiting, std::memory_order_relaxed); }
+  bool waiting() const noexcept { return waiting_.load(std::memory_order_relaxed); }
+
   /// The rank has called operation `sequence` of that group; false also when the group is not known.
   bool reached(uint64_t group, uint64_t sequence) const noexcept;
   /// That operation, if it is still remembered.
@@ -98,6 +102,7 @@ class FlightRecorder {
   int free_slot() const;
 
   std::atomic<uint64_t> next_{0};
+  std::atomic<bool> waiting_{false};
   std::array<Words, kEntries> ring_{};
   std::array<Slot, kGroups> groups_{};
 };

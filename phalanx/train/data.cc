@@ -1,12 +1,15 @@
 #include "phalanx/train/data.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <span>
 
 #include "phalanx/base/check.h"
 #include "phalanx/base/error.h"
 #include "phalanx/base/file.h"
 #include "phalanx/ops/cross_entropy.h"
+#include "phalanx/train/checksum.h"
 
 namespace phalanx {
 namespace {
@@ -75,6 +78,12 @@ Dataset::Dataset(std::string_view text, const DataConfig& config, int64_t contex
   check_length(
       "validation", validation_.size(), context,
       "take a longer text, a smaller context or a larger data.validation_fraction (0: no validation)");
+}
+
+uint64_t Dataset::checksum() const {
+  const std::array parts = {xxh3(std::as_bytes(std::span(train_))),
+                            xxh3(std::as_bytes(std::span(validation_)))};
+  return xxh3(std::as_bytes(std::span(parts)));
 }
 
 int64_t Dataset::train_offset(int64_t step, int64_t row) const {

@@ -51,6 +51,9 @@ class Dataset {
   int64_t train_tokens() const { return static_cast<int64_t>(train_.size()); }
   int64_t validation_tokens() const { return static_cast<int64_t>(validation_.size()); }
 
+  /// Of all tokens.
+  uint64_t checksum() const;
+
   /// Where row `row` of step `step` begins among the training tokens: uniform over all places where context +
   /// 1 tokens follow, by Philox from (seed, "data", step, row).
   int64_t train_offset(int64_t step, int64_t row) const;

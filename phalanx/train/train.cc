@@ -11,6 +11,7 @@
 #include "phalanx/train/checkpoint_directory.h"
 #include "phalanx/train/rank_run.h"
 #include "phalanx/train/resume.h"
+#include "phalanx/train/same_run.h"
 
 namespace phalanx {
 namespace {
@@ -173,9 +174,11 @@ class Run {
 
 }  // namespace
 
-TrainingHistory train(const TrainConfig& config, const Dataset& data, const std::string& resume, Group& world,
+TrainingHistory train(const TrainConfig& given, const Dataset& data, const std::string& resume, Group& world,
                       const TrainHooks& hooks) {
-  RankRun rank(checked(config), data.tokenizer().vocabulary(), world);
+  const TrainConfig config = checked(given);
+  check_same_run(world, config, data);
+  RankRun rank(config, data.tokenizer().vocabulary(), world);
   all_or_none(world, [&] {
     if (world.rank() == 0) prepare_directory(config.train.out);
   });

@@ -22,9 +22,11 @@ WITHIN = 25  # seconds: a stopped rank counts as gone after 10
 
 def ranks_below(process):
     """The pids of the command's processes that have no child of that name: the ranks."""
-    listing = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True, check=True).stdout
-    parent = {int(pid): int(ppid) for pid, ppid, name in (line.split(None, 2) for line in listing.splitlines()[1:])
+    listing = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True, check=True)
+    rows = [line.split(None, 2) for line in listing.stdout.splitlines()[1:]]
+    parent = {int(pid): int(ppid) for pid, ppid, name in rows
               if name.strip() in ("phalanx", "mpirun", "prterun")}
+
     def is_below(pid):
         while pid in parent and pid != process.pid:
             pid = parent[pid]
@@ -37,7 +39,7 @@ class Failure(Case):
         return [PHALANX, "train", self.config, *FOREVER, *arguments]
 
     def after_signal(self, command, sign):
-        """Starts four ranks, signals one of them in the middle of the run; gives its pid and what was said."""
+        """Starts four ranks, signals one in the middle of the run; gives its pid and what was said."""
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                               start_new_session=True) as run:
             try:
@@ -83,8 +85,8 @@ class Differing(Case):
         if not MPIRUN:
             self.skipTest("no mpirun")
         one = [PHALANX, "train", self.config]
-        command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", "1", *one, ":", "-n", "1", *one, "--set",
-                   "optimizer.lr=0.002"]
+        command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", "1", *one, ":", "-n", "1", *one,
+                   "--set", "optimizer.lr=0.002"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("rank 1: optimizer.lr is 0.002 here and 0.01 on rank 0", done.stderr)
@@ -95,7 +97,8 @@ class Differing(Case):
             port = str(s.getsockname()[1])
         runs = []
         for rank, setting in enumerate(("model.heads=4", "model.heads=2")):
-            variables = dict(os.environ, RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            variables = dict(os.environ, RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                             MASTER_PORT=port)
             runs.append(subprocess.Popen([PHALANX, "train", self.config, "--set", setting], env=variables,
                                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
         for run in runs:

@@ -36,7 +36,7 @@ struct Part {
 std::vector<Part> parts_of(ParameterStore& store, HfFamily family) {
   std::vector<Part> parts;
   for (const Parameter& p : store.all()) {
-    const bool shared_out = store.zero() == Zero::weights;
+    const bool shared_out = store.keeps_shares();
     parts.push_back({.name = p.name(),
                      .slice = p.slice(),
                      .value = shared_out ? store.own_value(p) : p.value(),

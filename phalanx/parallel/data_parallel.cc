@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "phalanx/ops/cast.h"
 #include "phalanx/ops/elementwise.h"
 
 namespace phalanx {
@@ -17,20 +18,27 @@ std::vector<Bucket*>& DataParallel::buckets_of(Part& part) {
   return part.buckets_;
 }
 
+// The values as computed with, of those that are kept.
+Tensor DataParallel::wide(const Tensor& kept) const {
+  if (!store_.narrow()) return kept;
+  Tensor values = Tensor::empty(kept.shape(), store_.dtype());
+  widen_into(values, kept);
+  return values;
+}
+
 void DataParallel::start_gather(Bucket& b) {
   if (b.values.defined() || b.gather.work) return;
-  const Tensor share = store_.share_of_values(b);
-  if (!b.sharers) {
-    b.values = share;
-    b.bind();
+  if (store_.zero() == Zero::weights && b.sharers) {
+    b.gather.work = b.sharers->all_gather(store_.kept_share(b));
     return;
   }
-  b.gather.work = b.sharers->all_gather(share);
+  b.values = wide(store_.zero() == Zero::weights ? store_.kept_share(b) : store_.kept_values(b));
+  b.bind();
 }
 
 void DataParallel::arrive(Bucket& b) {
   if (!b.gather.work) return;
-  b.values = b.gather.work->wait();
+  b.values = wide(b.gather.work->wait());
   b.gather.work.reset();
   b.bind();
 }
@@ -50,12 +58,13 @@ Task<DataParallel::Hold> DataParallel::hold(Part* part) {
 }
 
 void DataParallel::prefetch(Part& part) {
+  if (store_.zero() < Zero::weights) return;
   for (Bucket* b : buckets_of(part)) start_gather(*b);
 }
 
 void DataParallel::release(Part& part) {
   for (Bucket* b : buckets_of(part)) {
-    if (--b->holds > 0 || store_.zero() < Zero::weights) continue;
+    if (--b->holds > 0 || !store_.keeps_shares()) continue;
     b->values = Tensor();
     b->bind();
   }
@@ -125,22 +134,23 @@ Task<> DataParallel::reduce_grads() {
   co_await settle(0);
 }
 
-Task<> DataParallel::gather_values() {
+Task<> DataParallel::publish_values() {
   for (const Bucket& b : store_.buckets()) {
     PHX_CHECK(!b.gather.work, "{}: weights of before the update are on their way", b.unit);
+    if (store_.narrow()) narrow_into(store_.kept_share(b), store_.share_of_values(b));
   }
   if (store_.zero() == Zero::weights) co_return;
   PooledVector<Work> works;
-  PooledVector<Bucket*> targets;
-  for (Bucket& b : store_.buckets()) {
+  PooledVector<Tensor> targets;
+  for (const Bucket& b : store_.buckets()) {
     if (!b.sharers) continue;
-    works.push_back(b.sharers->all_gather(store_.share_of_values(b)));
-    targets.push_back(&b);
+    works.push_back(b.sharers->all_gather(store_.kept_share(b)));
+    targets.push_back(store_.kept_values(b));
   }
   for (size_t i = 0; i < works.size(); ++i) {
     Work& work = works[i];
     const Tensor result = co_await work;
-    copy_into(targets[i]->values, result);
+    copy_into(targets[i], result);
   }
 }
 

@@ -4,7 +4,8 @@
 // Bytes that a rank sends, with R sharers, Ψ elements of a bucket and n = (R − 1)/R · Ψ: without ZeRO 2n a
 // step (an all_reduce); stage 1 the same (a reduce-scatter, an all-gather); stage 2 n for each backward pass
 // and n; stage 3 n for each backward pass and n for each time that its unit runs, twice a microbatch. With
-// hybrid sharding the sum of a share over its r replicas besides: 2(r − 1)/r · Ψ/R.
+// hybrid sharding the sum of a share over its r replicas besides: 2(r − 1)/r · Ψ/R. Of a narrow store the
+// gathers' elements are bf16.
 #pragma once
 
 #include <vector>
@@ -43,7 +44,7 @@ class DataParallel {
     DataParallel* data_;
     Part* part_;
   };
-  /// With ZeRO-3 gathers what is not here or on its way.
+  /// With ZeRO-3 gathers what is not here or on its way; widens what is kept narrow.
   Task<Hold> hold(Part* part);
   /// Starts that for a part that will be held soon.
   void prefetch(Part& part);
@@ -57,14 +58,16 @@ class DataParallel {
 
   /// Finishes every sum; own_grad of the store is then the sum over all ranks.
   Task<> reduce_grads();
-  /// After an update, with ZeRO-1 and 2: gathers the weights that other ranks have updated.
-  Task<> gather_values();
+  /// After an update of own_value of the store: narrows it where it is kept narrow, and with ZeRO-1 and 2
+  /// gathers the weights that other ranks have updated.
+  Task<> publish_values();
   /// √Σ g² over the whole model; a parameter's every element counts once. The same bits on all ranks.
   Task<double> grad_norm();
 
  private:
   std::vector<Bucket*>& buckets_of(Part& part);
   void release(Part& part);
+  Tensor wide(const Tensor& kept) const;
   void start_gather(Bucket& bucket);
   void arrive(Bucket& bucket);
   void start_sum(Bucket& bucket);

@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "phalanx/base/philox.h"
+#include "phalanx/ops/cast.h"
 #include "phalanx/parallel/holders.h"
+#include "phalanx/tensor/mapped.h"
 
 namespace phalanx {
 namespace {
@@ -137,30 +139,36 @@ void ParameterStore::initialise(uint64_t seed) {
     share_elements_ += share;
     elements += b.elements;
   }
-  const auto memory = [&](bool shares) {
-    return Tensor::zeros({shares ? share_elements_ : elements}, dtype_);
+  const auto memory = [&](bool shares, DType dtype) {
+    return Tensor::zeros({shares ? share_elements_ : elements}, dtype);
   };
-  values_ = memory(zero() == Zero::weights);
-  grads_ = memory(zero() >= Zero::gradients);
+  const bool in_file = narrow() && !weights_.master_in.empty();
+  values_ =
+      in_file ? mapped_zeros({share_elements_}, dtype_, weights_.master_in) : memory(keeps_shares(), dtype_);
+  if (narrow()) narrow_values_ = memory(zero() == Zero::weights, DType::bf16);
+  grads_ = memory(zero() >= Zero::gradients, dtype_);
   for (Bucket& b : buckets_) {
-    if (zero() < Zero::weights) b.values = values_.slice(b.begin, b.begin + b.elements);
+    if (!keeps_shares()) b.values = kept_values(b);
     if (zero() < Zero::gradients) b.grads = grads_.slice(b.begin, b.begin + b.elements);
     b.bind();
   }
-  for (const Parameter& p : parameters_) fill(p, seed);
+  for (const Parameter& p : parameters_) {
+    fill(p, seed);
+    if (narrow()) fill_kept(p, seed);
+  }
 }
 
-void ParameterStore::fill(const Parameter& p, uint64_t seed) const {
-  const ParameterSpec& spec = p.spec();
-  const RandomStream stream(seed, spec.name);
-  const bool whole = zero() < Zero::weights;
-  const Tensor value = whole ? p.value_ : own_value(p);
-  const int64_t first = whole ? 0 : share_of(p).begin;
-  visit_float(value.dtype(), [&](auto t) {
+namespace {
+
+// The parameter's initial values from local element `first` on.
+void draw(const Parameter& p, uint64_t seed, const Tensor& values, int64_t first) {
+  const Init& init = p.spec().init;
+  const RandomStream stream(seed, p.name());
+  visit_float(values.dtype(), [&](auto t) {
     using T = decltype(t);
-    T* v = value.data<T>();
-    for (int64_t i = 0; i < value.numel(); ++i) {
-      switch (spec.init.kind) {
+    T* v = values.data<T>();
+    for (int64_t i = 0; i < values.numel(); ++i) {
+      switch (init.kind) {
         case Init::Kind::zeros:
           v[i] = 0;
           break;
@@ -168,12 +176,31 @@ void ParameterStore::fill(const Parameter& p, uint64_t seed) const {
           v[i] = 1;
           break;
         case Init::Kind::normal:
-          v[i] = static_cast<T>(spec.init.std *
+          v[i] = static_cast<T>(init.std *
                                 stream.normal(static_cast<uint64_t>(p.slice().global_index(first + i))));
           break;
       }
     }
   });
+}
+
+}  // namespace
+
+void ParameterStore::fill(const Parameter& p, uint64_t seed) const {
+  if (keeps_shares()) {
+    draw(p, seed, own_value(p), share_of(p).begin);
+  } else {
+    draw(p, seed, p.value_, 0);
+  }
+}
+
+void ParameterStore::fill_kept(const Parameter& p, uint64_t seed) const {
+  if (zero() == Zero::weights) return narrow_into(own_part(narrow_values_, true, p), own_value(p));
+  const int64_t numel = p.slice().local.numel();
+  const int64_t begin = p.bucket_->begin + p.at_;
+  const Tensor all = Tensor::empty({numel}, dtype_);
+  draw(p, seed, all, 0);
+  narrow_into(narrow_values_.slice(begin, begin + numel), all);
 }
 
 FlatRange ParameterStore::share_of(const Parameter& p) const {

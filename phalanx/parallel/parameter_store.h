@@ -30,6 +30,12 @@ struct ZeroConfig {
   int sharers(int ranks) const { return stage == Zero::none ? 1 : std::gcd(shard, ranks); }
 };
 
+/// How weights are kept between the runs of their units.
+struct WeightsConfig {
+  bool narrow = false;         ///< in bf16, with a master copy beside
+  std::string master_in = "";  ///< directory of a file that holds the master copy; "": it is in memory
+};
+
 /// What training keeps beside the parameters and without a gradient (a router's bias): whole on every rank of
 /// the stages that have it, and equal. Saved and loaded as the weights are.
 struct State {
@@ -39,10 +45,15 @@ struct State {
 };
 
 /// Parameters lie in buckets, ordered by name, and those in one flat tensor.
+///
+/// In a narrow store weights are kept and sent as bf16, and become `dtype` while their unit runs; each rank
+/// has its share besides in `dtype`, the master copy that the optimizer updates (Micikevicius et al. 2018,
+/// Mixed Precision Training, section 3.1). Gradients are summed in `dtype`. Bytes of an element for f32 and R
+/// sharers: of weights 2 + 4/R (ZeRO-3: 6/R) instead of 4 (4/R); and half of them travel.
 class ParameterStore {
  public:
-  ParameterStore(Mesh& mesh, DType dtype, const ZeroConfig& zero = {})
-      : mesh_(mesh), dtype_(dtype), zero_(zero) {}
+  ParameterStore(Mesh& mesh, DType dtype, const ZeroConfig& zero = {}, const WeightsConfig& weights = {})
+      : mesh_(mesh), dtype_(dtype), zero_(zero), weights_(weights) {}
 
   /// Registers a parameter; its address is stable. One that is there under this name already (the same in
   /// every respect) is shared: a tied embedding, say. So is one of that name on another stage of pp.
@@ -64,8 +75,11 @@ class ParameterStore {
   DType dtype() const { return dtype_; }
   Mesh& mesh() { return mesh_; }
   Zero zero() const { return zero_.stage; }
+  bool narrow() const { return weights_.narrow; }
+  /// Outside its unit's run a parameter has no value() here, but own_value.
+  bool keeps_shares() const { return narrow() || zero() == Zero::weights; }
 
-  /// The values of all buckets, or with ZeRO-3 this rank's shares of them.
+  /// The values of all buckets, or, where it keeps shares, this rank's.
   const Tensor& values() const { return values_; }
   /// The gradients, or from ZeRO-2 on the summed ones of this rank's shares.
   const Tensor& grads();
@@ -76,9 +90,7 @@ class ParameterStore {
   /// True on one of the ranks that update that share.
   bool writes_share_of(const Parameter& parameter) const;
   /// That part's values, and its gradient once it is summed; [share_of(parameter).size()].
-  Tensor own_value(const Parameter& parameter) const {
-    return own_part(values_, zero() == Zero::weights, parameter);
-  }
+  Tensor own_value(const Parameter& parameter) const { return own_part(values_, keeps_shares(), parameter); }
   Tensor own_grad(const Parameter& parameter) const {
     return own_part(grads_, zero() >= Zero::gradients, parameter);
   }
@@ -88,11 +100,15 @@ class ParameterStore {
     return own_part(shares, true, parameter);
   }
   /// A bucket's share of the values, and of the summed gradients.
-  Tensor share_of_values(const Bucket& bucket) const {
-    return share_in(values_, zero() == Zero::weights, bucket);
-  }
+  Tensor share_of_values(const Bucket& bucket) const { return share_in(values_, keeps_shares(), bucket); }
   Tensor share_of_grads(const Bucket& bucket) const {
     return share_in(grads_, zero() >= Zero::gradients, bucket);
+  }
+
+  /// As they are kept and sent, bf16 in a narrow store: a bucket's share, and, but for ZeRO-3, all of it.
+  Tensor kept_share(const Bucket& bucket) const { return share_in(kept(), zero() == Zero::weights, bucket); }
+  Tensor kept_values(const Bucket& bucket) const {
+    return kept().slice(bucket.begin, bucket.begin + bucket.elements);
   }
 
   /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.
@@ -109,18 +125,22 @@ class ParameterStore {
   Tensor own_part(const Tensor& flat, bool shares, const Parameter& parameter) const;
   static Tensor share_in(const Tensor& flat, bool shares, const Bucket& bucket);
   void fill(const Parameter& parameter, uint64_t seed) const;
+  void fill_kept(const Parameter& parameter, uint64_t seed) const;
+  const Tensor& kept() const { return narrow() ? narrow_values_ : values_; }
 
   Mesh& mesh_;
   DType dtype_;
   ZeroConfig zero_;
+  WeightsConfig weights_;
   std::deque<Parameter> parameters_;
   std::vector<Parameter*> added_;
   std::deque<Bucket> buckets_;
   std::vector<State> states_;
   Group* state_holders_ = nullptr;
   int64_t share_elements_ = 0;
-  Tensor values_;  // of all buckets, or this rank's shares of them
-  Tensor grads_;   // the same
+  Tensor values_;         // of all buckets, or this rank's shares of them
+  Tensor narrow_values_;  // the same in bf16, in a narrow store
+  Tensor grads_;          // of all buckets, or this rank's shares
 };
 
 }  // namespace phalanx

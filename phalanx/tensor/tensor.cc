@@ -36,13 +36,17 @@ Allocator& allocator_of(Device device) {
 }
 }  // namespace
 
-Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
+Tensor Tensor::from(Allocator& allocator, const Shape& shape, DType dtype) {
   Tensor t;
   t.shape_ = shape;
   t.dtype_ = dtype;
-  t.storage_ = allocator_of(device).allocate(static_cast<size_t>(shape.numel()) * dtype_size(dtype));
+  t.storage_ = allocator.allocate(static_cast<size_t>(shape.numel()) * dtype_size(dtype));
   t.data_ = t.storage_->data;
   return t;
+}
+
+Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
+  return from(allocator_of(device), shape, dtype);
 }
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {

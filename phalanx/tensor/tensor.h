@@ -50,6 +50,8 @@ class Tensor {
   /// New memory from the calling rank's allocator (on a GPU: its stream's), contents undefined.
   static Tensor empty(const Shape& shape, DType dtype, Device device = kCpu);
   static Tensor zeros(const Shape& shape, DType dtype, Device device = kCpu);
+  /// New memory from that allocator, contents as it gives them.
+  static Tensor from(Allocator& allocator, const Shape& shape, DType dtype);
   template <class T>
   static Tensor of(const Shape& shape, std::span<const T> values);
 

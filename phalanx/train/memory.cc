@@ -333,15 +333,24 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   const Elements elements = elements_of(model, layout, parts);
   const auto zero = static_cast<Zero>(config.parallel.zero);
   const int64_t own = shared_out(elements, layout, {.stage = zero, .shard = config.parallel.shard});
+  const bool whole = zero < Zero::weights;
   // Of ZeRO-2 and 3 beside the shares: of gradients the unit at work and the one that is being summed, of
   // weights that one and the one that comes next.
   const int64_t units = 2 * layers.block(elements.layer);
   MemoryAccount account;
-  account.weights =
-      layers.block(zero == Zero::weights ? own : elements.all) + (zero == Zero::weights ? units : 0);
+  account.weights = layers.block(whole ? elements.all : own) + (whole ? 0 : units);
+  if (config.train.weights == KeptWeights::bf16) {
+    // In bf16, with the master copy; and wide the unit at work.
+    const int64_t master = config.optimizer.offload.empty() ? layers.block(own) : 0;
+    const int64_t kept = Layers::block(whole ? elements.all : own, 2);
+    const int64_t next = whole ? 0 : Layers::block(elements.layer, 2);
+    account.weights = kept + master + layers.block(elements.layer) + next;
+  }
   account.gradients = layers.block(zero >= Zero::gradients ? own : elements.all) +
                       (zero >= Zero::gradients ? units + layers.block(elements.over_stages) : 0);
-  account.optimizer = config.optimizer.kind == OptimizerConfig::Kind::adamw ? 2 * layers.block(own) : 0;
+  const bool has_moments =
+      config.optimizer.kind == OptimizerConfig::Kind::adamw && config.optimizer.offload.empty();
+  account.optimizer = has_moments ? 2 * layers.block(own) : 0;
   account.batch = share.microbatches() * (3 * Layers::block(tokens, 4) + Layers::block(tokens, 8));
   account.activations = peak.saved + streams_of(schedule, pp_rank) * layers.x();
   account.working = peak.working;

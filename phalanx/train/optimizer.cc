@@ -1,13 +1,17 @@
 #include "phalanx/train/optimizer.h"
 
 #include "phalanx/ops/optimizer.h"
+#include "phalanx/tensor/mapped.h"
 
 namespace phalanx {
 
 Optimizer::Optimizer(ParameterStore& store, const OptimizerConfig& config) : store_(store), config_(config) {
   if (config.kind == OptimizerConfig::Kind::sgd) return;
-  m_ = Tensor::zeros({store.share_elements()}, store.dtype());
-  v_ = Tensor::zeros({store.share_elements()}, store.dtype());
+  for (Tensor* moments : {&m_, &v_}) {
+    const Shape shape = {store.share_elements()};
+    *moments = config.offload.empty() ? Tensor::zeros(shape, store.dtype())
+                                      : mapped_zeros(shape, store.dtype(), config.offload);
+  }
 }
 
 void Optimizer::step(double lr, double gradient_scale) {

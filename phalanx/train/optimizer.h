@@ -1,6 +1,8 @@
 // The optimizer: state beside the flat parameters, and one update.
 #pragma once
 
+#include <string>
+
 #include "phalanx/parallel/parameter_store.h"
 
 namespace phalanx {
@@ -12,12 +14,13 @@ struct OptimizerConfig {
   double beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0.1;  ///< on parameters whose spec asks for it
+  std::string offload = "";   ///< directory of files that hold the state; "": it is in memory
 };
 
 class Optimizer {
  public:
   /// State takes the store's dtype and the layout of its shares, one behind the other; after
-  /// store.initialise.
+  /// store.initialise. Error: `offload` cannot hold it (tensor/mapped.h).
   Optimizer(ParameterStore& store, const OptimizerConfig& config);
   /// Updates this rank's shares of the parameters from their gradients times `gradient_scale`.
   void step(double lr, double gradient_scale);

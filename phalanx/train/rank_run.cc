@@ -47,8 +47,10 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       mesh_(world, layout_of(config.parallel)),
       share_(share_of(config.train, mesh_)),
       schedule_(schedule_of(config, share_.microbatches())),
-      parameters_(mesh_, config.train.dtype,
-                  {.stage = static_cast<Zero>(config.parallel.zero), .shard = config.parallel.shard}),
+      parameters_(
+          mesh_, config.train.dtype,
+          {.stage = static_cast<Zero>(config.parallel.zero), .shard = config.parallel.shard},
+          {.narrow = config.train.weights == KeptWeights::bf16, .master_in = config.optimizer.offload}),
       model_(parameters_, config_.model, config.train.seed, config.parallel.sequence, config.parallel.ulysses,
              parts_of_rank(schedule_, mesh_.coordinate(Axis::pp), config.model.layers,
                            stage_layers(config.parallel))),

@@ -25,7 +25,7 @@ void add_share(std::vector<NamedTensor>& tensors, const ParameterStore& store, c
 std::vector<NamedTensor> weights_of(ParameterStore& parameters) {
   std::vector<NamedTensor> tensors;
   for (const Parameter& p : parameters.all()) {
-    if (parameters.zero() == Zero::weights) {
+    if (parameters.keeps_shares()) {
       add_share(tensors, parameters, p, p.name(), parameters.own_value(p));
     } else {
       tensors.push_back(
@@ -112,6 +112,7 @@ Resumed resume_run(RankRun& rank, const Tokenizer& tokenizer, const std::string&
     check_same_run(saved, rank.config(), tokenizer);
   });
   const LoadedCheckpoint loaded = load_checkpoint(saved.path, tensors_of(rank), world);
+  run(rank.model().data().publish_values());
   rank.optimizer().set_steps(loaded.state.get<int64_t>("optimizer.steps"));
   return {.next_step = loaded.state.get<int64_t>("train.next_step"), .path = saved.path, .note = saved.note};
 }

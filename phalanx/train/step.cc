@@ -196,7 +196,7 @@ StepResult train_step(Trainer& t, std::span<const Batch> microbatches, double lr
   if (t.model.config().moe.bias_rate > 0) {
     run(update_biases(t.model.moe_layers(), t.parameters.state_holders()));
   }
-  run(t.model.data().gather_values());
+  run(t.model.data().publish_values());
   watch.lap(result.seconds.reduce);
   return result;
 }

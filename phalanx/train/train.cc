@@ -184,6 +184,7 @@ TrainingHistory train(const TrainConfig& given, const Dataset& data, const std::
   });
   if (!config.train.init.empty() && resume.empty()) {
     all_or_none(world, [&] { load_hf_weights(rank.parameters(), rank.model().config(), config.train.init); });
+    run(rank.model().data().publish_values());
     if (world.rank() == 0 && hooks.on_note) hooks.on_note("started from " + config.train.init);
   }
   Resumed from;

@@ -130,6 +130,8 @@ void add_run(ConfigTable& table, RunConfig& r) {
       .at_most(kSequences);
   s.add("seed", &r.seed, "of initial values, dropout and the draw of sequences");
   s.choice("dtype", &r.dtype, {{"f32", DType::f32}, {"f64", DType::f64}}, "of weights and arithmetic");
+  s.choice("weights", &r.weights, {{"same", KeptWeights::same}, {"bf16", KeptWeights::bf16}},
+           "kept and sent in dtype, or in bf16 with a master copy");
   s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");
   s.choice("recompute", &r.recompute.what,
            {{recompute_name(Recompute::none), Recompute::none},
@@ -172,6 +174,8 @@ void add_optimizer(ConfigTable& table, TrainConfig& c) {
   s.add("eps", &c.optimizer.eps, "of AdamW").above(0);
   s.add("weight_decay", &c.optimizer.weight_decay, "decoupled, on matrices").at_least(0);
   s.add("clip", &c.clip, "largest gradient norm; 0: no limit").at_least(0);
+  s.add("offload", &c.optimizer.offload,
+        "directory for files that hold moments and master copy; empty: memory");
 }
 
 void add_parallel(ConfigTable& table, ParallelConfig& p) {

@@ -18,6 +18,9 @@
 
 namespace phalanx {
 
+/// How weights are kept: in the dtype of arithmetic, or in bf16 with a master copy in that (WeightsConfig).
+enum class KeptWeights : uint8_t { same, bf16 };
+
 /// Section [train].
 struct RunConfig {
   int64_t steps = 2000;
@@ -25,6 +28,7 @@ struct RunConfig {
   int64_t microbatch = 0;  ///< sequences of one rank at a time; 0: its whole share of the batch
   uint64_t seed = 1337;    ///< of initial values, dropout and the draw of sequences
   DType dtype = DType::f32;
+  KeptWeights weights = KeptWeights::same;
   std::string schedule;       ///< of microbatches (schedule_entries); "": sequential, with pp > 1 1f1b
   Recomputation recompute;    ///< what backward runs forward again (model/layer.h)
   int64_t eval_every = 250;   ///< steps; 0: only at the end

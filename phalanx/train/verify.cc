@@ -93,7 +93,7 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c, RoutingWatch& watc
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks(), .deadlines = {.progress = kPatience}}, [&](Group& world) {
     Mesh mesh(world, c.layout);
-    ParameterStore store(mesh, o.dtype, {.stage = c.zero, .shard = c.shard});
+    ParameterStore store(mesh, o.dtype, {.stage = c.zero, .shard = c.shard}, {.narrow = o.narrow});
     const Schedule schedule = schedule_of(c, o.microbatches);
     Transformer model(store, o.model, o.seed, c.sequence, c.ulysses,
                       parts_of_rank(schedule, mesh.coordinate(Axis::pp), o.model.layers));

@@ -1,6 +1,6 @@
-"""A rank that is killed or stopped in the middle of a step, under pipeline, tensor and expert parallelism and on
-every transport: the run ends within the deadline and says which rank, in which operation of which group. Ranks that
-were told different things refuse to start."""
+"""A rank that is killed or stopped in the middle of a step, under pipeline, tensor and expert parallelism and
+on every transport: the run ends within the deadline and says which rank, in which operation of which group.
+Ranks that were told different things refuse to start."""
 
 import contextlib
 import os

@@ -78,6 +78,16 @@ void again(TrainConfig& c) {
   many_tokens(c);
   c.train.recompute = {what, layers};
 }
+void bf16(TrainConfig& c) { c.train.weights = KeptWeights::bf16; }
+template <int stage>
+void bf16_zero(TrainConfig& c) {
+  bf16(c);
+  c.parallel.zero = stage;
+}
+void offloaded(TrainConfig& c) {
+  bf16(c);
+  c.optimizer.offload = testing::TempDir();
+}
 void zero1(TrainConfig& c) { c.parallel.zero = 1; }
 void zero2(TrainConfig& c) { c.parallel.zero = 2; }
 void zero3(TrainConfig& c) { c.parallel.zero = 3; }
@@ -134,6 +144,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"moe", small_moe, {}, kSequential}, Case{"moe_many", small_moe, {}, kSequential, many_tokens},
         Case{"moe_many_overlapped", small_moe, {}, kOverlapped, many_tokens},
         Case{"moe_one_overlapped", small_moe, {}, kOverlapped, one_microbatch},
+        Case{"bf16", small_llama, {}, kSequential, bf16},
+        Case{"bf16_zero1", small_llama, {.dp = 4}, kSequential, bf16_zero<1>},
+        Case{"bf16_zero3", small_llama, {.dp = 2}, kSequential, bf16_zero<3>},
+        Case{"bf16_offloaded", small_llama, {}, kSequential, offloaded},
         Case{"mla", small_mla, {}, kSequential}, Case{"mla_many", small_mla, {}, kSequential, many_tokens},
         Case{"mla_long", small_mla, {}, kSequential, long_sequences},
         Case{"mla_many_q", small_mla, {}, kSequential, queries_from_the_stream},

@@ -22,6 +22,7 @@ struct Run {
   Layout layout;
   int zero = 0;
   const char* schedule = "sequential";
+  bool narrow = false;
 };
 
 TrainConfig config_of(const Run& run, const std::string& out) {
@@ -29,6 +30,7 @@ TrainConfig config_of(const Run& run, const std::string& out) {
   c.parallel.zero = run.zero;
   c.train.out = out;
   c.model.moe.bias_rate = 0.01;
+  if (run.narrow) c.train.weights = KeptWeights::bf16;
   return c;
 }
 
@@ -112,6 +114,11 @@ INSTANTIATE_TEST_SUITE_P(
                   Run{"pp2_dp2_ep2_zero3", small_moe, {.pp = 2, .dp = 2, .ep = 2}, 3, "zb-h1"}},
         std::pair{Run{"moe_dp4_ep2_etp2_zero1", small_moe, {.dp = 4, .ep = 2, .etp = 2}, 1},
                   Run{"tp2_etp2", small_moe, {.tp = 2, .etp = 2}}},
+        // The master copy is saved: not what bf16 has left of it.
+        std::pair{Run{"bf16_dp2_zero3", small_gpt, {.dp = 2}, 3, "sequential", true},
+                  Run{"bf16_tp2", small_gpt, {.tp = 2}, 0, "sequential", true}},
+        std::pair{Run{"bf16_moe_dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1, "sequential", true},
+                  Run{"one", small_moe, {}}},
         std::pair{Run{"moe_tp2_ep2", small_moe, {.tp = 2, .ep = 2}},
                   Run{"dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1}}),
     [](const auto& info) { return std::string(info.param.first.name) + "_to_" + info.param.second.name; });

@@ -106,8 +106,9 @@ std::vector<std::string> lines_of(const std::string& text) {
 // Sets the field to a value that it does not have.
 void change(ConfigTable& table, const std::string& name) {
   const std::string before = table.field(name).text();
-  for (const char* value : {"3", "300", "1", "0.25", "true", "false", "sgd", "bpe", "f64", "overlapped",
-                            "linear", "mpi", "layernorm", "learned", "gelu_tanh", "sigmoid", "full", "mla"}) {
+  for (const char* value :
+       {"3", "300", "1", "0.25", "true", "false", "sgd", "bpe", "f64", "overlapped", "linear", "mpi",
+        "layernorm", "learned", "gelu_tanh", "sigmoid", "full", "mla", "bf16"}) {
     try {
       table.set(name + "=" + value);
     } catch (const Error&) {

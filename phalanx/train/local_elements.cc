@@ -46,6 +46,7 @@ Elements elements_of(const ModelConfig& c, const Layout& layout, const std::vect
       const int64_t depths = mtp_elements(c, layout);
       e.all += depths;
       e.layer = std::max(e.layer, depths / c.mtp);
+      e.ends = (c.tied ? 1 : 2) * e.table;
       if (c.has_experts(c.layers)) e.experts += c.mtp * set_of_experts;
     }
     embeds = embeds || part.embeds;

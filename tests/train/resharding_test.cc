@@ -32,12 +32,6 @@ TrainConfig config_of(const Run& run, const std::string& out) {
   return c;
 }
 
-TrainConfig moe_of_two_depths(const Layout& layout, const char* schedule) {
-  TrainConfig c = small_moe(layout, schedule);
-  c.model.mtp = 2;
-  return c;
-}
-
 void place(FullTensors& full, const std::string& name, const Parameter& p, FlatRange range,
            const Tensor& values) {
   std::vector<float>& out = full[name];
@@ -118,10 +112,10 @@ INSTANTIATE_TEST_SUITE_P(
                   Run{"pp2_dp2_ep2_zero3", small_moe, {.pp = 2, .dp = 2, .ep = 2}, 3, "zb-h1"}},
         std::pair{Run{"moe_dp4_ep2_etp2_zero1", small_moe, {.dp = 4, .ep = 2, .etp = 2}, 1},
                   Run{"tp2_etp2", small_moe, {.tp = 2, .etp = 2}}},
-        std::pair{Run{"mtp_pp2_tp2_ep2_zero3", moe_of_two_depths, {.pp = 2, .tp = 2, .ep = 2}, 3, "1f1b"},
-                  Run{"dp2_cp2_ep4", moe_of_two_depths, {.dp = 2, .cp = 2, .ep = 4}}},
-        std::pair{Run{"mtp_dp2_ep2", moe_of_two_depths, {.dp = 2, .ep = 2}},
-                  Run{"pp2_dualpipe_zero2", moe_of_two_depths, {.pp = 2}, 2, "dualpipe"}},
+        std::pair{Run{"mtp_pp2_tp2_ep2_zero3", small_mtp, {.pp = 2, .tp = 2, .ep = 2}, 3, "1f1b"},
+                  Run{"dp2_cp2_ep4", small_mtp, {.dp = 2, .cp = 2, .ep = 4}}},
+        std::pair{Run{"mtp_dp2_ep2", small_mtp, {.dp = 2, .ep = 2}},
+                  Run{"pp2_dualpipe_zero2", small_mtp, {.pp = 2}, 2, "dualpipe"}},
         std::pair{Run{"moe_tp2_ep2", small_moe, {.tp = 2, .ep = 2}},
                   Run{"dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1}}),
     [](const auto& info) { return std::string(info.param.first.name) + "_to_" + info.param.second.name; });

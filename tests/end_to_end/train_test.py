@@ -62,7 +62,8 @@ class Train(Case):
 
     def test_multi_token_prediction_is_learnt_told_and_left_out_of_generation(self):
         mtp = ["--set", "model.mtp=2", "--set", "train.dtype=f64"]
-        plain, one = self.train("--set", "train.dtype=f64"), self.train(*mtp, "--report", self.path("report.html"))
+        plain = self.train("--set", "train.dtype=f64")
+        one = self.train(*mtp, "--report", self.path("report.html"))
         self.assertAlmostEqual(plain[0]["loss"], one[0]["loss"], delta=1e-12)
         self.assertEqual({key for line in one for key in line}, LINE | {"val_loss", "mtp_loss"})
         self.assertGreater(one[0]["mtp_loss"], one[-1]["mtp_loss"] + 0.3)

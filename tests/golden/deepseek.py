@@ -19,7 +19,8 @@ class DeepSeek(LlamaMoe):
     def __init__(self):
         self.module = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(
             vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=HIDDEN,
-            num_hidden_layers=LAYERS + self.depths, num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=CONTEXT,
+            num_hidden_layers=LAYERS + self.depths, num_attention_heads=HEADS,
+            num_key_value_heads=HEADS, max_position_embeddings=CONTEXT,
             rms_norm_eps=NORM_EPS, kv_lora_rank=self.KV_RANK, first_k_dense_replace=LAYERS + self.depths,
             q_lora_rank=self.Q_RANK if self.low_rank_queries else None, qk_nope_head_dim=self.NOPE,
             qk_rope_head_dim=self.ROPE, v_head_dim=self.VALUES, rope_theta=THETA, tie_word_embeddings=False,

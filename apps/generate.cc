@@ -43,6 +43,7 @@ void run_generate(const Options& o) {
   catch_interrupts();
   run_thread_ranks({.ranks = 1}, [&](Group& world) {
     ModelConfig config = saved.config.model;
+    config.mtp = 0;  // of training alone
     config.vocabulary = tokenizer.vocabulary();
     Mesh mesh(world, {});
     ParameterStore parameters(mesh, saved.config.train.dtype);

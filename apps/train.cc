@@ -27,18 +27,20 @@ struct Options {
 
 std::string progress(const StepRecord& r, int64_t steps) {
   return format(
-      "step {}/{}  loss {:.4f}  lr {:.2e}  |g| {:.3f}  {} tokens/s  {:.0f} % of matrix-product speed",
-      r.step + 1, steps, r.loss, r.lr, r.grad_norm, grouped(static_cast<uint64_t>(r.tokens_per_s)),
-      100 * r.gemm_share);
+      "step {}/{}  loss {:.4f}{}  lr {:.2e}  |g| {:.3f}  {} tokens/s  {:.0f} % of matrix-product speed",
+      r.step + 1, steps, r.loss, r.mtp_loss > 0 ? format("  mtp {:.4f}", r.mtp_loss) : "", r.lr, r.grad_norm,
+      grouped(static_cast<uint64_t>(r.tokens_per_s)), 100 * r.gemm_share);
 }
 
 nlohmann::json json_of(const StepRecord& r) {
-  return {{"step", r.step},
-          {"loss", r.loss},
-          {"lr", r.lr},
-          {"grad_norm", r.grad_norm},
-          {"tokens_per_s", r.tokens_per_s},
-          {"gemm_share", r.gemm_share}};
+  nlohmann::json j = {{"step", r.step},
+                      {"loss", r.loss},
+                      {"lr", r.lr},
+                      {"grad_norm", r.grad_norm},
+                      {"tokens_per_s", r.tokens_per_s},
+                      {"gemm_share", r.gemm_share}};
+  if (r.mtp_loss > 0) j["mtp_loss"] = r.mtp_loss;  // of a model that has such a loss
+  return j;
 }
 
 // What a run shows while it goes: JSON lines on standard output, or a progress line on standard error, which

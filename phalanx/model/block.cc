@@ -21,10 +21,10 @@ Tensor dropped(const Tensor& x_TD, const Pass& pass, const Tensor& rows, const R
   return dropout(x_TD, rows, {.stream = stream, .step = pass.step, .rate = rate});
 }
 
-Block::Block(const Builder& b, int layer, uint64_t seed) : tensor_(b.tensor), dropout_(b.config.dropout) {
+Block::Block(const Builder& b, const std::string& name, int layer, uint64_t seed)
+    : tensor_(b.tensor), dropout_(b.config.dropout) {
   forgetful_.set_keeping(false);
   const ModelConfig& c = b.config;
-  const std::string name = format("layers.{}", layer);
   const auto add_branch = [&](std::unique_ptr<Layer> norm, std::unique_ptr<Layer> body, const char* site) {
     branches_.push_back({std::move(norm), std::move(body), RandomStream(seed, name + site)});
   };
@@ -32,9 +32,10 @@ Block::Block(const Builder& b, int layer, uint64_t seed) : tensor_(b.tensor), dr
   add_branch(std::move(attention_norm), make_attention(b, name + ".attention", layer), ".attention.dropout");
   auto mlp_norm = make_norm(b, name + ".mlp_norm");
   std::unique_ptr<Layer> mlp;
-  if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {
-    const std::string experts = format("layers.{}.moe.experts", c.moe.layer_of_experts(layer));
-    auto moe = std::make_unique<Moe>(b, name + ".moe", experts);
+  if (c.has_experts(layer)) {
+    const int first = c.layer_of_experts(layer);
+    const std::string owner = first == layer ? name : format("layers.{}", first);
+    auto moe = std::make_unique<Moe>(b, name + ".moe", owner + ".moe.experts");
     moe_ = moe.get();
     mlp = std::move(moe);
   } else if (c.mlp == MlpKind::gelu || c.mlp == MlpKind::gelu_tanh) {

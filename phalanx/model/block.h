@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "phalanx/base/philox.h"
@@ -15,10 +16,12 @@ namespace phalanx {
 Tensor dropped(const Tensor& x_TD, const Pass& pass, const Tensor& rows, const RandomStream& stream,
                double rate);
 
-/// x += attention(norm(x)); x += mlp(norm(x)); dropout on each branch.
+/// x += attention(norm(x)); x += mlp(norm(x)); dropout on each branch. Parameters NAME.attention_norm.…,
+/// NAME.attention.…, NAME.mlp_norm.…, and NAME.mlp.… or NAME.moe.….
 class Block final : public Layer {
  public:
-  Block(const Builder& build, int layer, uint64_t seed);
+  /// `layer`: its number in the model (ModelConfig).
+  Block(const Builder& build, const std::string& name, int layer, uint64_t seed);
   Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
   /// Null when this block's MLP is dense.

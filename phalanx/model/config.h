@@ -1,6 +1,7 @@
 // What a model is: the numbers that its layers are built from.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -48,9 +49,6 @@ struct MoeConfig {
   double bias_rate = 0;
   double z_loss = 0;    ///< coefficient of the router z-loss (route.h)
   double capacity = 0;  ///< of an expert, in even loads of a sequence (within_capacity, route.h); 0: no limit
-
-  /// The first of the layers that use the same experts as this one.
-  int layer_of_experts(int layer) const { return layer - (layer - dense_layers) % share_layers; }
 };
 
 /// A decoder of `layers` blocks: x += attention(norm(x)); x += mlp(norm(x)).
@@ -78,9 +76,23 @@ struct ModelConfig {
   AttentionKind attention = AttentionKind::gqa;
   MlaConfig mla;
   Yarn yarn;  ///< factor above 1: rope for a longer context; original_context 0: context / factor
+  /// Depths of multi-token prediction (model/mtp.h). Depth k, from 0, has a block like the last layer's,
+  /// which counts as layer `layers` + k.
+  int mtp = 0;
+  double mtp_weight = 0.3;  ///< of the mean of the depths' losses
 
   /// Columns of a head of v, when resolved.
   int64_t value_dim() const { return attention == AttentionKind::mla ? mla.v_head_dim : head_dim; }
+  /// With those of multi-token prediction.
+  int blocks() const { return layers + mtp; }
+  /// Whether that layer's MLP is a mixture of experts.
+  bool has_experts(int layer) const {
+    return mlp == MlpKind::moe && std::min(layer, layers - 1) >= moe.dense_layers;
+  }
+  /// The first of the layers that use the same experts as this one.
+  int layer_of_experts(int layer) const {
+    return layer < layers ? layer - (layer - moe.dense_layers) % moe.share_layers : layer;
+  }
 };
 
 /// Why a layout cannot cut a (resolved) model, and which sizes of the axis can; empty if it can. `ulysses`:

@@ -27,11 +27,11 @@ Matrices attention_matrices(const ModelConfig& c) {
 }
 
 Matrices mlp_matrices(const ModelConfig& c, int layer, const Layout& layout) {
-  if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {
+  if (c.has_experts(layer)) {
     const int64_t expert = 3 * c.width * c.moe.expert_width;
     const int64_t router = c.width * c.moe.experts;
     const int64_t shared = c.moe.shared_experts * expert / layout.tp;
-    const int64_t sets = c.moe.layer_of_experts(layer) == layer ? 1 : 0;  // of experts, counted here
+    const int64_t sets = c.layer_of_experts(layer) == layer ? 1 : 0;  // of experts, counted here
     return {router + shared + sets * c.moe.experts / layout.ep * (expert / layout.etp),
             router + shared + c.moe.top_k * expert};
   }
@@ -42,14 +42,14 @@ Matrices mlp_matrices(const ModelConfig& c, int layer, const Layout& layout) {
 
 int64_t vector_parameters(const ModelConfig& c, const Layout& layout) {
   const bool norm_bias = c.norm == NormKind::layernorm && c.bias;
-  int64_t n = (2 * c.layers + 1) * c.width * (norm_bias ? 2 : 1);
-  if (c.attention == AttentionKind::mla) n += c.layers * (c.mla.q_lora_rank + c.mla.kv_lora_rank);
+  int64_t n = (2 * c.blocks() + 1 + 3 * c.mtp) * c.width * (norm_bias ? 2 : 1);
+  if (c.attention == AttentionKind::mla) n += c.blocks() * (c.mla.q_lora_rank + c.mla.kv_lora_rank);
   if (!c.bias) return n;
   const int64_t attention = c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim + c.width;
-  n += c.layers * attention;
-  for (int layer = 0; layer < c.layers; ++layer) {
+  n += c.blocks() * attention;
+  for (int layer = 0; layer < c.blocks(); ++layer) {
     const bool gated = c.mlp == MlpKind::swiglu || c.mlp == MlpKind::moe;
-    if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {
+    if (c.has_experts(layer)) {
       if (c.moe.shared_experts > 0) n += 2 * c.moe.shared_experts * c.moe.expert_width / layout.tp + c.width;
     } else {
       n += (gated ? 2 : 1) * c.mlp_width + c.width;
@@ -57,6 +57,9 @@ int64_t vector_parameters(const ModelConfig& c, const Layout& layout) {
   }
   return n;
 }
+
+// What leads into the blocks of multi-token prediction, from the stream and from embeddings.
+int64_t mtp_matrices(const ModelConfig& c) { return c.mtp * 2 * c.width * c.width; }
 
 // `c` with the sizes that a rank of the layout has of what tp cuts.
 ModelConfig cut(ModelConfig c, const Layout& layout) {
@@ -68,8 +71,8 @@ ModelConfig cut(ModelConfig c, const Layout& layout) {
 }
 
 ParameterCount count(const ModelConfig& c, const Layout& layout) {
-  Matrices sum;
-  for (int layer = 0; layer < c.layers; ++layer) {
+  Matrices sum = {mtp_matrices(c), mtp_matrices(c)};
+  for (int layer = 0; layer < c.blocks(); ++layer) {
     for (const Matrices& m : {attention_matrices(c), mlp_matrices(c, layer, layout)}) {
       sum.all += m.all;
       sum.active += m.active;
@@ -90,12 +93,12 @@ int64_t count_local_parameters(const ModelConfig& c, const Layout& layout) {
 }
 
 TokenFlops training_flops_per_token(const ModelConfig& c) {
-  double products = static_cast<double>(c.vocabulary * c.width);  // the head
-  for (int layer = 0; layer < c.layers; ++layer) {
+  double products = static_cast<double>((1 + c.mtp) * c.vocabulary * c.width + mtp_matrices(c));  // heads
+  for (int layer = 0; layer < c.blocks(); ++layer) {
     products += static_cast<double>(attention_matrices(c).active + mlp_matrices(c, layer, {}).active);
   }
   const double attention =
-      6.0 * c.layers * c.heads * static_cast<double>((c.head_dim + c.value_dim()) * c.context);
+      6.0 * c.blocks() * c.heads * static_cast<double>((c.head_dim + c.value_dim()) * c.context);
   return {.products = 6 * products, .attention = attention};
 }
 

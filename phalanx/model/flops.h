@@ -8,17 +8,18 @@ namespace phalanx {
 /// Operations (a multiply-add is two) of one training step, forward and backward, a token. All formulas count
 /// what PaLM's appendix B counts: 6 for each parameter of a product that a token passes through (the output
 /// head is one, the embedding look-up is not), and 12·layers·H·d·T for attention over the whole context,
-/// causal or not (6·layers·H·(d + e)·T where values have e columns).
+/// causal or not (6·layers·H·(d + e)·T where values have e columns). Each depth of multi-token prediction
+/// adds a block and an output head.
 struct TokenFlops {
   double products = 0;   ///< 6 · parameters used by a token
-  double attention = 0;  ///< 6 · layers · heads · (head_dim + value_dim) · context
+  double attention = 0;  ///< 6 · blocks · heads · (head_dim + value_dim) · context
   double total() const { return products + attention; }
 };
 /// `config` is resolved.
 TokenFlops training_flops_per_token(const ModelConfig& config);
 
-/// Parameters in all, and those that a token passes through: fewer with experts; those of experts that layers
-/// share count in each of them.
+/// Parameters in all, and those that a token passes through in training: fewer with experts; those of experts
+/// that layers share count in each of them.
 struct ParameterCount {
   int64_t total = 0;
   int64_t active = 0;

@@ -42,7 +42,8 @@ std::string unfit(const ModelConfig& c, HfFamily family) {
       needs(family != HfFamily::deepseek_v3 || c.mlp != MlpKind::moe ||
                 (c.moe.scores == Scores::sigmoid && c.moe.shared_experts > 0),
             "moe.scores = \"sigmoid\" and shared experts"),
-      needs(c.mlp != MlpKind::moe || c.moe.share_layers == 1, "moe.share_layers = 1")};
+      needs(c.mlp != MlpKind::moe || c.moe.share_layers == 1, "moe.share_layers = 1"),
+      needs(family == HfFamily::deepseek_v3 || c.mtp == 0, "model.mtp = 0")};
   for (const std::string& what : all) {
     if (!what.empty()) return what;
   }
@@ -161,7 +162,8 @@ void read_experts(const Reader& r, HfFamily family, ModelConfig& c) {
   c.moe = MoeConfig();
 }
 
-void read_latents(const Reader& r, ModelConfig& c) {
+void read_deepseek(const Reader& r, ModelConfig& c) {
+  c.mtp = r.integer("num_nextn_predict_layers", 0);
   c.attention = AttentionKind::mla;
   c.mla = {.q_lora_rank = r.count("q_lora_rank", 0),
            .kv_lora_rank = r.count("kv_lora_rank", 512),
@@ -188,7 +190,7 @@ ModelConfig read_llama(const Reader& r, HfFamily family) {
   read_rope(r, c);
   read_experts(r, family, c);
   if (family == HfFamily::deepseek_v3) {
-    read_latents(r, c);
+    read_deepseek(r, c);
   } else {
     c.head_dim = r.count("head_dim", 0);
   }
@@ -231,8 +233,8 @@ void add_deepseek(const ModelConfig& c, Json& json) {
   json["qk_rope_head_dim"] = c.mla.qk_rope_head_dim;
   json["v_head_dim"] = c.mla.v_head_dim;
   json["rope_interleave"] = true;
-  json["first_k_dense_replace"] = moe ? c.moe.dense_layers : c.layers;
-  json["num_nextn_predict_layers"] = 0;
+  json["first_k_dense_replace"] = c.has_experts(c.layers) ? c.moe.dense_layers : c.blocks();
+  json["num_nextn_predict_layers"] = c.mtp;
   json["n_group"] = c.moe.groups;
   json["topk_group"] = c.moe.top_groups;
   if (!moe) return;

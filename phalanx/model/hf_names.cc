@@ -41,6 +41,13 @@ const Names kLlamaLayer = {{"attention_norm", "input_layernorm"},
                            {"mlp.down", "mlp.down_proj"},
                            {"moe.shared.down", "mlp.shared_experts.down_proj"}};
 
+// Of multi-token prediction, behind the prefix of the layer that it counts as.
+const Names kMtp = {{"embedding_norm", "enorm"},
+                    {"stream_norm", "hnorm"},
+                    {"from_embedding", "eh_proj"},
+                    {"from_stream", "eh_proj"},
+                    {"norm", "shared_head.norm"}};
+
 int64_t rows_of(const Shape& shape) {
   return shape.rank() == 1 ? shape[0] : shape.numel() / shape[shape.rank() - 1];
 }
@@ -117,7 +124,37 @@ std::vector<HfPiece> latent_pieces(const ModelConfig& c, std::string_view module
   return {piece};
 }
 
+// [D, 2D] there: the columns of the embedding, then those of the stream.
+HfPiece mtp_piece(const std::string& layer, std::string_view module, std::string_view kind,
+                  const Shape& shape) {
+  HfPiece piece = whole_piece(layer + with_kind(kMtp.at(module), kind), shape);
+  if (shape.rank() == 2) piece.shape[1] *= 2;
+  if (module == "from_stream") piece.first_column = shape[1];
+  return piece;
+}
+
+// "model.layers.3." of "layers.3.", and of "mtp.0." behind three layers; and the rest of the name.
+std::pair<std::string, std::string_view> split_layer(const ModelConfig& c, const std::string& name,
+                                                     const char* layers) {
+  const bool ahead = name.starts_with("mtp.");
+  const size_t number = ahead ? 4 : 7;
+  const size_t dot = name.find('.', number);
+  const int layer = std::stoi(name.substr(number, dot - number)) + (ahead ? c.layers : 0);
+  return {format("{}.{}.", layers, layer), std::string_view(name).substr(dot + 1)};
+}
+
 }  // namespace
+
+std::vector<std::pair<std::string, std::string>> hf_copies(const ModelConfig& c) {
+  const std::string embedding(kLlamaModel.at("embedding.w"));
+  const std::string head = c.tied ? embedding : std::string(kLlamaModel.at("head.w"));
+  std::vector<std::pair<std::string, std::string>> copies;
+  for (int layer = c.layers; layer < c.blocks(); ++layer) {
+    copies.emplace_back(format("model.layers.{}.embed_tokens.weight", layer), embedding);
+    copies.emplace_back(format("model.layers.{}.shared_head.head.weight", layer), head);
+  }
+  return copies;
+}
 
 int64_t HfPiece::their_row(int64_t i) const {
   if (head == 0 || i % head < still) return first + i;
@@ -129,13 +166,10 @@ int64_t HfPiece::their_row(int64_t i) const {
 std::vector<HfPiece> hf_pieces(const ModelConfig& c, HfFamily family, const std::string& name,
                                const Shape& shape) {
   const bool gpt2 = family == HfFamily::gpt2;
-  if (!name.starts_with("layers.")) {
+  if (!name.starts_with("layers.") && !name.starts_with("mtp.")) {
     return {whole_piece(std::string((gpt2 ? kGpt2Model : kLlamaModel).at(name)), shape)};
   }
-  const size_t dot = name.find('.', 7);
-  const std::string layer =
-      format("{}.{}.", gpt2 ? "transformer.h" : "model.layers", name.substr(7, dot - 7));
-  const std::string_view rest = std::string_view(name).substr(dot + 1);
+  const auto [layer, rest] = split_layer(c, name, gpt2 ? "transformer.h" : "model.layers");
   if (rest.starts_with("moe.experts.")) return expert_pieces(c, family, layer, rest, shape);
   const std::string_view module = rest.substr(0, rest.rfind('.'));
   const std::string_view kind = rest.substr(module.size() + 1);
@@ -150,6 +184,7 @@ std::vector<HfPiece> hf_pieces(const ModelConfig& c, HfFamily family, const std:
     const std::string mlp = layer + (module == "mlp.gate_up" ? "mlp" : "mlp.shared_experts");
     return stack({mlp + ".gate_proj.weight", mlp + ".up_proj.weight"}, shape);
   }
+  if (kMtp.contains(module)) return {mtp_piece(layer, module, kind, shape)};
   HfPiece piece = whole_piece(layer + with_kind(kLlamaLayer.at(module), kind), shape);
   if (c.attention == AttentionKind::mla) return latent_pieces(c, module, std::move(piece));
   return {piece};

@@ -91,7 +91,7 @@ Moves moves_of(const HfPiece& piece, const LocalRows& local, const Part& part) {
 
 Box box_of(const HfPiece& piece, const LocalRows& local, const Moves& moves) {
   if (piece.shape.size() == 1) return {{moves.least}, {moves.most + 1}};
-  const int64_t column = local.first_column;
+  const int64_t column = local.first_column + piece.first_column;
   if (!piece.transposed) return {{moves.least, column}, {moves.most + 1, column + local.columns}};
   return {{column, moves.least}, {column + local.columns, moves.most + 1}};
 }
@@ -173,12 +173,14 @@ std::map<std::string, Tensor> their_tensors(ParameterStore& store, const ModelCo
           const T* from = part.value.data<const T>() + (piece.begin + i) * ours.columns;
           const int64_t row = piece.their_row(i);
           for (int64_t k = 0; k < ours.columns; ++k) {
-            to.data<T>()[piece.transposed ? k * stride + row : row * stride + k] = from[k];
+            const int64_t column = piece.first_column + k;
+            to.data<T>()[piece.transposed ? column * stride + row : row * stride + column] = from[k];
           }
         }
       });
     }
   }
+  for (const auto& [copy, original] : hf_copies(c)) out[copy] = out.at(original);
   return out;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "phalanx/base/task.h"
 #include "phalanx/model/config.h"
@@ -15,6 +16,12 @@
 
 namespace phalanx {
 
+/// Tokens and targets some places on in their sequences, as multi-token prediction (model/mtp.h) sees them.
+struct Ahead {
+  Tensor tokens;   // i32 [T/cp], 0 where the sequence has ended
+  Tensor targets;  // i32 [T/cp], kIgnore there
+};
+
 /// One microbatch of the ranks of cp: B sequences, one after the other, T tokens in all; this rank's T/cp
 /// rows of it (parallel/context_rows.h), which need not be one run.
 struct Batch {
@@ -23,16 +30,11 @@ struct Batch {
   Tensor positions;         // i32 [T/cp], in the token's sequence
   Tensor sequence_offsets;  // i64 [B+1], of all T rows
   Tensor rows;  // i64 [T/cp], the token's number in the step's whole batch: the key of its dropout
+  std::vector<Ahead> ahead = {};  // by depth k: k + 1 places on
 };
 
-/// Of a whole microbatch, the part that is a rank's of cp.
-inline Batch own_tokens(Batch batch, const ContextShare& share) {
-  const RowRuns rows = share.rows(batch.tokens.rows());
-  for (Tensor* t : {&batch.tokens, &batch.targets, &batch.positions, &batch.rows}) {
-    *t = rows_in(*t, rows);
-  }
-  return batch;
-}
+/// Of a whole microbatch, the part that is a rank's of cp, with so many depths of what lies ahead.
+Batch own_tokens(Batch batch, const ContextShare& share, int depths = 0);
 
 /// Where decoding keeps keys and values.
 class KvStore {
@@ -89,6 +91,12 @@ struct Pass {
   KvStore* cache = nullptr;  ///< decoding: one sequence, which attends to what the store holds
   RoutingWatch* watch = nullptr;
 };
+
+/// The pass of the stage's layer of that number, from 0: `recompute.what` is what it runs again.
+Pass pass_of_layer(Pass pass, int layer);
+
+/// The gradients of a part are complete for this microbatch, once what is put off has run.
+Task<> passed(DataParallel* data, DataParallel::Part* part, Tape& tape);
 
 /// What layers are built from; outlives them.
 struct Builder {

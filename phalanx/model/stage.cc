@@ -16,10 +16,6 @@ Parameter& add_positions(const Builder& b) {
                       .gradient = b.tensor.sequence() ? OverTp::parts : OverTp::alike});
 }
 
-DataParallel::Part added_since(const ParameterStore& store, size_t before) {
-  return DataParallel::Part({store.added().begin() + static_cast<ptrdiff_t>(before), store.added().end()});
-}
-
 }  // namespace
 
 std::vector<StagePart> cut_into_stages(int layers, int stages, std::span<const int> layers_of) {
@@ -56,47 +52,41 @@ Stage::Stage(const Builder& b, const StagePart& part, uint64_t seed)
     : part_(part),
       data_(b.data),
       tensor_(b.tensor),
+      layers_of_model_(b.config.layers),
       dropout_rate_(b.config.dropout),
       dropout_(seed, "embedding.dropout") {
   size_t before = b.store.added().size();
   if (part.embeds) {
     embedding_ = std::make_unique<TokenTable>(b, "embedding.w");
     if (b.config.positions == Positions::learned) positions_ = &add_positions(b);
-    embedding_weights_ = added_since(b.store, before);
+    embedding_weights_.emplace(b.store, before);
   }
   for (int i = part.first_layer; i < part.end_layer; ++i) {
     before = b.store.added().size();
-    blocks_.push_back(std::make_unique<Block>(b, i, seed));
-    block_weights_.push_back(added_since(b.store, before));
+    blocks_.push_back(std::make_unique<Block>(b, format("layers.{}", i), i, seed));
+    block_weights_.emplace_back(b.store, before);
   }
   before = b.store.added().size();
   if (part.predicts) {
     norm_ = make_norm(b, "norm");
     head_ = std::make_unique<TokenTable>(b, b.config.tied ? "embedding.w" : "head.w");
-    head_weights_ = added_since(b.store, before);
+    if (b.config.mtp > 0) mtp_embedding_ = std::make_unique<TokenTable>(b, "embedding.w");
+    head_weights_.emplace(b.store, before);
+    const int layers = part.end_layer - part.first_layer;
+    if (b.config.mtp > 0) mtp_ = std::make_unique<Mtp>(b, *mtp_embedding_, *head_, layers, seed);
   }
 }
 
 Moe* Stage::moe(int layer) {
+  if (layer >= layers_of_model_) return mtp_ ? mtp_->moe(layer - layers_of_model_) : nullptr;
   return layer >= part_.first_layer && layer < part_.end_layer ? block(layer).moe() : nullptr;
-}
-
-Pass Stage::pass_of(int layer, Pass pass) const {
-  const Recompute what = pass.recompute.of(layer - part_.first_layer);
-  pass.recompute.what = pass.training ? what : Recompute::none;
-  return pass;
 }
 
 void Stage::expect_passes(int microbatches) {
   if (embedding_weights_) data_.expect(*embedding_weights_, microbatches);
   for (DataParallel::Part& part : block_weights_) data_.expect(part, microbatches);
   if (head_weights_) data_.expect(*head_weights_, microbatches);
-}
-
-// The gradients of a part are complete for this microbatch, once what is put off has run.
-Task<> Stage::passed(DataParallel::Part* part, Tape& tape) {
-  tape.defer([this, part] { data_.passed(*part); });
-  co_await data_.settle(1);
+  if (mtp_) mtp_->expect_passes(microbatches);
 }
 
 Task<Tensor> Stage::embed(Pass pass) {
@@ -119,7 +109,7 @@ Task<> Stage::embed_backward(Tensor dx_TD, Pass pass, Tape& tape) {
     });
   }
   co_await embedding_->embed_backward(dx_TD, batch.tokens, tape);
-  co_await passed(&*embedding_weights_, tape);
+  co_await passed(&data_, &*embedding_weights_, tape);
 }
 
 Task<Tensor> Stage::forward(Tensor x_TD, Pass pass, Tape& tape) {
@@ -137,7 +127,7 @@ Task<Tensor> Stage::backward(Tensor dy_TD, Pass pass, Tape& tape) {
     const DataParallel::Hold held = co_await data_.hold(&weights(i));
     if (i > part_.first_layer) data_.prefetch(weights(i - 1));
     dy_TD = co_await block(i).backward(dy_TD, pass_of(i, pass), tape.scope("layer", i));
-    co_await passed(&weights(i), tape);
+    co_await passed(&data_, &weights(i), tape);
   }
   if (!embedding_) co_return dy_TD;
   co_await embed_backward(std::move(dy_TD), pass, tape);
@@ -147,14 +137,20 @@ Task<Tensor> Stage::backward(Tensor dy_TD, Pass pass, Tape& tape) {
 Task<double> Stage::loss(Tensor x_TD, Pass pass, Tape& tape) {
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
   const Tensor normed_TD = co_await norm_->forward(x_TD, pass, tape.scope("norm"));
-  co_return co_await head_->loss(normed_TD, pass, tape.scope("loss"));
+  const double loss = co_await head_->loss(normed_TD, pass.batch->targets, tape.scope("loss"));
+  if (mtp_ && pass.training) co_await mtp_->forward(std::move(x_TD), pass, tape.scope("mtp"));
+  co_return loss;
 }
 
 Task<Tensor> Stage::loss_backward(Pass pass, Tape& tape) {
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
-  const Tensor dnormed_TD = co_await head_->loss_backward(pass, tape.scope("loss"));
-  const Tensor dx_TD = co_await norm_->backward(dnormed_TD, pass, tape.scope("norm"));
-  co_await passed(&*head_weights_, tape);
+  Tensor dahead_TD;
+  if (mtp_) dahead_TD = co_await mtp_->backward(pass, tape.scope("mtp"));
+  const Tensor dnormed_TD =
+      co_await head_->loss_backward(pass.batch->targets, pass.scale, tape.scope("loss"));
+  Tensor dx_TD = co_await norm_->backward(dnormed_TD, pass, tape.scope("norm"));
+  if (mtp_) dx_TD = add(dx_TD, dahead_TD);
+  co_await passed(&data_, &*head_weights_, tape);
   co_return dx_TD;
 }
 

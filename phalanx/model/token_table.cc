@@ -42,20 +42,20 @@ Task<CrossEntropy> TokenTable::cross_entropy_of(Tensor logits_TV, Tensor targets
                                 logits_TV.dtype());
 }
 
-Task<double> TokenTable::loss(Tensor x_TD, Pass pass, Tape& tape) {
+Task<double> TokenTable::loss(Tensor x_TD, Tensor targets, Tape& tape) {
   const Tensor all_TD = co_await tensor_.gather(tape.save(x_TD));
   const Lease w = co_await w_.use();
   const Tensor logits_TV = matmul_nt(all_TD, w.value());
-  const CrossEntropy loss = co_await cross_entropy_of(logits_TV, pass.batch->targets);
+  const CrossEntropy loss = co_await cross_entropy_of(logits_TV, targets);
   SavedLoss saved = {logits_TV, loss.log_sum_exp_T2};
   tape.save(std::move(saved));
   co_return loss.loss_sum;
 }
 
-Task<Tensor> TokenTable::loss_backward(Pass pass, Tape& tape) {
+Task<Tensor> TokenTable::loss_backward(Tensor targets, double scale, Tape& tape) {
   const auto saved = tape.take<SavedLoss>();
   const Tensor dlogits_TV = saved.logits_TV;
-  cross_entropy_backward_into(dlogits_TV, pass.batch->targets, saved.log_sum_exp_T2, pass.scale, part_);
+  cross_entropy_backward_into(dlogits_TV, targets, saved.log_sum_exp_T2, scale, part_);
   Tensor all_TD = co_await tensor_.gather(tape.take());
   tape.defer([this, dlogits_TV, x = std::move(all_TD)] {
     const auto [dw, into] = w_.grad_sum();

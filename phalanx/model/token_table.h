@@ -18,10 +18,11 @@ class TokenTable {
   Task<Tensor> embed(Tensor tokens);
   Task<> embed_backward(Tensor dx_TD, Tensor tokens, Tape& tape);
 
-  /// Σ loss of the batch's targets that count, the same on all ranks of tp; no rank has all logits of a row.
-  Task<double> loss(Tensor x_TD, Pass pass, Tape& tape);
-  /// The gradient of the stream, of pass.scale · loss.
-  Task<Tensor> loss_backward(Pass pass, Tape& tape);
+  /// Σ loss of the targets (i32 [T]) that count, the same on all ranks of tp; no rank has all logits of a
+  /// row.
+  Task<double> loss(Tensor x_TD, Tensor targets, Tape& tape);
+  /// The gradient of the stream, of scale · loss.
+  Task<Tensor> loss_backward(Tensor targets, double scale, Tape& tape);
 
   /// [T, V], for decoding on one rank of tp.
   Task<Tensor> logits(Tensor x_TD);

@@ -22,7 +22,7 @@ Transformer::Transformer(ParameterStore& store, const ModelConfig& c, uint64_t s
   if (parts.empty()) parts = cut_into_stages(c.layers, 1);
   const Builder build = {store, data_, tensor_, context_, config_};
   for (const StagePart& part : parts) stages_.push_back(std::make_unique<Stage>(build, part, seed));
-  for (int i = 0; i < c.layers; ++i) {
+  for (int i = 0; i < c.blocks(); ++i) {
     if (Moe* layer = moe(i)) moe_layers_.push_back(layer);
   }
 }
@@ -32,6 +32,14 @@ Moe* Transformer::moe(int layer) {
     if (Moe* found = stage->moe(layer)) return found;
   }
   return nullptr;
+}
+
+double Transformer::take_mtp_loss() {
+  double sum = 0;
+  for (const auto& stage : stages_) {
+    if (stage->mtp()) sum += stage->mtp()->take_loss();
+  }
+  return sum;
 }
 
 Stage& Transformer::whole() {

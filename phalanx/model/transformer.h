@@ -9,7 +9,7 @@
 namespace phalanx {
 
 /// The stages of a model that one rank has. Parameters: embedding.w [V, D], positions.w [context, D] when
-/// learned, layers.N.…, norm.…, head.w [V, D] unless tied.
+/// learned, layers.N.…, norm.…, head.w [V, D] unless tied, mtp.K.….
 class Transformer {
  public:
   /// `config` is resolved. `seed` names the dropout. `sequence`: sequence parallelism over tp. `ulysses`: see
@@ -36,8 +36,10 @@ class Transformer {
   const ContextShare& context_share() const { return context_.share(); }
   /// The MoE layers that this rank has.
   const std::vector<Moe*>& moe_layers() const { return moe_layers_; }
-  /// The MoE layer of that number; null: it is dense, or this rank does not have it.
+  /// The MoE layer of that number (ModelConfig::mtp); null: it is dense, or this rank does not have it.
   Moe* moe(int layer);
+  /// Mtp::take_loss, of all chunks.
+  double take_mtp_loss();
   /// The shape of the stream between stages for a microbatch of this rank (parallel/tensor_parallel.h).
   Shape stream_shape(const Batch& batch) const {
     return {tensor_.stream_rows(batch.rows).numel(), config_.width};

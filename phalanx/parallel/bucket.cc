@@ -53,7 +53,7 @@ void Bucket::complete_grads() {
 std::string unit_of(const std::string& parameter) {
   size_t end = parameter.find('.');
   const std::string first = parameter.substr(0, end);
-  if (first != "layers" || end == std::string::npos) return first;
+  if ((first != "layers" && first != "mtp") || end == std::string::npos) return first;
   end = parameter.find('.', end + 1);
   return parameter.substr(0, end);
 }

@@ -22,7 +22,9 @@ class DataParallel {
   /// A part of the model: the buckets whose weights it needs at one time, and whose gradients it adds to.
   class Part {
    public:
-    explicit Part(std::vector<Parameter*> parameters) : parameters_(std::move(parameters)) {}
+    /// The parameters that the store was given behind its first so many.
+    Part(const ParameterStore& store, size_t before)
+        : parameters_(store.added().begin() + static_cast<ptrdiff_t>(before), store.added().end()) {}
 
    private:
     friend class DataParallel;

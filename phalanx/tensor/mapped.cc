@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <memory>
 #include <system_error>
 
 #include "phalanx/base/error.h"
@@ -49,8 +50,8 @@ class MappedFile final : public Allocator {
   }
 
   void release(Storage* storage) noexcept override {
+    const std::unique_ptr<MappedFile> self(this);
     munmap(storage->data, storage->capacity);
-    delete this;
   }
   MemoryStats stats() const override { return {}; }
   void reset_peak() override {}

@@ -125,7 +125,7 @@ Batch Dataset::train_batch(int64_t step, int64_t m, const RowShare& share) const
   const int64_t first = share.first_row(m);
   Batch batch = empty_batch(first, share.microbatch);
   for (int64_t r = 0; r < share.microbatch; ++r) fill_row(batch, r, train_, train_offset(step, first + r));
-  return own_tokens(std::move(batch), share.context);
+  return own_tokens(std::move(batch), share.context, share.depths);
 }
 
 std::vector<Batch> Dataset::validation(int64_t batches, const RowShare& share) const {

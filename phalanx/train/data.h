@@ -28,6 +28,7 @@ struct RowShare {
   int ranks = 1;           ///< of dp
   int rank = 0;            ///< this one's dp coordinate
   ContextShare context;    ///< of the tokens of a microbatch, those that are this rank's of cp
+  int depths = 0;          ///< of multi-token prediction: what lies ahead comes along
 
   int64_t microbatches() const { return batch / (microbatch * ranks); }
   int64_t first_row(int64_t m) const { return (m * ranks + rank) * microbatch; }

@@ -19,6 +19,7 @@ struct StepRecord {
   double tokens_per_s = 0;
   double gemm_share = 0;  ///< of the machine's matrix-product speed, measured at the start of the run
   double z_loss = 0;      ///< as StepResult::z_loss
+  double mtp_loss = 0;    ///< as StepResult::mtp_loss
 };
 
 struct EvaluationRecord {

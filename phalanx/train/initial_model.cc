@@ -12,6 +12,8 @@ TrainConfig with_initial_model(TrainConfig config) {
   if (model.positions == Positions::rope) model.context = config.model.context;
   model.dropout = config.model.dropout;
   model.init_std = config.model.init_std;
+  model.mtp = config.model.mtp;
+  model.mtp_weight = config.model.mtp_weight;
   model.moe.balance_loss = config.model.moe.balance_loss;
   model.moe.bias_rate = config.model.moe.bias_rate;
   model.moe.z_loss = config.model.moe.z_loss;

@@ -13,6 +13,7 @@ struct Elements {
   int64_t experts = 0;      ///< of them
   int64_t layer = 0;        ///< of the largest layer
   int64_t table = 0;        ///< of an embedding or output head
+  int64_t ends = 0;         ///< of the tables that multi-token prediction holds
   int64_t over_stages = 0;  ///< that another stage holds too
 };
 /// Of a rank with those parts of the (resolved) model, by chunk.

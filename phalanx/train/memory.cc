@@ -78,7 +78,7 @@ class Layers {
   }
 
   BranchMemory mlp(int layer) const {
-    if (c_.mlp == MlpKind::moe && layer >= c_.moe.dense_layers) return moe();
+    if (c_.has_experts(layer)) return moe();
     const bool gated = c_.mlp == MlpKind::swiglu || c_.mlp == MlpKind::moe;
     BranchMemory m = dense(c_.mlp_width / tp_, gated);
     m.saved += norm() + x();
@@ -91,6 +91,8 @@ class Layers {
   // gradient, which lives through the whole backward.
   int64_t logits() const { return block(t_ * ((c_.vocabulary + tp_ - 1) / tp_)) + block(2 * t_); }
   int64_t head() const { return norm() + x() + logits(); }
+  // Before the block of a depth of multi-token prediction, both norms; one's input the head before has saved.
+  int64_t mtp_entry() const { return 2 * norm() + x(); }
 
  private:
   int64_t stream_rows() const { return sequence_ ? own_ : t_; }
@@ -215,9 +217,15 @@ int64_t kept_by(const Layers& layers, int layer, Recompute again) {
          (again == Recompute::mlp ? layers.x() : layers.mlp(layer).saved);
 }
 
-int64_t saved_by(const Layers& layers, const StagePart& part, const Recomputation& again) {
-  int64_t saved = part.predicts ? layers.head() : 0;
-  for (int i = part.first_layer; i < part.end_layer; ++i)
+// Behind a stage's layers, and on the last stage the blocks of multi-token prediction.
+int end_block(const ModelConfig& c, const StagePart& part) {
+  return part.predicts ? c.blocks() : part.end_layer;
+}
+
+int64_t saved_by(const Layers& layers, const ModelConfig& c, const StagePart& part,
+                 const Recomputation& again) {
+  int64_t saved = part.predicts ? layers.head() + c.mtp * (layers.mtp_entry() + layers.head()) : 0;
+  for (int i = part.first_layer; i < end_block(c, part); ++i)
     saved += kept_by(layers, i, again.of(i - part.first_layer));
   return saved;
 }
@@ -229,45 +237,84 @@ struct BackwardMemory {
   int64_t left = 0;
 };
 
-BackwardMemory backward_memory(const Layers& layers, const StagePart& part, const Recomputation& again,
-                               bool deferring) {
-  int64_t before =
-      saved_by(layers, part, again);  // by the layers that backward has not reached, and the head
-  // The head's product with logits, its weights transposed or its input's gradient beside them.
-  Live peak = {before, layers.x() + 2 * layers.gathered()};
-  int64_t kept = 0;
-  if (part.predicts) {
-    before -= layers.head();
-    kept = layers.logits() + (deferring ? layers.x() : 0);
+class BackwardWalk {
+ public:
+  BackwardWalk(const Layers& layers, int64_t saved, bool deferring)
+      : layers_(layers), before_(saved), deferring_(deferring) {}
+
+  // A head's product with logits, its weights transposed or its input's gradient beside them.
+  void head() {
+    at(layers_.x() + 2 * layers_.gathered());
+    before_ -= layers_.head();
+    kept_ += layers_.logits() + (deferring_ ? layers_.normed() : 0);
   }
-  for (int i = part.end_layer; i-- > part.first_layer;) {
-    const BranchMemory attention = layers.attention();
-    const BranchMemory mlp = layers.mlp(i);
-    const Recompute what = again.of(i - part.first_layer);
+  void block(int layer, Recompute what) {
+    const BranchMemory attention = layers_.attention();
+    const BranchMemory mlp = layers_.mlp(layer);
     // What runs again is here before its branch goes back; of a whole layer both branches.
-    const int64_t attention_kept = what == Recompute::attention ? layers.x() : attention.saved;
-    before += attention_kept + mlp.saved - kept_by(layers, i, what);
+    const int64_t attention_kept = what == Recompute::attention ? layers_.x() : attention.saved;
+    before_ += attention_kept + mlp.saved - kept_by(layers_, layer, what);
     for (const BranchMemory* branch : {&mlp, &attention}) {
-      if (branch == &attention) before += attention.saved - attention_kept;
-      const Live now = {before + kept, branch->working + (deferring ? branch->undropped : 0)};
-      if (now.sum() > peak.sum()) peak = now;
-      before -= branch->saved;
-      kept += deferring ? branch->deferred : 0;
+      if (branch == &attention) before_ += attention.saved - attention_kept;
+      at(branch->working + (deferring_ ? branch->undropped : 0));
+      before_ -= branch->saved;
+      if (deferring_) kept_ += branch->deferred;
     }
   }
-  if (kept > peak.sum()) peak = {kept, 0};
-  return {peak, deferring ? kept : 0};
+  void mtp_entry() {
+    at(3 * layers_.x());  // gradients of what the block takes, and behind both norms
+    before_ -= layers_.mtp_entry();
+    if (deferring_)
+      kept_ += 3 * layers_.x() + layers_.normed();  // behind both, their gradient, the embedding's
+  }
+  // A gradient that waits for another one to be added to.
+  void hold(int64_t bytes) { kept_ += bytes; }
+
+  BackwardMemory result() const {
+    return {kept_ > peak_.sum() ? Live{kept_, 0} : peak_, deferring_ ? kept_ : 0};
+  }
+
+ private:
+  void at(int64_t working) {
+    const Live now = {before_ + kept_, working};
+    if (now.sum() > peak_.sum()) peak_ = now;
+  }
+
+  const Layers& layers_;
+  int64_t before_;  // saved by what backward has not reached
+  bool deferring_;
+  int64_t kept_ = 0;
+  Live peak_;
+};
+
+BackwardMemory backward_memory(const Layers& layers, const ModelConfig& c, const StagePart& part,
+                               const Recomputation& again, bool deferring) {
+  BackwardWalk walk(layers, saved_by(layers, c, part, again), deferring);
+  const auto block = [&](int layer) { walk.block(layer, again.of(layer - part.first_layer)); };
+  if (part.predicts) {
+    for (int layer = c.blocks(); layer-- > c.layers;) {
+      walk.head();
+      block(layer);
+      walk.mtp_entry();
+      if (layer + 1 == c.blocks()) walk.hold(layers.x());
+    }
+    walk.head();
+    if (c.mtp > 0) walk.hold(-layers.x());
+  }
+  for (int layer = part.end_layer; layer-- > part.first_layer;) block(layer);
+  return walk.result();
 }
 
 // What the forward of another microbatch has saved when a backward holds most. They change places where they
 // wait, that is in MoE layers; without any the forward ends before the backward begins.
 int64_t beside_backward(const Layers& layers, const ModelConfig& c, const StagePart& part,
                         const Recomputation& again) {
-  if (again.what != Recompute::none) return saved_by(layers, part, again);
+  if (again.what != Recompute::none) return saved_by(layers, c, part, again);
   int64_t saved = 0;
-  for (int i = part.first_layer; i < part.end_layer; ++i) {
+  for (int i = part.first_layer; i < end_block(c, part); ++i) {
+    if (i >= c.layers) saved += layers.head() + layers.mtp_entry();
     saved += layers.attention().saved;
-    if (c.mlp == MlpKind::moe && i >= c.moe.dense_layers) return saved + layers.norm() + layers.x();
+    if (c.has_experts(i)) return saved + layers.norm() + layers.x();
     saved += layers.mlp(i).saved;
   }
   return saved + (part.predicts ? layers.head() : 0);
@@ -285,18 +332,18 @@ Live peak_of(const Steps& steps, const Layers& layers, const ModelConfig& c,
     if (others + now.sum() > peak.sum()) peak = {others + now.saved, now.working};
   };
   for (const Step& s : steps) {
-    if (s.op == StepOp::F) live[{s.chunk, s.microbatch}] = saved_by(layers, part_of(s.chunk), again);
+    if (s.op == StepOp::F) live[{s.chunk, s.microbatch}] = saved_by(layers, c, part_of(s.chunk), again);
     if (s.goes_backward()) {
       const auto passage = std::pair(s.backward_chunk(), s.backward_microbatch());
       const BackwardMemory backward =
-          backward_memory(layers, part_of(passage.first), again, s.op == StepOp::I);
+          backward_memory(layers, c, part_of(passage.first), again, s.op == StepOp::I);
       live.erase(passage);
       Live now = backward.peak;
       if (s.op == StepOp::FB) now.saved += beside_backward(layers, c, part_of(s.chunk), again);
       add(now);
       if (backward.left > 0) live[passage] = backward.left;
     }
-    if (s.op == StepOp::FB) live[{s.chunk, s.microbatch}] = saved_by(layers, part_of(s.chunk), again);
+    if (s.op == StepOp::FB) live[{s.chunk, s.microbatch}] = saved_by(layers, c, part_of(s.chunk), again);
     add({});
     if (s.op == StepOp::W) live.erase({s.chunk, s.microbatch});
   }
@@ -335,8 +382,9 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   const int64_t own = shared_out(elements, layout, {.stage = zero, .shard = config.parallel.shard});
   const bool whole = zero < Zero::weights;
   // Of ZeRO-2 and 3 beside the shares: of gradients the unit at work and the one that is being summed, of
-  // weights that one and the one that comes next.
-  const int64_t units = 2 * layers.block(elements.layer);
+  // weights that one and the one that comes next; with multi-token prediction the tables of its stage stay
+  // meanwhile.
+  const int64_t units = 2 * layers.block(elements.layer) + layers.block(elements.ends);
   MemoryAccount account;
   account.weights = layers.block(whole ? elements.all : own) + (whole ? 0 : units);
   if (config.train.weights == KeptWeights::bf16) {
@@ -344,14 +392,15 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
     const int64_t master = config.optimizer.offload.empty() ? layers.block(own) : 0;
     const int64_t kept = Layers::block(whole ? elements.all : own, 2);
     const int64_t next = whole ? 0 : Layers::block(elements.layer, 2);
-    account.weights = kept + master + layers.block(elements.layer) + next;
+    account.weights = kept + master + layers.block(elements.layer) + layers.block(elements.ends) + next;
   }
   account.gradients = layers.block(zero >= Zero::gradients ? own : elements.all) +
                       (zero >= Zero::gradients ? units + layers.block(elements.over_stages) : 0);
   const bool has_moments =
       config.optimizer.kind == OptimizerConfig::Kind::adamw && config.optimizer.offload.empty();
   account.optimizer = has_moments ? 2 * layers.block(own) : 0;
-  account.batch = share.microbatches() * (3 * Layers::block(tokens, 4) + Layers::block(tokens, 8));
+  account.batch =
+      share.microbatches() * ((3 + 2 * model.mtp) * Layers::block(tokens, 4) + Layers::block(tokens, 8));
   account.activations = peak.saved + streams_of(schedule, pp_rank) * layers.x();
   account.working = peak.working;
   return account;

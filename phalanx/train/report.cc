@@ -172,7 +172,7 @@ std::string speed_section(const History& h) {
 // ---- experts ------------------------------------------------------------------------------------------
 
 // Empty where the run had no such loss.
-std::string router_loss(const History& h, const char* title, const char* unit, double StepRecord::*loss) {
+std::string other_loss(const History& h, const char* title, const char* unit, double StepRecord::*loss) {
   if (std::ranges::all_of(h.steps, [loss](const StepRecord& r) { return r.*loss == 0; })) return {};
   LineChart chart = {.title = title, .unit = unit, .height = 200};
   chart.lines = with_median(
@@ -201,8 +201,8 @@ std::string expert_section(const History& h) {
   }
   std::string out = "<h2>Experts</h2>\n" + heat_map(map);
   out +=
-      router_loss(h, "Balance loss", "summed over MoE layers; 1 a layer is even", &StepRecord::balance_loss);
-  return out + router_loss(h, "Router z-loss", "summed over MoE layers", &StepRecord::z_loss);
+      other_loss(h, "Balance loss", "summed over MoE layers; 1 a layer is even", &StepRecord::balance_loss);
+  return out + other_loss(h, "Router z-loss", "summed over MoE layers", &StepRecord::z_loss);
 }
 
 // ---- time ---------------------------------------------------------------------------------------------
@@ -271,8 +271,9 @@ std::string report_html(const TrainingHistory& h) {
       "script-src 'unsafe-inline'\">\n";
   out += format("<title>{}</title>\n<style>{}</style>\n</head>\n<body>\n",
                 h.title.empty() ? std::string("Training run") : xml_text(h.title), report_style());
-  out += header(h) + "<main>\n" + loss_section(h) + expert_section(h) + time_section(h) +
-         optimizer_section(h) + speed_section(h);
+  out += header(h) + "<main>\n" + loss_section(h) +
+         other_loss(h, "Multi-token prediction", "nats a token, mean over depths", &StepRecord::mtp_loss) +
+         expert_section(h) + time_section(h) + optimizer_section(h) + speed_section(h);
   if (!h.config.empty()) {
     out += format("<details><summary>Configuration</summary>\n<pre>\n{}</pre>\n</details>\n",
                   xml_text(h.config));

@@ -57,7 +57,8 @@ std::vector<NamedTensor> tensors_of(RankRun& rank) {
 // Keys of [model] and [moe] under which the same weights may be trained on.
 bool may_change(const std::string& key) {
   return key == "model.context" || key == "model.dropout" || key == "model.init_std" ||
-         key == "moe.balance_loss" || key == "moe.z_loss" || key == "moe.bias_rate" || key == "moe.capacity";
+         key == "model.mtp_weight" || key == "moe.balance_loss" || key == "moe.z_loss" ||
+         key == "moe.bias_rate" || key == "moe.capacity";
 }
 
 // Error: the checkpoint's weights mean something else in this run.

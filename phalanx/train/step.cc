@@ -175,12 +175,16 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
 
   watch = Stopwatch();
   run(t.model.data().reduce_grads());
-  const double loss = t.mesh.coordinate(Axis::tp) == 0 ? stages.loss() : 0;  // its ranks have the same
+  const bool counts = t.mesh.coordinate(Axis::tp) == 0;  // its ranks have the same loss
+  const double of_mtp = t.model.take_mtp_loss();
   const RouterLosses of_routers = take_router_losses(t.model);
-  const std::array losses = run(sum_over(t.mesh.world(), std::array{loss, of_routers.balance, of_routers.z}));
+  const std::array losses =
+      run(sum_over(t.mesh.world(), std::array{counts ? stages.loss() : 0, of_routers.balance, of_routers.z,
+                                              counts ? of_mtp : 0}));
   result.loss = losses[0] * scale;
   result.balance_loss = losses[1] * scale;
   result.z_loss = losses[2] * scale;
+  result.mtp_loss = losses[3] * scale;
   result.grad_norm = run(t.model.data().grad_norm());
   watch.lap(result.seconds.reduce);
   return result;

@@ -49,6 +49,8 @@ struct StepResult {
   double grad_norm = 0;  ///< before clipping
   double targets = 0;    ///< that counted
   double z_loss = 0;     ///< as balance_loss
+  double mtp_loss =
+      0;  ///< of multi-token prediction (model/mtp.h): the mean over its depths, without its weight
   PhaseSeconds seconds;
 };
 

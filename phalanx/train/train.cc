@@ -98,7 +98,8 @@ class Run {
                               .grad_norm = result.grad_norm,
                               .tokens_per_s = static_cast<double>(tokens_of_step()) / seconds,
                               .gemm_share = step_flops_ / seconds / machine_flops_,
-                              .z_loss = result.z_loss});
+                              .z_loss = result.z_loss,
+                              .mtp_loss = result.mtp_loss});
     if (hooks_.on_step) hooks_.on_step(history_.steps.back());
   }
 
@@ -148,7 +149,8 @@ class Run {
   void count_experts() {
     const ModelConfig& model = config().model;
     if (model.mlp != MlpKind::moe) return;
-    for (int layer = model.moe.dense_layers; layer < model.layers; ++layer) {
+    for (int layer = 0; layer < model.blocks(); ++layer) {
+      if (!model.has_experts(layer)) continue;
       std::vector<int64_t> mine(static_cast<size_t>(model.moe.experts), 0);
       if (Moe* moe = rank_.model().moe(layer)) mine = moe->statistics().expert_tokens;
       const Tensor sum = Tensor::of(Shape{static_cast<int64_t>(mine.size())}, std::span<const int64_t>(mine));

@@ -77,6 +77,8 @@ void add_model(ConfigTable& table, ModelConfig& m) {
            "grouped KV heads, or latent (MLA)");
   add_mla(s, m.mla);
   add_yarn(s, m.yarn);
+  s.add("mtp", &m.mtp, "depths of multi-token prediction, in training").at_least(0).at_most(16);
+  s.add("mtp_weight", &m.mtp_weight, "of the mean of their losses").at_least(0);
 }
 
 void add_moe(ConfigTable& table, MoeConfig& m) {

@@ -56,7 +56,7 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, cons
       b.rows.data<int64_t>()[i] = row;
     }
     for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
-    batches.push_back(own_tokens(std::move(b), share));
+    batches.push_back(own_tokens(std::move(b), share, o.model.mtp));
   }
   return batches;
 }

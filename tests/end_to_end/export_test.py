@@ -30,6 +30,21 @@ class Export(Case):
             for file in ("config.json", "model.safetensors"):
                 self.assertEqual(self.read("hf", file), self.read(f"hf{number}", file), (layout, file))
 
+    def test_depths_of_multi_token_prediction_travel_and_may_be_left(self):
+        self.train("--set", "train.steps=5", *LATENT, "--set", "model.mtp=2")
+        self.export("out", "hf")
+        self.assertEqual(json.loads(self.read("hf", "config.json"))["num_nextn_predict_layers"], 2)
+        still = ["--set", f"train.init={self.path('hf')}", "--set", "train.steps=1",
+                 "--set", "optimizer.lr=1e-30", "--set", "optimizer.min_lr=0"]
+        for depths, layout in ((2, "pp=2,tp=2"), (0, "dp=2")):
+            self.train("--layout", layout, "--set", f"model.mtp={depths}", "--set",
+                       f"train.out={self.path(f'again{depths}')}", *still)
+            self.export(f"again{depths}", f"hf{depths}")
+        for file in ("config.json", "model.safetensors"):
+            self.assertEqual(self.read("hf", file), self.read("hf2", file), file)
+        self.assertLess(len(self.read("hf0", "model.safetensors")), len(self.read("hf", "model.safetensors")))
+        self.refuse(["train", self.config, "--set", "model.mtp=3", *still], "model.layers.4.enorm.weight")
+
     def test_a_model_without_a_family_and_a_directory_that_exists_are_refused(self):
         self.train("--set", "train.steps=2", "--set", "model.mlp=gelu")
         self.refuse(["export", self.path("out"), "--out", self.path("hf")], "LlamaForCausalLM", "model.mlp")

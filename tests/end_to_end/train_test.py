@@ -60,6 +60,22 @@ class Train(Case):
             self.assertLess(lines[-1]["val_loss"], least + 0.45)
             self.assertGreater(lines[-1]["val_loss"], 0.95 * least)
 
+    def test_multi_token_prediction_is_learnt_told_and_left_out_of_generation(self):
+        mtp = ["--set", "model.mtp=2", "--set", "train.dtype=f64"]
+        plain = self.train("--set", "train.dtype=f64")
+        one = self.train(*mtp, "--report", self.path("report.html"))
+        self.assertAlmostEqual(plain[0]["loss"], one[0]["loss"], delta=1e-12)
+        self.assertEqual({key for line in one for key in line}, LINE | {"val_loss", "mtp_loss"})
+        self.assertGreater(one[0]["mtp_loss"], one[-1]["mtp_loss"] + 0.3)
+        for a, b in zip(one, self.train(*mtp, "--layout", "pp=2,tp=2"), strict=True):
+            for key in ("loss", "mtp_loss", "grad_norm", "val_loss"):
+                self.assertAlmostEqual(a.get(key, 0), b.get(key, 0), delta=1e-6, msg=(key, a))
+        with open(self.path("report.html"), encoding="utf-8") as f:
+            self.assertIn("Multi-token prediction", f.read())
+        shown = self.run_command("train", self.config, *mtp, "--set", "train.steps=1").stderr
+        self.assertRegex(shown, r"(?m)^step 1/1  loss \S+  mtp \d\.\d+  lr ")
+        self.succeed("generate", "--model", self.path("out"), "--prompt", "the ", "--tokens", "4")
+
     def test_the_learning_rate_is_the_schedule(self):
         for line in self.train():
             step = line["step"]

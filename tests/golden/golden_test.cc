@@ -49,7 +49,7 @@ class Golden : public ::testing::TestWithParam<const char*> {
       std::iota(b.positions.span<int32_t>().begin(), b.positions.span<int32_t>().end(), 0);
       std::iota(b.rows.span<int64_t>().begin(), b.rows.span<int64_t>().end(), s * context);
       b.sequence_offsets.span<int64_t>()[1] = context;
-      out.push_back(std::move(b));
+      out.push_back(own_tokens(std::move(b), {}, config().model.mtp));
     }
     return out;
   }
@@ -98,6 +98,9 @@ TEST_P(Golden, TrainsAsPyTorchDoes) {
       const StepResult result = train_step(rank.trainer(), batches(step), lr, at);
       EXPECT_NEAR(result.loss, number("loss", at), kTolerance * result.loss) << "step " << step;
       EXPECT_NEAR(result.balance_loss, number("balance_loss", at), kTolerance) << "step " << step;
+      if (c.model.mtp > 0) {
+        EXPECT_NEAR(result.mtp_loss, number("mtp_loss", at), kTolerance * result.mtp_loss) << "step " << step;
+      }
       EXPECT_NEAR(result.grad_norm, number("grad_norm", at), kTolerance * result.grad_norm)
           << "step " << step;
       if (step > 0) continue;
@@ -119,7 +122,8 @@ TEST_P(Golden, TrainsAsPyTorchDoes) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Golden,
                          ::testing::Values("gpt2", "llama", "llama_moe", "llama_moe_sigmoid",
-                                           "llama_moe_deepseek", "deepseek", "deepseek_queries"),
+                                           "llama_moe_deepseek", "deepseek", "deepseek_queries",
+                                           "deepseek_mtp"),
                          [](const auto& info) { return std::string(info.param); });
 
 }  // namespace

@@ -82,7 +82,21 @@ ModelConfig dense_deepseek() {
   return c;
 }
 
-ModelConfig (*const kModels[])() = {gpt2, llama, mixtral, deepseek, dense_deepseek};
+ModelConfig deepseek_ahead() {
+  ModelConfig c = deepseek();
+  c.mtp = 2;
+  return c;
+}
+
+ModelConfig tied_dense_ahead() {
+  ModelConfig c = dense_deepseek();
+  c.tied = true;
+  c.mtp = 1;
+  return c;
+}
+
+ModelConfig (*const kModels[])() = {gpt2,           llama,          mixtral,         deepseek,
+                                    dense_deepseek, deepseek_ahead, tied_dense_ahead};
 
 void set_biases(ParameterStore& store, double first) {
   for (const State& s : store.states()) {
@@ -206,6 +220,33 @@ TEST(HfWeights, TensorsStandWhereTheirsDo) {
   EXPECT_EQ(stored(dir / "deepseek", "model.layers.1.mlp.gate.e_score_correction_bias", 3), 5.5);
 }
 
+// Depths count as the layers behind the last one; first the columns of the embedding, then the stream's.
+TEST(HfWeights, DepthsOfMultiTokenPredictionStandWhereTheirsDo) {
+  const TemporaryDirectory dir;
+  const auto d = saved(deepseek_ahead(), dir / "a");
+  for (const auto& [theirs, ours] : {std::pair{"model.layers.2.", "mtp.0."}, {"model.layers.3.", "mtp.1."}}) {
+    const auto there = [&](const char* name, int64_t row, int64_t column = 0) {
+      return stored(dir / "a", std::string(theirs) + name, row, column);
+    };
+    const auto here = [&](const char* name, size_t at) { return d.at(std::string(ours) + name)[at]; };
+    EXPECT_EQ(there("eh_proj.weight", 3, 2), here("from_embedding.w", 3 * 8 + 2));
+    EXPECT_EQ(there("eh_proj.weight", 3, 8 + 2), here("from_stream.w", 3 * 8 + 2));
+    EXPECT_EQ(there("enorm.weight", 4), here("embedding_norm.w", 4));
+    EXPECT_EQ(there("hnorm.weight", 4), here("stream_norm.w", 4));
+    EXPECT_EQ(there("shared_head.norm.weight", 4), here("norm.w", 4));
+    EXPECT_EQ(there("mlp.experts.1.down_proj.weight", 5, 6), here("moe.experts.down", (8 + 5) * 8 + 6));
+    EXPECT_EQ(there("mlp.gate.e_score_correction_bias", 1), here("moe.router.bias", 1));
+    EXPECT_EQ(there("embed_tokens.weight", 5, 6), d.at("embedding.w")[5 * 8 + 6]);
+    EXPECT_EQ(there("shared_head.head.weight", 5, 6), d.at("head.w")[5 * 8 + 6]);
+  }
+  saved(tied_dense_ahead(), dir / "tied");
+  EXPECT_EQ(stored(dir / "tied", "model.layers.2.shared_head.head.weight", 5, 6),
+            stored(dir / "tied", "model.embed_tokens.weight", 5, 6));
+  load(deepseek(), dir / "a");  // without: they are left alone
+  EXPECT_THAT([&] { load(deepseek_ahead(), (saved(deepseek(), dir / "b"), dir / "b")); },
+              ThrowsMessage<Error>(HasSubstr("\"model.layers.2.enorm.weight\" is missing")));
+}
+
 // Copies a model's tensors into a file, as `change` leaves them.
 void copy_tensors(const SafetensorsModel& model, const std::filesystem::path& file, DType dtype,
                   const std::function<bool(const std::string&)>& wanted,
@@ -319,6 +360,9 @@ TEST(HfWeights, ModelsOfNoFamilyAreRefused) {
   c.layers = 3;
   c.moe.share_layers = 2;
   EXPECT_THAT(refusal(c), HasSubstr("moe.share_layers = 1"));
+  c = llama();
+  c.mtp = 1;
+  EXPECT_THAT(refusal(c), HasSubstr("LlamaForCausalLM would have to have model.mtp = 0"));
   c = gpt2();
   c.bias = false;
   EXPECT_THAT(refusal(c), HasSubstr("GPT2LMHeadModel would have to have model.bias = true"));

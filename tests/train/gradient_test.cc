@@ -29,7 +29,8 @@ struct Case {
 
 class GradientTest : public testing::TestWithParam<Case> {};
 
-// By central differences of fourth order, of the loss and the balance loss together.
+// By central differences of fourth order, of the loss, the balance loss and that of multi-token prediction
+// together.
 TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(seed);
@@ -54,7 +55,7 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
           const StepResult r = compute_gradients(rank.trainer, micro, 5);
           w = before;
           same_routing = take_expert_tokens(rank.model) == routing && same_routing;
-          return r.loss + c.config.moe.balance_loss * r.balance_loss;
+          return r.loss + c.config.moe.balance_loss * r.balance_loss + c.config.mtp_weight * r.mtp_loss;
         };
         const double h = 1e-4;
         const double slope = (8 * (loss_at(h) - loss_at(-h)) - (loss_at(2 * h) - loss_at(-2 * h))) / (12 * h);
@@ -72,7 +73,9 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
 
 INSTANTIATE_TEST_SUITE_P(Models, GradientTest,
                          testing::Values(Case{"gpt", gpt()}, Case{"llama", llama()}, Case{"mla", mla()},
-                                         Case{"moe", moe()}, Case{"sigmoid", sigmoid_moe_with_dropout()}),
+                                         Case{"moe", moe()}, Case{"sigmoid", sigmoid_moe_with_dropout()},
+                                         Case{"gpt_mtp", with_mtp(gpt())}, Case{"moe_mtp", with_mtp(moe())},
+                                         Case{"mla_mtp", with_mtp(mla())}),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -102,6 +102,23 @@ void shared_experts(TrainConfig& c) {
   c.model.moe.z_loss = 1e-3;
   c.model.moe.capacity = 1.5;
 }
+template <int depths>
+void mtp(TrainConfig& c) {
+  many_tokens(c);
+  c.model.mtp = depths;
+}
+void mtp_zero3(TrainConfig& c) {
+  c.parallel.zero = 3;
+  c.model.mtp = 2;
+}
+void mtp_alike(TrainConfig& c) {
+  alike(c);
+  c.model.mtp = 2;
+}
+void mtp_again(TrainConfig& c) {
+  again<Recompute::full>(c);
+  c.model.mtp = 1;
+}
 void one_microbatch(TrainConfig& c) { c.train.microbatch = 8 / c.parallel.ranks; }
 void ring(TrainConfig& c) {
   many_tokens(c);
@@ -162,6 +179,17 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"mla_usp_cp4", small_mla, {.cp = 4}, kSequential, usp},
         Case{"mla_dp4_zero3", small_mla, {.dp = 4}, kSequential, zero3},
         Case{"mla_many_pp2_zb_h1", small_mla, {.pp = 2}, "zb-h1", many_tokens},
+        Case{"gpt_mtp1", small_gpt, {}, kSequential, mtp<1>},
+        Case{"llama_mtp3", small_llama, {}, kSequential, mtp<3>},
+        Case{"mla_mtp2_tp2", small_mla, {.tp = 2}, kSequential, mtp<2>},
+        Case{"mla_mtp2_tp2_alike", small_mla, {.tp = 2}, kSequential, mtp_alike},
+        Case{"llama_mtp1_overlapped", small_llama, {}, kOverlapped, mtp<1>},
+        Case{"moe_mtp2_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential, mtp<2>},
+        Case{"moe_mtp1_overlapped", small_moe, {}, kOverlapped, mtp<1>},
+        Case{"gpt_mtp1_recompute", small_gpt, {}, kSequential, mtp_again},
+        Case{"llama_mtp2_dp4_zero3", small_llama, {.dp = 4}, kSequential, mtp_zero3},
+        Case{"llama_mtp2_pp2_zb_h1", small_llama, {.pp = 2}, "zb-h1", mtp<2>},
+        Case{"gpt_mtp1_pp2_dualpipe", small_gpt, {.pp = 2}, "dualpipe", mtp<1>},
         Case{"gpt_tp2", small_gpt, {.tp = 2}, kSequential},
         Case{"gpt_tp4", small_gpt, {.tp = 4}, kSequential},
         Case{"gpt_many_tp2", small_gpt, {.tp = 2}, kSequential, many_tokens},

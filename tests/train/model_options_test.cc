@@ -48,7 +48,8 @@ double loss_at(RankRun& rank, std::span<const Batch> batches, std::span<const do
   const StepResult r = compute_gradients(rank.trainer(), batches, 4);
   for (size_t i = 0; i < weights.size(); ++i) weights[i] -= distance * direction[i];
   const MoeConfig& moe = rank.config().model.moe;
-  return r.loss + moe.balance_loss * r.balance_loss + moe.z_loss * r.z_loss;
+  return r.loss + moe.balance_loss * r.balance_loss + moe.z_loss * r.z_loss +
+         rank.config().model.mtp_weight * r.mtp_loss;
 }
 
 // False when a token changed its expert on the way, where the loss has no slope.

@@ -66,12 +66,12 @@ TEST_P(ProfileTest, SpansDoTheOperationsOfTheFormulas) {
   // Each token sees itself and those before it: two products forward, five backward.
   const int64_t seen = config.train.batch * model.context * (model.context + 1) / 2;
   EXPECT_EQ(work[static_cast<size_t>(TraceKind::attention)],
-            2 * (2 + 5) * seen * model.heads * model.head_dim * model.layers);
+            2 * (2 + 5) * seen * model.heads * model.head_dim * model.blocks());
   // Weights, gradients and both moments are read, all but gradients written; before, the gradients are
   // cleared of those weights that no product writes: norms and tables.
   const Layout& layout = GetParam().layout;
   const int64_t experts = model.mlp == MlpKind::moe
-                              ? (model.layers - model.moe.dense_layers) * model.moe.experts * 3 *
+                              ? (model.blocks() - model.moe.dense_layers) * model.moe.experts * 3 *
                                     model.width * model.moe.expert_width
                               : 0;
   const int64_t held =
@@ -128,6 +128,7 @@ INSTANTIATE_TEST_SUITE_P(Runs, ProfileTest,
                          testing::Values(Case{"gpt", small_gpt, {}, "sequential"},
                                          Case{"llama_dp2", small_llama, {.dp = 2}, "overlapped"},
                                          Case{"moe", small_moe, {}, "sequential"},
+                                         Case{"mtp_dp2_ep2", small_mtp, {.dp = 2, .ep = 2}, "sequential"},
                                          Case{"moe_dp2_ep2", small_moe, {.dp = 2, .ep = 2}, "overlapped"}),
                          [](const auto& info) { return info.param.name; });
 

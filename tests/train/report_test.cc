@@ -50,7 +50,8 @@ TrainingHistory history(int64_t steps, size_t layers, size_t experts, unsigned s
                        .grad_norm = 0.5 + unit(random),
                        .tokens_per_s = 40000 + 900 * unit(random),
                        .gemm_share = 0.5 + 0.1 * unit(random),
-                       .z_loss = 1 + unit(random)});
+                       .z_loss = 1 + unit(random),
+                       .mtp_loss = 3 + unit(random)});
     if (i % 50 == 49) h.evaluations.push_back({i + 1, 1.6 + 2.5 * std::exp(-9 * done)});
   }
   for (size_t l = 0; l < layers; ++l) {
@@ -142,6 +143,7 @@ TEST(Report, LabelsTheLastValueOfEveryRecord) {
     label("Training and validation", "1.9877");
     label("Balance loss", format("{:.4f}", last.balance_loss));
     label("Router z-loss", format("{:.4f}", last.z_loss));
+    label("Multi-token prediction", format("{:.4f}", last.mtp_loss));
     label("Gradient norm",
           last.grad_norm < 1 ? format("{:.3f}", last.grad_norm) : format("{:.2f}", last.grad_norm));
     const std::string tokens = format("{:.0f}", last.tokens_per_s);

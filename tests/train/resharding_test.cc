@@ -119,6 +119,10 @@ INSTANTIATE_TEST_SUITE_P(
                   Run{"bf16_tp2", small_gpt, {.tp = 2}, 0, "sequential", true}},
         std::pair{Run{"bf16_moe_dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1, "sequential", true},
                   Run{"one", small_moe, {}}},
+        std::pair{Run{"mtp_pp2_tp2_ep2_zero3", small_mtp, {.pp = 2, .tp = 2, .ep = 2}, 3, "1f1b"},
+                  Run{"dp2_cp2_ep4", small_mtp, {.dp = 2, .cp = 2, .ep = 4}}},
+        std::pair{Run{"mtp_dp2_ep2", small_mtp, {.dp = 2, .ep = 2}},
+                  Run{"pp2_dualpipe_zero2", small_mtp, {.pp = 2}, 2, "dualpipe"}},
         std::pair{Run{"moe_tp2_ep2", small_moe, {.tp = 2, .ep = 2}},
                   Run{"dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1}}),
     [](const auto& info) { return std::string(info.param.first.name) + "_to_" + info.param.second.name; });

@@ -52,6 +52,12 @@ TrainConfig small_moe(const Layout& layout, const char* schedule) {
   return checked(c);
 }
 
+TrainConfig small_mtp(const Layout& layout, const char* schedule) {
+  TrainConfig c = small_moe(layout, schedule);
+  c.model.mtp = 2;
+  return c;
+}
+
 Dataset random_text(const TrainConfig& config, unsigned seed) {
   std::mt19937 random(seed);
   std::string text;

@@ -12,6 +12,8 @@ TrainConfig small_gpt(const Layout& layout, const char* schedule);
 TrainConfig small_llama(const Layout& layout, const char* schedule);
 TrainConfig small_mla(const Layout& layout, const char* schedule);
 TrainConfig small_moe(const Layout& layout, const char* schedule);
+/// The last with multi-token prediction of two depths.
+TrainConfig small_mtp(const Layout& layout, const char* schedule);
 
 /// Random characters, enough for a few steps.
 Dataset random_text(const TrainConfig& config, unsigned seed);

@@ -123,6 +123,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"moe_dp2_ep2_zero3", small_moe, {.dp = 2, .ep = 2}, kOverlapped, 3},
                     Case{"gpt_pp2_1f1b", small_gpt, {.pp = 2}, "1f1b"},
                     Case{"moe_pp2_dualpipe", small_moe, {.pp = 2}, "dualpipe"},
+                    Case{"mtp_dp2_ep2_zero3", small_mtp, {.dp = 2, .ep = 2}, kOverlapped, 3},
+                    Case{"mtp_pp2_zb_h1", small_mtp, {.pp = 2}, "zb-h1"},
                     Case{"llama_cp2", small_llama, {.cp = 2}, kSequential},
                     Case{"mla_cp2_tp2_overlapped", small_mla, {.cp = 2, .tp = 2}, kOverlapped},
                     Case{"mla_ring_cp2", small_mla, {.cp = 2}, kSequential, 0, 1},

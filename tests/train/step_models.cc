@@ -88,4 +88,10 @@ ModelConfig with_dropout(ModelConfig c) {
   return c;
 }
 
+ModelConfig with_mtp(ModelConfig c) {
+  c.mtp = 2;
+  c.mtp_weight = 0.6;
+  return c;
+}
+
 }  // namespace phalanx

@@ -18,5 +18,7 @@ ModelConfig six_tokens(ModelConfig c);
 ModelConfig with_vocabulary(ModelConfig c, int64_t vocabulary);
 ModelConfig with_one_kv_head(ModelConfig c);
 ModelConfig with_dropout(ModelConfig c);
+/// Multi-token prediction of two depths.
+ModelConfig with_mtp(ModelConfig c);
 
 }  // namespace phalanx

@@ -36,7 +36,7 @@ std::vector<Batch> batches(const Mesh& mesh, const ContextShare& share, const Mo
     }
     for (Tensor* t : {&b.tokens, &b.targets, &b.positions, &b.rows})
       *t = t->slice(begin, begin + local * context);
-    out.push_back(own_tokens(b, share));
+    out.push_back(own_tokens(b, share, config.mtp));
   }
   return out;
 }

@@ -98,6 +98,7 @@ TEST_P(StepTest, EqualsOneRank) {
   const double tolerance = c.dtype == DType::f64 ? 1e-11 : 5e-4;
   EXPECT_NEAR(many.first.loss, one.first.loss, tolerance * one.first.loss);
   EXPECT_NEAR(many.first.balance_loss, one.first.balance_loss, tolerance * one.first.loss);
+  EXPECT_NEAR(many.first.mtp_loss, one.first.mtp_loss, tolerance * one.first.loss);
   EXPECT_NEAR(many.first.grad_norm, one.first.grad_norm, tolerance * one.first.grad_norm);
   EXPECT_EQ(many.first.targets, one.first.targets);
   if (c.config.dropout == 0) {  // else its noise may hide what three steps gain
@@ -265,6 +266,38 @@ INSTANTIATE_TEST_SUITE_P(
              true,
              2},
         Case{"mla_1f1b_pp2_ring_cp2", divisible(mla()), DType::f64, {.pp = 2, .cp = 2}, "1f1b", false, 1},
+        Case{"gpt_mtp_pp2", with_mtp(divisible(gpt())), DType::f64, {.pp = 2}, "1f1b"},
+        Case{"llama_mtp_tp4_sequence",
+             with_mtp(divisible(llama())),
+             DType::f64,
+             {.tp = 4},
+             "overlapped",
+             true},
+        Case{"llama_mtp_tokens_tp4",
+             with_mtp(divisible(with_vocabulary(llama(), 5))),
+             DType::f64,
+             {.tp = 4},
+             "sequential"},
+        Case{"moe_mtp_dp2_ring_cp4_ep4",
+             with_mtp(six_tokens(moe())),
+             DType::f64,
+             {.dp = 2, .cp = 4, .ep = 4},
+             "overlapped",
+             false,
+             1},
+        Case{"sigmoid_mtp_zb_h1_pp2_cp2_tp2_ep2_etp2",
+             with_mtp(six_tokens(sigmoid_moe_with_dropout())),
+             DType::f64,
+             {.pp = 2, .cp = 2, .tp = 2, .ep = 2, .etp = 2},
+             "zb-h1",
+             true},
+        Case{"mla_mtp_usp_cp4_tp2_sequence",
+             with_mtp(six_tokens(mla())),
+             DType::f64,
+             {.cp = 4, .tp = 2},
+             "sequential",
+             true,
+             2},
         Case{"gpt_f32_dp2", gpt(), DType::f32, {.dp = 2}, "overlapped"},
         Case{"llama_f32_tp4_sequence", divisible(llama()), DType::f32, {.tp = 4}, "sequential", true},
         Case{"llama_f32_dp4", llama(), DType::f32, {.dp = 4}, "sequential"}),

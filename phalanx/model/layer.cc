@@ -1,0 +1,51 @@
+#include "phalanx/model/layer.h"
+
+#include <algorithm>
+
+#include "phalanx/ops/cross_entropy.h"
+
+namespace phalanx {
+namespace {
+
+// The values (i32) so many places on in each sequence; `behind` where it has ended.
+Tensor places_on(const Tensor& values, int64_t places, std::span<const int64_t> offsets, int32_t behind) {
+  const Tensor out = Tensor::empty(values.shape(), DType::i32);
+  const auto from = values.span<const int32_t>();
+  const auto to = out.span<int32_t>();
+  std::ranges::fill(to, behind);
+  for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+    for (int64_t i = offsets[s]; i + places < offsets[s + 1]; ++i) {
+      to[static_cast<size_t>(i)] = from[static_cast<size_t>(i + places)];
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+Batch own_tokens(Batch batch, const ContextShare& share, int depths) {
+  const auto offsets = batch.sequence_offsets.span<const int64_t>();
+  const RowRuns rows = share.rows(batch.tokens.rows());
+  for (int64_t places = 1; places <= depths; ++places) {
+    const Tensor tokens = places_on(batch.tokens, places, offsets, 0);
+    const Tensor targets = places_on(batch.targets, places, offsets, kIgnore);
+    batch.ahead.push_back({rows_in(tokens, rows), rows_in(targets, rows)});
+  }
+  for (Tensor* t : {&batch.tokens, &batch.targets, &batch.positions, &batch.rows}) {
+    *t = rows_in(*t, rows);
+  }
+  return batch;
+}
+
+Pass pass_of_layer(Pass pass, int layer) {
+  const Recompute what = pass.recompute.of(layer);
+  pass.recompute.what = pass.training ? what : Recompute::none;
+  return pass;
+}
+
+Task<> passed(DataParallel* data, DataParallel::Part* part, Tape& tape) {
+  tape.defer([data, part] { data->passed(*part); });
+  co_await data->settle(1);
+}
+
+}  // namespace phalanx

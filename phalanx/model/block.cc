@@ -34,7 +34,7 @@ Block::Block(const Builder& b, int layer, uint64_t seed) : tensor_(b.tensor), dr
   std::unique_ptr<Layer> mlp;
   if (c.mlp == MlpKind::moe && layer >= c.moe.dense_layers) {
     const std::string experts = format("layers.{}.moe.experts", c.moe.layer_of_experts(layer));
-    auto moe = std::make_unique<Moe>(b, name + ".moe", experts);
+    auto moe = std::make_unique<Moe>(b, name + ".moe", experts, layer);
     moe_ = moe.get();
     mlp = std::move(moe);
   } else if (c.mlp == MlpKind::gelu || c.mlp == MlpKind::gelu_tanh) {

@@ -6,6 +6,7 @@
 
 #include "phalanx/base/task.h"
 #include "phalanx/model/config.h"
+#include "phalanx/model/slice_history.h"
 #include "phalanx/ops/attention.h"
 #include "phalanx/parallel/context_parallel.h"
 #include "phalanx/parallel/data_parallel.h"
@@ -22,15 +23,23 @@ struct Batch {
   Tensor positions;         // i32 [T/cp], in the token's sequence
   Tensor sequence_offsets;  // i64 [B+1], of all T rows
   Tensor rows;  // i64 [T/cp], the token's number in the step's whole batch: the key of its dropout
+
+  // Of a slice (model/slices.h), whose T rows are those above:
+  int slice = 0;              // its number
+  Tensor whole_offsets = {};  // i64 [B+1], of the sequences in the rows of its microbatch
 };
 
-/// Of a whole microbatch, the part that is a rank's of cp.
-inline Batch own_tokens(Batch batch, const ContextShare& share) {
-  const RowRuns rows = share.rows(batch.tokens.rows());
+/// The same batch with those rows of its tokens.
+inline Batch with_rows(Batch batch, const RowRuns& rows) {
   for (Tensor* t : {&batch.tokens, &batch.targets, &batch.positions, &batch.rows}) {
     *t = rows_in(*t, rows);
   }
   return batch;
+}
+/// Of a whole microbatch, or a slice of one, the part that is a rank's of cp.
+inline Batch own_tokens(Batch batch, const ContextShare& share) {
+  const RowRuns rows = share.rows(batch.tokens.rows());
+  return with_rows(std::move(batch), rows);
 }
 
 /// Where decoding keeps keys and values.
@@ -58,16 +67,23 @@ struct Recomputation {
   Recompute of(int layer) const { return layers == 0 || layer < layers ? what : Recompute::none; }
 };
 
-/// What the layers share in one forward or backward. Small: passed by value; the batch and the cache outlive
-/// it.
+/// What the layers share in one forward or backward. Small: passed by value; the batch, the cache and the
+/// history outlive it.
 struct Pass {
   const Batch* batch = nullptr;
   uint64_t step = 0;      ///< of the optimizer: dropout draws anew each step
   double scale = 0;       ///< backward: of the summed loss
   bool training = false;  ///< dropout on
   Recomputation recompute;
-  bool again = false;        ///< a forward that runs the second time: statistics count the first
-  KvStore* cache = nullptr;  ///< decoding: one sequence, which attends to what the store holds
+  bool again = false;               ///< a forward that runs the second time: statistics count the first
+  KvStore* cache = nullptr;         ///< decoding: one sequence, which attends to what the store holds
+  SliceHistory* history = nullptr;  ///< of a batch that is a slice: what its microbatch's slices share
+
+  /// The batch's sequences, as attention of that layer takes them.
+  SequenceRows sequence_rows(int layer) const {
+    if (history == nullptr) return {batch->sequence_offsets};
+    return {batch->sequence_offsets, &history->layer(layer).attention, batch->slice};
+  }
 };
 
 /// What layers are built from; outlives them.

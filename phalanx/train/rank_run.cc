@@ -56,6 +56,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       trainer_{mesh_,       parameters_,           model_, optimizer_, Pipeline(schedule_, mesh_),
                config.clip, config.train.recompute} {
   share_.context = model_.context_share();
+  share_.slices = config.train.slices;
 }
 
 }  // namespace phalanx

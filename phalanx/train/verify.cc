@@ -9,6 +9,7 @@
 
 #include "phalanx/base/philox.h"
 #include "phalanx/comm/transport/threads.h"
+#include "phalanx/model/slices.h"
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/train/pairwise.h"
 #include "phalanx/train/rank_run.h"
@@ -30,7 +31,8 @@ struct Outcome {
 
 // Random tokens for the whole job; a rank holds the sequences of its dp coordinate. One target in eight is
 // ignored.
-std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, const ContextShare& share) {
+std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, int slices,
+                                  const ContextShare& share) {
   const int64_t context = o.model.context;
   const int64_t local = o.sequences / mesh.size(Axis::dp);
   const int64_t rows = local * context;
@@ -52,7 +54,7 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, cons
       b.rows.data<int64_t>()[i] = row;
     }
     for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
-    batches.push_back(own_tokens(std::move(b), share));
+    add_slices(batches, b, context, slices, share);
   }
   return batches;
 }
@@ -81,7 +83,7 @@ void collect(FullTensors& full, ParameterStore& store, bool grads) {
 }
 
 Schedule schedule_of(const VerifyCase& c, int microbatches) {
-  return make_schedule(c.schedule, {.ranks = c.layout.pp, .microbatches = microbatches});
+  return make_schedule(c.schedule, {.ranks = c.layout.pp, .microbatches = microbatches, .slices = c.slices});
 }
 
 Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
@@ -97,7 +99,7 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c) {
     Optimizer optimizer(
         store, {.kind = o.dtype == DType::f64 ? OptimizerConfig::Kind::adamw : OptimizerConfig::Kind::sgd});
     Trainer trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0, {.what = c.recompute}};
-    const std::vector<Batch> batches = random_batches(o, mesh, model.context_share());
+    const std::vector<Batch> batches = random_batches(o, mesh, c.slices, model.context_share());
     const StepResult first = compute_gradients(trainer, batches, 0);
     {
       const std::lock_guard lock(mutex);
@@ -169,6 +171,7 @@ Settings settings_of(const VerifyCase& c) {
   const Layout& l = c.layout;
   if (l.cp > 1) s.values.push_back(format("ulysses {} of {}", c.ulysses, l.cp));
   if (l.tp > 1) s.values.push_back(c.sequence ? "sequence" : "alike");
+  s.values.push_back(format("slices {}", c.slices));
   const std::pair<const char*, int> axes[] = {{"pp", l.pp}, {"dp", l.dp}, {"cp", l.cp},
                                               {"tp", l.tp}, {"ep", l.ep}, {"etp", l.etp}};
   for (const auto& [name, size] : axes) {
@@ -213,7 +216,10 @@ std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector
           if (sequence && layout.tp == 1) continue;
           for (const Recompute recompute :
                {Recompute::none, Recompute::attention, Recompute::mlp, Recompute::full}) {
-            add_each_zero({layout, schedule, sequence, Zero::none, 0, ulysses, recompute}, all);
+            for (const int slices : {1, 2}) {
+              if (model.context % slices != 0) continue;
+              add_each_zero({layout, schedule, sequence, Zero::none, 0, ulysses, recompute, slices}, all);
+            }
           }
         }
       }

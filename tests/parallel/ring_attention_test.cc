@@ -75,13 +75,13 @@ TEST_P(RingAttentionTest, EqualsOneRank) {
                              rows_in(x.in.v_SGd, rows),
                              {}};
     RingAttention ring(world);
-    own.forward = run(ring.forward(own.q_THd, own.k_SGd, own.v_SGd, x.offsets, x.config));
+    own.forward = run(ring.forward(own.q_THd, own.k_SGd, own.v_SGd, {x.offsets}, x.config));
     expect_rows(own.forward.y_THd, out.y_THd, rows, "y");
     expect_rows(own.forward.log_sum_exp_TH, out.log_sum_exp_TH, rows, "log-sum-exp");
     const auto block = static_cast<int64_t>(own.k_SGd.bytes() + own.v_SGd.bytes());
     EXPECT_EQ(world.traffic().sent, block * (c.ring - 1));
 
-    const AttentionGradients got = run(ring.backward(own, x.offsets, x.config));
+    const AttentionGradients got = run(ring.backward(own, {x.offsets}, x.config));
     expect_rows(got.dq_THd, d.dq_THd, rows, "dq");
     expect_rows(got.dk_TGd, d.dk_TGd, rows, "dk");
     expect_rows(got.dv_TGd, d.dv_TGd, rows, "dv");

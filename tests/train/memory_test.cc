@@ -46,10 +46,7 @@ TEST_P(MemoryTest, TheAccountIsNearThePeak) {
     const MemoryAccount account =
         memory_account(config, data.tokenizer().vocabulary(), rank.mesh().coordinate(Axis::pp));
     for (int64_t step = 0; step < 3; ++step) {
-      std::vector<Batch> batches;
-      for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
-        batches.push_back(data.train_batch(step, m, rank.share()));
-      }
+      const std::vector<Batch> batches = data.train_batches(step, rank.share());
       cpu_allocator().reset_peak();
       train_step(rank.trainer(), batches, 1e-3, static_cast<uint64_t>(step));
       const auto peak = static_cast<double>(cpu_allocator().stats().peak);

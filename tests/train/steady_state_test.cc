@@ -85,9 +85,7 @@ TEST_P(SteadyState, AllocatesNothing) {
     RankRun rank(config, data.tokenizer().vocabulary(), world);
     std::array<std::vector<Batch>, kSteps> steps;
     for (int s = 0; s < kSteps; ++s) {
-      for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
-        steps[s].push_back(data.train_batch(s, m, rank.share()));
-      }
+      steps[s] = data.train_batches(s, rank.share());
     }
     const auto go = [&] {
       for (int s = 0; s < kSteps; ++s) train_step(rank.trainer(), steps[s], 0, static_cast<uint64_t>(s));

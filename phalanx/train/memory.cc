@@ -12,9 +12,9 @@
 namespace phalanx {
 namespace {
 
-// T tokens of a microbatch, D model width, F MLP width, E experts, K top-k, R rows that a rank receives, C
-// rows in expert order (R·K slots). Under tp a rank has T/tp rows of the stream or all, all rows inside a
-// layer, and 1/tp of its features.
+// T tokens of a microbatch, or of a slice of one, D model width, F MLP width, E experts, K top-k, R rows that
+// a rank receives, C rows in expert order (R·K slots). Under tp a rank has T/tp rows of the stream or all,
+// all rows inside a layer, and 1/tp of its features.
 
 // What one branch of a block (norm and layer) holds.
 struct BranchMemory {
@@ -25,13 +25,14 @@ struct BranchMemory {
   int64_t undropped = 0;  // of `saved`, counted as dropped in `working`, but kept by deferred work
 };
 
-// One rank's layers.
+// One rank's layers, on a slice that sees those before it.
 class Layers {
  public:
-  Layers(const ModelConfig& model, DType dtype, int64_t tokens, const Layout& layout, bool sequence,
-         int ulysses)
+  Layers(const ModelConfig& model, DType dtype, int64_t tokens, int slices, const Layout& layout,
+         bool sequence, int ulysses)
       : c_(model),
         item_(static_cast<int64_t>(dtype_size(dtype))),
+        slices_(slices),
         t_(tokens),
         own_(tokens / layout.tp),
         tp_(layout.tp),
@@ -40,6 +41,14 @@ class Layers {
         ep_(layout.ep),
         etp_(layout.etp),
         sequence_(sequence && layout.tp > 1) {}
+
+  int slices() const { return slices_; }
+  /// The same for the slice of that number.
+  Layers at_slice(int slice) const {
+    Layers layers = *this;
+    layers.slice_ = slice;
+    return layers;
+  }
 
   /// Bytes of a block for so many elements, of the compute dtype or of `item` bytes.
   int64_t block(int64_t elements) const { return block(elements, item_); }
@@ -56,23 +65,34 @@ class Layers {
   // A norm saves its input and statistics; what it gives is saved by the layer behind it.
   int64_t norm() const { return x() + (c_.norm == NormKind::layernorm ? 2 : 1) * block(stream_rows()); }
 
+  // One slice's k and v inside attention, of the heads that the rank has there: Ulysses may share heads.
+  int64_t kv() const {
+    const int64_t heads = c_.heads / tp_;
+    if (c_.attention == AttentionKind::mla)
+      return block(t_ * heads * c_.head_dim) + block(t_ * heads * c_.mla.v_head_dim);
+    const int64_t kv_heads = c_.kv_heads / std::min(c_.kv_heads, tp_);
+    return 2 * block(t_ * ulysses_ * std::max<int64_t>(kv_heads / ulysses_, 1) * c_.head_dim);
+  }
+  // What the last slice's backward leaves of a layer: gradients of the k and v of all slices before it.
+  int64_t first_given() const { return slice_ + 1 == slices_ ? slice_ * kv() : 0; }
+  // What recomputation cannot drop: later slices see k and v.
+  int64_t kept_for_later() const { return slices_ > 1 ? kv() : 0; }
+
   BranchMemory attention() const {
     if (c_.attention == AttentionKind::mla) return mla();
     const int64_t heads = c_.heads / tp_;
     const int kv_heads = c_.kv_heads / std::min(c_.kv_heads, tp_);
     const int64_t q = block(t_ * heads * c_.head_dim);
-    const int64_t kv = 2 * block(t_ * kv_heads * c_.head_dim);
-    // Inside Ulysses: ranks may share heads.
-    const int64_t inner_kv = 2 * block(t_ * ulysses_ * std::max(kv_heads / ulysses_, 1) * c_.head_dim);
+    const int64_t own_kv = 2 * block(t_ * kv_heads * c_.head_dim);
     BranchMemory m;
-    m.saved = norm() + x() + 2 * q + inner_kv + block(t_ * heads);  // normed; q, y; k, v; log-sum-exp
-    if (ulysses_ > 1) m.saved += q;                                 // y by heads, and by rows
+    m.saved = norm() + x() + 2 * q + kv() + block(t_ * heads);  // normed; q, y; k, v; log-sum-exp
+    if (ulysses_ > 1) m.saved += q;                             // y by heads, and by rows
     // dy; of y, q, k and v; then parts of dq (ops/attention.h) and what is on its way around the ring, or dx
     // by q, k and v and two sums of those, less the normed input.
     const int64_t inputs = sequence_ ? 2 * gathered() : 4 * x();
-    const int64_t attending = inner_kv + (longest_square() >= 512 ? 2 * q : 0) + travelling() * inner_kv;
-    m.working = x() + 2 * q + std::max(attending, kv + inputs) + dropped();
-    m.deferred = normed() + 2 * q + kv + x() + gathered();  // normed, y, dq, dk, dv, dy and that gathered
+    const int64_t attending = (longest_square() >= 512 ? 2 * q : 0) + (1 + travelling()) * seen() * kv();
+    m.working = x() + 2 * q + std::max(attending, own_kv + inputs) + dropped();
+    m.deferred = normed() + 2 * q + own_kv + x() + gathered();  // normed, y, dq, dk, dv, dy and that gathered
     m.undropped = x();
     return m;
   }
@@ -96,7 +116,12 @@ class Layers {
   int64_t stream_rows() const { return sequence_ ? own_ : t_; }
 
   // Rows of the longest sequence, or part of one, that attention sees at once.
-  int64_t longest_square() const { return ring_ == 1 ? c_.context : std::min(c_.context, t_ * ulysses_ / 2); }
+  int64_t longest_square() const {
+    const int64_t length = c_.context / slices_;
+    return ring_ == 1 ? length : std::min(length, t_ * ulysses_ / 2);
+  }
+  // Slices whose k and v attention has at once.
+  int seen() const { return slice_ + 1; }
   // Blocks of k and v, or of their gradients, that backward holds beside the rank's own: of another rank, the
   // next one, and gradients that leave and arrive.
   int travelling() const { return ring_ == 1 ? 0 : ring_ == 2 ? 3 : 4; }
@@ -135,7 +160,8 @@ class Layers {
     if (ulysses_ > 1) m.saved += y;  // by heads, and by rows
     // dy; of y, v, q and k; then parts of dq and what is on its way around the ring, or the gradients of kv
     // and k_rope, and of one latent after the other.
-    const int64_t attending = (longest_square() >= 512 ? 2 * q : 0) + travelling() * (q + y);
+    const int64_t attending =
+        (longest_square() >= 512 ? 2 * q : 0) + (seen() - 1 + travelling() * seen()) * (q + y);
     const int64_t queries = std::max(q_gathered + q_all, 2 * q_own + x());
     const int64_t keys = x() + std::max(kv_gathered + kv_all, 2 * kv_own);
     m.working = x() + 2 * (q + y) + std::max(attending, kv + k_rope + std::max(queries, keys)) + dropped();
@@ -192,6 +218,8 @@ class Layers {
 
   const ModelConfig& c_;
   int64_t item_;
+  int slices_;
+  int slice_ = 0;
   int64_t t_;    // rows inside a layer
   int64_t own_;  // of them this rank's
   int tp_;
@@ -210,8 +238,8 @@ struct Live {
 
 // What the tape keeps of a layer's branches from forward to backward.
 int64_t kept_by(const Layers& layers, int layer, Recompute again) {
-  if (again == Recompute::full) return layers.x();
-  return (again == Recompute::attention ? layers.x() : layers.attention().saved) +
+  if (again == Recompute::full) return layers.x() + layers.kept_for_later();
+  return (again == Recompute::attention ? layers.x() + layers.kept_for_later() : layers.attention().saved) +
          (again == Recompute::mlp ? layers.x() : layers.mlp(layer).saved);
 }
 
@@ -245,7 +273,8 @@ BackwardMemory backward_memory(const Layers& layers, const StagePart& part, cons
     const BranchMemory mlp = layers.mlp(i);
     const Recompute what = again.of(i - part.first_layer);
     // What runs again is here before its branch goes back; of a whole layer both branches.
-    const int64_t attention_kept = what == Recompute::attention ? layers.x() : attention.saved;
+    const int64_t attention_kept =
+        what == Recompute::attention ? layers.x() + layers.kept_for_later() : attention.saved;
     before += attention_kept + mlp.saved - kept_by(layers, i, what);
     for (const BranchMemory* branch : {&mlp, &attention}) {
       if (branch == &attention) before += attention.saved - attention_kept;
@@ -254,9 +283,11 @@ BackwardMemory backward_memory(const Layers& layers, const StagePart& part, cons
       before -= branch->saved;
       kept += deferring ? branch->deferred : 0;
     }
+    kept += layers.first_given();
   }
   if (kept > peak.sum()) peak = {kept, 0};
-  return {peak, deferring ? kept : 0};
+  const int64_t given = (part.end_layer - part.first_layer) * layers.first_given();
+  return {peak, deferring ? kept - given : 0};
 }
 
 // What the forward of another microbatch has saved when a backward holds most. They change places where they
@@ -276,25 +307,32 @@ int64_t beside_backward(const Layers& layers, const ModelConfig& c, const StageP
 // The most that a rank's list holds at once.
 Live peak_of(const Steps& steps, const Layers& layers, const ModelConfig& c,
              const std::vector<StagePart>& parts, const Recomputation& again) {
-  std::map<std::pair<int, int>, int64_t> live;  // by chunk and microbatch
+  std::map<std::pair<int, int>, int64_t> live;   // by chunk and microbatch, or slice
+  std::map<std::pair<int, int>, int64_t> given;  // gradients of k and v from later slices, by microbatch
   Live peak;
+  const int slices = layers.slices();
   const auto part_of = [&](int chunk) { return parts[static_cast<size_t>(chunk)]; };
   const auto add = [&](const Live& now) {
     int64_t others = 0;
-    for (const auto& [passage, bytes] : live) others += bytes;
+    for (const auto* held : {&live, &given}) {
+      for (const auto& [passage, bytes] : *held) others += bytes;
+    }
     if (others + now.sum() > peak.sum()) peak = {others + now.saved, now.working};
   };
   for (const Step& s : steps) {
     if (s.op == StepOp::F) live[{s.chunk, s.microbatch}] = saved_by(layers, part_of(s.chunk), again);
     if (s.goes_backward()) {
       const auto passage = std::pair(s.backward_chunk(), s.backward_microbatch());
-      const BackwardMemory backward =
-          backward_memory(layers, part_of(passage.first), again, s.op == StepOp::I);
+      const StagePart part = part_of(passage.first);
+      const int slice = passage.second % slices;
+      const BackwardMemory backward = backward_memory(layers.at_slice(slice), part, again, s.op == StepOp::I);
       live.erase(passage);
       Live now = backward.peak;
       if (s.op == StepOp::FB) now.saved += beside_backward(layers, c, part_of(s.chunk), again);
       add(now);
       if (backward.left > 0) live[passage] = backward.left;
+      given[{passage.first, passage.second / slices}] =
+          (part.end_layer - part.first_layer) * slice * layers.kv();
     }
     if (s.op == StepOp::FB) live[{s.chunk, s.microbatch}] = saved_by(layers, part_of(s.chunk), again);
     add({});
@@ -321,8 +359,9 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   model.vocabulary = vocabulary;
   const Layout layout = layout_of(config.parallel);
   const RowShare share = row_share(config.train.batch, config.train.microbatch, layout.dp, 0);
-  const int64_t tokens = share.microbatch * model.context / layout.cp;
-  const Layers layers(model, config.train.dtype, tokens, layout, config.parallel.sequence,
+  const int slices = config.train.slices;
+  const int64_t tokens = share.microbatch * (model.context / slices) / layout.cp;
+  const Layers layers(model, config.train.dtype, tokens, slices, layout, config.parallel.sequence,
                       ulysses_ranks(model, layout, config.parallel.ulysses));
   const Schedule schedule = schedule_of(config, share.microbatches());
   const std::vector<StagePart> parts =
@@ -342,8 +381,8 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   account.gradients = layers.block(zero >= Zero::gradients ? own : elements.all) +
                       (zero >= Zero::gradients ? units + layers.block(elements.over_stages) : 0);
   account.optimizer = config.optimizer.kind == OptimizerConfig::Kind::adamw ? 2 * layers.block(own) : 0;
-  account.batch = share.microbatches() * (3 * Layers::block(tokens, 4) + Layers::block(tokens, 8));
-  account.activations = peak.saved + streams_of(schedule, pp_rank) * layers.x();
+  account.batch = share.microbatches() * slices * (3 * Layers::block(tokens, 4) + Layers::block(tokens, 8));
+  account.activations = peak.saved + streams_of(schedule, pp_rank) * slices * layers.x();
   account.working = peak.working;
   return account;
 }

@@ -132,9 +132,7 @@ void add_run(ConfigTable& table, RunConfig& r) {
   s.add("seed", &r.seed, "of initial values, dropout and the draw of sequences");
   s.choice("dtype", &r.dtype, {{"f32", DType::f32}, {"f64", DType::f64}}, "of weights and arithmetic");
   s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");
-  s.add("slices", &r.slices, "parts of each microbatch along its sequences, for long contexts")
-      .at_least(1)
-      .at_most(kSlices);
+  s.add("slices", &r.slices, "parts of each microbatch, along its sequences").at_least(1).at_most(kSlices);
   s.choice("recompute", &r.recompute.what,
            {{recompute_name(Recompute::none), Recompute::none},
             {recompute_name(Recompute::attention), Recompute::attention},

@@ -18,5 +18,6 @@ ModelConfig six_tokens(ModelConfig c);
 ModelConfig with_vocabulary(ModelConfig c, int64_t vocabulary);
 ModelConfig with_one_kv_head(ModelConfig c);
 ModelConfig with_dropout(ModelConfig c);
+ModelConfig with_every_routing_loss(ModelConfig c);  ///< and experts with room for fewer tokens than may come
 
 }  // namespace phalanx

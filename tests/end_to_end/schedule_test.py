@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 from command import Case
 
 NAMES = ("sequential", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe", "dualpipe-v")
-FIELDS = {"name", "ranks", "chunks_per_rank", "microbatches", "slices", "steps", "simulated", "formula_bubble",
-          "deadlock"}
+FIELDS = {"name", "ranks", "chunks_per_rank", "microbatches", "slices", "steps", "simulated",
+          "formula_bubble", "deadlock"}
 SIMULATED = {"F", "B", "W", "FB", "makespan", "idle", "peak_live"}
 SVG = "{http://www.w3.org/2000/svg}"
 

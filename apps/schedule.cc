@@ -72,6 +72,7 @@ std::string json_text(const Schedule& s, const StepTimes& times, const Timeline&
       {"ranks", s.ranks},
       {"chunks_per_rank", s.chunks_per_rank},
       {"microbatches", s.microbatches},
+      {"slices", s.slices},
       {"steps", std::move(steps)},
       {"simulated",
        {{"F", times.F},
@@ -94,14 +95,20 @@ void write_file(const std::string& path, const std::string& text) {
 }
 
 // How the steps of the text are to be read.
-const char* key_of(const Schedule& s) {
-  if (s.map == StageMap::both_ways) return "F1.3: microbatch 3, which goes in direction 1";
-  return s.chunks_per_rank > 1 ? "F1.3: microbatch 3 in chunk 1; times are a chunk's" : "F3: microbatch 3";
+std::string key_of(const Schedule& s) {
+  const bool cut = s.slices > 1;
+  const std::string what = cut ? "slice 0 of microbatch 3" : "microbatch 3";
+  const char* number = cut ? "3.0" : "3";
+  if (s.map == StageMap::both_ways) return format("F1.{}: {}, which goes in direction 1", number, what);
+  if (s.chunks_per_rank > 1) return format("F1.{}: {} in chunk 1; times are a chunk's", number, what);
+  return format("F{}: {}", number, what);
 }
 
 void print(const Schedule& s, const StepTimes& times, const Timeline& t) {
-  std::printf("%s: %d ranks, %d stages, %d microbatches; F,B,W,FB take %g,%g,%g,%g; %s\n\n", s.name.c_str(),
-              s.ranks, s.stages(), s.microbatches, times.F, times.B, times.W, times.FB, key_of(s));
+  const std::string cut = s.slices > 1 ? format(" of {} slices", s.slices) : "";
+  std::printf("%s: %d ranks, %d stages, %d microbatches%s; F,B,W,FB take %g,%g,%g,%g; %s\n\n", s.name.c_str(),
+              s.ranks, s.stages(), s.microbatches / s.slices, cut.c_str(), times.F, times.B, times.W,
+              times.FB, key_of(s).c_str());
   std::printf("%s\n", timeline_text(s, t).c_str());
   std::printf("         idle   peak live   by formula   kept for W\n");
   for (int r = 0; r < s.ranks; ++r) {
@@ -150,14 +157,21 @@ void add_schedule(CLI::App& app) {
   command.add_option("--chunks", options->shape.chunks, "Chunks a rank, for interleaved (2 unless given)")
       ->check(CLI::PositiveNumber);
   command
+      .add_option("--slices", options->shape.slices,
+                  "Cut each microbatch along its sequences; in lists slice s of microbatch m is m·slices + s")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
       .add_option("--times", options->times,
                   "F,B,W,FB: time of a chunk's forward, backward, the weight gradients' part of it, and of "
-                  "an overlapped pair")
+                  "an overlapped pair, of whole microbatches")
       ->capture_default_str();
   command.add_option("--json", options->json,
                      "Write steps and times as JSON to this file (-: standard output)");
   command.add_option("--svg", options->svg, "Draw the timeline into this file");
-  command.footer("Example:\n  phalanx schedule dualpipe --stages 4 --microbatches 8 --times 1,2,1,2.5");
+  command.footer(
+      "Examples:\n  phalanx schedule dualpipe --stages 4 --microbatches 8 --times 1,2,1,2.5\n"
+      "  phalanx schedule 1f1b --stages 4 --microbatches 4 --slices 4");
   command.callback([options] { run_schedule(*options); });
 }
 

@@ -30,7 +30,7 @@ void for_each_step(const Schedule& schedule, const Timeline& timeline, Visit vis
 }
 
 std::string label_of(const Schedule& schedule, const Step& step) {
-  return step_text(step, schedule.chunks_per_rank > 1);
+  return step_text(step, schedule.chunks_per_rank > 1, schedule.slices);
 }
 
 // Letters for one unit of time, so that every label has room.
@@ -139,8 +139,9 @@ std::string timeline_svg(const Schedule& schedule, const Timeline& timeline) {
       width, bottom + 44, width, bottom + 44);
   const double worst = std::ranges::max(timeline.idle);
   const std::string title =
-      format("{}: {} ranks, {} microbatches; makespan {:g}, idle at most {:g}", schedule.name, schedule.ranks,
-             schedule.microbatches, timeline.makespan, worst);
+      format("{}: {} ranks, {} microbatches{}; makespan {:g}, idle at most {:g}", schedule.name,
+             schedule.ranks, schedule.microbatches / schedule.slices,
+             schedule.slices > 1 ? format(" of {} slices", schedule.slices) : "", timeline.makespan, worst);
   out += format("<title>{}</title>\n", xml_text(title));
   out += kStyle;
   out += kHatch;

@@ -28,6 +28,7 @@ std::string case_name(const VerifyRow& row) {
          (row.run.sequence ? " sequence" : "") +
          (row.run.zero == Zero::none ? "" : format(" zero{}", static_cast<int>(row.run.zero))) +
          (row.run.shard == 0 ? "" : format(" shard{}", row.run.shard)) +
+         (row.run.slices == 1 ? "" : format(" slices={}", row.run.slices)) +
          (row.run.recompute == Recompute::none ? ""
                                                : format(" recompute={}", recompute_name(row.run.recompute)));
 }
@@ -39,6 +40,7 @@ nlohmann::json json_of(const VerifyRow& r) {
                       {"zero", static_cast<int>(r.run.zero)},
                       {"shard", r.run.shard},
                       {"recompute", recompute_name(r.run.recompute)},
+                      {"slices", r.run.slices},
                       {"ulysses", r.run.ulysses},
                       {"transport", "threads"},
                       {"max_rel_grad_err", r.max_rel_grad_err},

@@ -67,8 +67,8 @@ Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
     const Tensor y = attention_over_segments(q, pass.batch->positions, segments, config_);
     co_return co_await o_.forward(y);
   }
-  const AttendedRows attended = co_await context_.attend(std::move(q), std::move(k), std::move(v),
-                                                         pass.batch->sequence_offsets, config_);
+  const AttendedRows attended =
+      co_await context_.attend(std::move(q), std::move(k), std::move(v), pass.sequence_rows(layer_), config_);
   Saved saved = {x_TD, attended};
   tape.save(std::move(saved));
   co_return co_await o_.forward(attended.y_THd);
@@ -78,7 +78,7 @@ Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   auto saved = tape.take<Saved>();
   const Tensor dy_THd = co_await o_.backward(dy_TD, saved.attended.y_THd, tape);
   AttentionGradients d =
-      co_await context_.attend_backward(dy_THd, saved.attended, pass.batch->sequence_offsets, config_);
+      co_await context_.attend_backward(dy_THd, saved.attended, pass.sequence_rows(layer_), config_);
   if (rotates()) {
     rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rotation_);
     rope_backward_into(d.dk_TGd, pass.batch->positions, config_.head_dim, rotation_);

@@ -35,7 +35,7 @@ Block::Block(const Builder& b, const std::string& name, int layer, uint64_t seed
   if (c.has_experts(layer)) {
     const int first = c.layer_of_experts(layer);
     const std::string owner = first == layer ? name : format("layers.{}", first);
-    auto moe = std::make_unique<Moe>(b, name + ".moe", owner + ".moe.experts");
+    auto moe = std::make_unique<Moe>(b, name + ".moe", owner + ".moe.experts", layer);
     moe_ = moe.get();
     mlp = std::move(moe);
   } else if (c.mlp == MlpKind::gelu || c.mlp == MlpKind::gelu_tanh) {

@@ -23,18 +23,28 @@ Tensor places_on(const Tensor& values, int64_t places, std::span<const int64_t> 
 
 }  // namespace
 
-Batch own_tokens(Batch batch, const ContextShare& share, int depths) {
+Batch with_ahead(Batch batch, int depths) {
   const auto offsets = batch.sequence_offsets.span<const int64_t>();
-  const RowRuns rows = share.rows(batch.tokens.rows());
   for (int64_t places = 1; places <= depths; ++places) {
     const Tensor tokens = places_on(batch.tokens, places, offsets, 0);
-    const Tensor targets = places_on(batch.targets, places, offsets, kIgnore);
-    batch.ahead.push_back({rows_in(tokens, rows), rows_in(targets, rows)});
-  }
-  for (Tensor* t : {&batch.tokens, &batch.targets, &batch.positions, &batch.rows}) {
-    *t = rows_in(*t, rows);
+    batch.ahead.push_back({tokens, places_on(batch.targets, places, offsets, kIgnore)});
   }
   return batch;
+}
+
+Batch with_rows(Batch batch, const RowRuns& rows) {
+  const auto cut = [&](Tensor& t) { t = rows_in(t, rows); };
+  for (Tensor* t : {&batch.tokens, &batch.targets, &batch.positions, &batch.rows}) cut(*t);
+  for (Ahead& ahead : batch.ahead) {
+    cut(ahead.tokens);
+    cut(ahead.targets);
+  }
+  return batch;
+}
+
+Batch own_tokens(Batch batch, const ContextShare& share) {
+  const RowRuns rows = share.rows(batch.tokens.rows());
+  return with_rows(std::move(batch), rows);
 }
 
 Pass pass_of_layer(Pass pass, int layer) {

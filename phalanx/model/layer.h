@@ -7,6 +7,7 @@
 
 #include "phalanx/base/task.h"
 #include "phalanx/model/config.h"
+#include "phalanx/model/slice_history.h"
 #include "phalanx/ops/attention.h"
 #include "phalanx/ops/route.h"
 #include "phalanx/parallel/context_parallel.h"
@@ -31,10 +32,18 @@ struct Batch {
   Tensor sequence_offsets;  // i64 [B+1], of all T rows
   Tensor rows;  // i64 [T/cp], the token's number in the step's whole batch: the key of its dropout
   std::vector<Ahead> ahead = {};  // by depth k: k + 1 places on
+
+  // Of a slice (model/slices.h), whose T rows are those above:
+  int slice = 0;              // its number
+  Tensor whole_offsets = {};  // i64 [B+1], of the sequences in the rows of its microbatch
 };
 
-/// Of a whole microbatch, the part that is a rank's of cp, with so many depths of what lies ahead.
-Batch own_tokens(Batch batch, const ContextShare& share, int depths = 0);
+/// The same whole microbatch, with so many depths of what lies ahead.
+Batch with_ahead(Batch batch, int depths);
+/// The same batch with those rows of its tokens.
+Batch with_rows(Batch batch, const RowRuns& rows);
+/// Of a whole microbatch, or a slice of one, the part that is a rank's of cp.
+Batch own_tokens(Batch batch, const ContextShare& share);
 
 /// Where decoding keeps keys and values.
 class KvStore {
@@ -79,17 +88,24 @@ class RoutingWatch {
   virtual void routed(const Routed& routed) = 0;
 };
 
-/// What the layers share in one forward or backward. Small: passed by value; the batch and the cache outlive
-/// it.
+/// What the layers share in one forward or backward. Small: passed by value; the batch, the cache and the
+/// history outlive it.
 struct Pass {
   const Batch* batch = nullptr;
   uint64_t step = 0;      ///< of the optimizer: dropout draws anew each step
   double scale = 0;       ///< backward: of the summed loss
   bool training = false;  ///< dropout on
   Recomputation recompute;
-  bool again = false;        ///< a forward that runs the second time: statistics count the first
-  KvStore* cache = nullptr;  ///< decoding: one sequence, which attends to what the store holds
+  bool again = false;               ///< a forward that runs the second time: statistics count the first
+  KvStore* cache = nullptr;         ///< decoding: one sequence, which attends to what the store holds
+  SliceHistory* history = nullptr;  ///< of a batch that is a slice: what its microbatch's slices share
   RoutingWatch* watch = nullptr;
+
+  /// The batch's sequences, as attention of that layer takes them.
+  SequenceRows sequence_rows(int layer) const {
+    if (history == nullptr) return {batch->sequence_offsets};
+    return {batch->sequence_offsets, &history->layer(layer).attention, batch->slice};
+  }
 };
 
 /// The pass of the stage's layer of that number, from 0: `recompute.what` is what it runs again.

@@ -93,7 +93,7 @@ Task<Tensor> Mla::forward(Tensor x_TD, Pass pass, Tape& tape) {
     co_return co_await o_.forward(y);
   }
   const AttendedRows attended = co_await context_.attend(
-      std::move(q), std::move(heads.k_THd), std::move(heads.v_THd), pass.batch->sequence_offsets, config_);
+      std::move(q), std::move(heads.k_THd), std::move(heads.v_THd), pass.sequence_rows(layer_), config_);
   Saved saved = {x_TD, q_in, kv_in, attended};
   tape.save(std::move(saved));
   co_return co_await o_.forward(attended.y_THd);
@@ -103,7 +103,7 @@ Task<Tensor> Mla::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   auto saved = tape.take<Saved>();
   const Tensor dy_THd = co_await o_.backward(dy_TD, saved.attended.y_THd, tape);
   AttentionGradients d =
-      co_await context_.attend_backward(dy_THd, saved.attended, pass.batch->sequence_offsets, config_);
+      co_await context_.attend_backward(dy_THd, saved.attended, pass.sequence_rows(layer_), config_);
   rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rotation_);
   LatentGradients dkv = expand_kv_backward(d.dk_TGd, d.dv_TGd, shape_);
   rope_backward_into(dkv.dk_rope_Td, pass.batch->positions, shape_.rope, rotation_);

@@ -26,10 +26,17 @@ Group& ranks_of_a_sequence(Mesh& mesh) {
   return mesh.group("cp.tp", members);
 }
 
+// Adds a slice's counts to those of the slices before it.
+void count(Tensor& sum_BE, const Tensor& counts_BE) {
+  if (!sum_BE.defined()) sum_BE = Tensor::zeros(counts_BE.shape(), counts_BE.dtype());
+  add_into(sum_BE, counts_BE);
+}
+
 }  // namespace
 
-Router::Router(const Builder& b, const std::string& name)
+Router::Router(const Builder& b, const std::string& name, int layer)
     : name_(name),
+      layer_(layer),
       tensor_(b.tensor),
       context_(b.context),
       sharers_(ranks_of_a_sequence(b.store.mesh())),
@@ -68,16 +75,35 @@ Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
       Work work = sharers_.all_reduce(counts_BE);
       co_await work;
     }
-    if (pass.training && !pass.again) record(routing, offsets, counts_BE);
+    if (pass.history) {
+      if (!pass.again) count(history(pass).counts_BE, counts_BE);
+    } else if (pass.training && !pass.again) {
+      statistics_.balance_loss_sum += balance_loss(routing, offsets, counts_BE);
+    }
+    if (pass.training && !pass.again) record(routing.topk_idx_TK);
   }
   if (moe_.capacity == 0 || pass.cache) co_return routing;
-  routing.topk_idx_TK = co_await within_capacity(routing.topk_idx_TK, pass.batch);
+  routing.topk_idx_TK = co_await within_capacity(routing.topk_idx_TK, pass);
   co_return routing;
 }
 
+ExpertRoom Router::room(const Pass& pass) {
+  ExpertRoom room = {.experts = moe_.experts, .factor = moe_.capacity};
+  if (!pass.history) return room;
+  const auto slice = static_cast<size_t>(pass.batch->slice);
+  std::vector<Tensor>& taken_BE = history(pass).taken_BE;
+  taken_BE.resize(std::max(taken_BE.size(), slice + 1));
+  const Shape shape = {pass.batch->whole_offsets.numel() - 1, moe_.experts};
+  taken_BE[slice] = Tensor::zeros(shape, DType::i64);
+  if (slice > 0) copy_into(taken_BE[slice], taken_BE[slice - 1]);
+  room.whole_offsets = pass.batch->whole_offsets;
+  room.taken_BE = taken_BE[slice];
+  return room;
+}
+
 // Every rank that shares a sequence decides for all its rows, and keeps its own.
-Task<Tensor> Router::within_capacity(Tensor topk_idx_TK, const Batch* batch) {
-  Tensor numbers_T = tensor_.own_rows(batch->rows);
+Task<Tensor> Router::within_capacity(Tensor topk_idx_TK, Pass pass) {
+  Tensor numbers_T = tensor_.own_rows(pass.batch->rows);
   Tensor all_TK = topk_idx_TK;
   if (sharers_.size() > 1) {
     Work gather_numbers = sharers_.all_gather(numbers_T);
@@ -85,18 +111,17 @@ Task<Tensor> Router::within_capacity(Tensor topk_idx_TK, const Batch* batch) {
     numbers_T = co_await gather_numbers;
     all_TK = co_await gather_choices;
   }
-  const Tensor kept_TK =
-      phalanx::within_capacity(all_TK, numbers_T, batch->sequence_offsets, moe_.experts, moe_.capacity);
+  const ExpertRoom left = room(pass);
+  const Tensor kept_TK = phalanx::within_capacity(all_TK, numbers_T, pass.batch->sequence_offsets, left);
   const int64_t own = topk_idx_TK.rows();
   co_return kept_TK.slice(sharers_.rank() * own, (sharers_.rank() + 1) * own);
 }
 
-void Router::record(const Routing& routing, const Tensor& offsets, const Tensor& counts_BE) {
-  for (const int64_t e : routing.topk_idx_TK.span<int64_t>()) {
+void Router::record(const Tensor& topk_idx_TK) {
+  for (const int64_t e : topk_idx_TK.span<int64_t>()) {
     ++statistics_.expert_tokens[static_cast<size_t>(e)];
     ++step_tokens_[static_cast<size_t>(e)];
   }
-  statistics_.balance_loss_sum += balance_loss(routing, offsets, counts_BE);
 }
 
 void Router::update_bias(std::span<const int64_t> tokens) {
@@ -135,11 +160,16 @@ Task<> update_biases(std::span<Moe* const> layers, Group* holders) {
 }
 
 Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
-  const Tensor counts_BE = pass.training || moe_.balance_loss != 0 ? tape.take() : Tensor();
+  Tensor counts_BE = pass.training || moe_.balance_loss != 0 ? tape.take() : Tensor();
   const auto routing = tape.take<Routing>();
   Tensor dscores_TE;
+  Tensor offsets;
+  if (pass.history || moe_.balance_loss != 0) offsets = own_offsets(*pass.batch);
+  if (pass.history) {  // only now all slices are counted
+    counts_BE = history(pass).counts_BE;
+    statistics_.balance_loss_sum += balance_loss(routing, offsets, counts_BE);
+  }
   if (moe_.balance_loss != 0) {
-    const Tensor offsets = own_offsets(*pass.batch);
     dscores_TE = balance_loss_backward(routing, offsets, counts_BE, moe_.balance_loss * pass.scale);
   }
   const Tensor dlogits_TE = route_backward(dweights_TK, dscores_TE, routing, config_);
@@ -189,9 +219,9 @@ Task<Rows> Experts::backward(Rows dy, Tensor offsets, Tape& tape) {
   co_return grouped_matmul(dh, stacked(gate_up.value()), offsets);
 }
 
-Moe::Moe(const Builder& b, const std::string& name, const std::string& experts)
+Moe::Moe(const Builder& b, const std::string& name, const std::string& experts, int layer)
     : tensor_(b.tensor),
-      router_(b, name + ".router"),
+      router_(b, name + ".router", layer),
       experts_(b, experts),
       buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts, &b.store.mesh().group(Axis::etp)),
       shared_(b.config.moe.shared_experts == 0

@@ -23,7 +23,7 @@ struct MoeStatistics {
 /// Parameter NAME.w [E, D], state NAME.bias [E].
 class Router {
  public:
-  Router(const Builder& build, const std::string& name);
+  Router(const Builder& build, const std::string& name, int layer);
   /// topk_idx is −1 where an expert has no room for the token.
   Task<Routing> forward(Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> backward(Tensor dweights_TK, Pass pass, Tape& tape);
@@ -35,15 +35,20 @@ class Router {
 
  private:
   // The choices that experts have room for, in whole sequences.
-  Task<Tensor> within_capacity(Tensor topk_idx_TK, const Batch* batch);
-  // Adds the batch to the statistics; counts_BE are those of whole sequences.
-  void record(const Routing& routing, const Tensor& offsets, const Tensor& counts_BE);
+  Task<Tensor> within_capacity(Tensor topk_idx_TK, Pass pass);
+  // That room: of a slice, what those before it have left.
+  ExpertRoom room(const Pass& pass);
+  // Adds choices to the statistics.
+  void record(const Tensor& topk_idx_TK);
+  // Of a slice: what its microbatch's share.
+  RouterHistory& history(const Pass& pass) const { return pass.history->layer(layer_).router; }
   // Of the sequences' parts in this rank's own rows.
   Tensor own_offsets(const Batch& batch) const {
     return tensor_.own_offsets(context_.own_offsets(batch.sequence_offsets));
   }
 
   std::string name_;
+  int layer_;
   TensorParallel& tensor_;
   ContextParallel& context_;
   Group& sharers_;  // of the rows of a sequence: ranks of cp and tp
@@ -74,7 +79,7 @@ class Experts {
 class Moe final : public Layer {
  public:
   /// `experts` names theirs: other layers may have the same.
-  Moe(const Builder& build, const std::string& name, const std::string& experts);
+  Moe(const Builder& build, const std::string& name, const std::string& experts, int layer);
   Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
   MoeStatistics& statistics() { return router_.statistics(); }

@@ -61,4 +61,19 @@ AttentionTiles attention_tiles(std::span<const int64_t> offsets, std::span<const
   return tiles;
 }
 
+AttentionTiles attention_rectangles(std::span<const int64_t> of_queries, std::span<const int64_t> of_keys) {
+  PHX_CHECK(of_queries.size() == of_keys.size(), "offsets of {} and {}", of_queries.size(), of_keys.size());
+  AttentionTiles tiles;
+  for (size_t b = 0; b + 1 < of_queries.size(); ++b) {
+    const RowRun seeing = {of_queries[b], of_queries[b + 1]};
+    const RowRun seen = {of_keys[b], of_keys[b + 1]};
+    if (seeing.rows() == 0 || seen.rows() == 0) continue;
+    tiles.rectangles.push_back({.first_query = seeing.begin,
+                                .queries = seeing.rows(),
+                                .first_key = seen.begin,
+                                .keys = seen.rows()});
+  }
+  return tiles;
+}
+
 }  // namespace phalanx

@@ -45,5 +45,8 @@ AttentionTiles attention_tiles(std::span<const int64_t> offsets);
 /// run of queries and one of keys are the same or apart. What no query sees has no tile.
 AttentionTiles attention_tiles(std::span<const int64_t> offsets, std::span<const RowRun> queries,
                                std::span<const RowRun> keys);
+/// Where all keys of a sequence come before all its queries: a rectangle for each sequence. Offsets [B+1] cut
+/// the queries, and others the keys, into sequences.
+AttentionTiles attention_rectangles(std::span<const int64_t> of_queries, std::span<const int64_t> of_keys);
 
 }  // namespace phalanx

@@ -1,47 +1,52 @@
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
+#include "phalanx/base/pooled.h"
 #include "phalanx/base/trace.h"
 #include "phalanx/ops/route.h"
 
 namespace phalanx {
 namespace {
 
-// By number: where each token's row stands. Numbers are neighbours.
-Tensor places_by_number(const Tensor& numbers_T) {
+// In the order of their numbers: where each token's row stands.
+PooledVector<int64_t> rows_by_number(const Tensor& numbers_T) {
   const auto numbers = numbers_T.span<const int64_t>();
-  const Tensor places = Tensor::empty(numbers_T.shape(), DType::i64);
-  if (numbers.empty()) return places;
-  const int64_t first = *std::ranges::min_element(numbers);
-  for (int64_t i = 0; i < std::ssize(numbers); ++i) {
-    const int64_t at = numbers[static_cast<size_t>(i)] - first;
-    PHX_CHECK(at < std::ssize(numbers), "token {} of {} from {} on", at + first, numbers.size(), first);
-    places.data<int64_t>()[at] = i;
-  }
-  return places;
+  PooledVector<int64_t> rows(numbers.size());
+  std::iota(rows.begin(), rows.end(), 0);
+  const auto number_of = [&](int64_t row) { return numbers[static_cast<size_t>(row)]; };
+  std::ranges::sort(rows, {}, number_of);
+  const auto twice = std::ranges::adjacent_find(rows, {}, number_of);
+  PHX_CHECK(twice == rows.end(), "two tokens have number {}", number_of(*twice));
+  return rows;
 }
 
 }  // namespace
 
-Tensor within_capacity(const Tensor& topk_idx, const Tensor& numbers, const Tensor& offsets, int64_t experts,
-                       double factor) {
+Tensor within_capacity(const Tensor& topk_idx, const Tensor& numbers, const Tensor& offsets,
+                       const ExpertRoom& room) {
   const int64_t k = topk_idx.dim(1);
   const auto o = offsets.span<const int64_t>();
-  PHX_CHECK(numbers.rows() == topk_idx.rows() && o.back() == topk_idx.rows(),
-            "{} numbers, {} choices, {} rows", numbers.rows(), topk_idx.rows(), o.back());
+  const auto whole = (room.whole_offsets.defined() ? room.whole_offsets : offsets).span<const int64_t>();
+  PHX_CHECK(numbers.rows() == topk_idx.rows() && o.back() == topk_idx.rows() && whole.size() == o.size(),
+            "{} numbers, {} choices, {} rows in {} sequences, {} of them whole", numbers.rows(),
+            topk_idx.rows(), o.back(), o.size() - 1, whole.size() - 1);
   const TraceSpan span(TraceKind::elementwise, "within_capacity", 2 * topk_idx.bytes());
   const Tensor kept = Tensor::empty(topk_idx.shape(), DType::i64);
-  const Tensor places = places_by_number(numbers);
-  const Tensor taken = Tensor::empty({experts}, DType::i64);
+  const PooledVector<int64_t> rows = rows_by_number(numbers);
+  const Shape all_taken = {std::ssize(o) - 1, room.experts};
+  const Tensor taken_BE = room.taken_BE.defined() ? room.taken_BE : Tensor::zeros(all_taken, DType::i64);
+  PHX_CHECK(taken_BE.shape() == all_taken, "{} taken, not {}", taken_BE.shape(), all_taken);
   for (size_t b = 0; b + 1 < o.size(); ++b) {
-    const double even = static_cast<double>((o[b + 1] - o[b]) * k) / static_cast<double>(experts);
-    const auto room = static_cast<int64_t>(std::ceil(factor * even));
-    std::ranges::fill(taken.span<int64_t>(), 0);
+    const double even =
+        static_cast<double>((whole[b + 1] - whole[b]) * k) / static_cast<double>(room.experts);
+    const auto most = static_cast<int64_t>(std::ceil(room.factor * even));
+    int64_t* const taken = taken_BE.data<int64_t>() + static_cast<int64_t>(b) * room.experts;
     for (int64_t t = o[b]; t < o[b + 1]; ++t) {
-      const int64_t row = places.data<int64_t>()[t] * k;
-      for (int64_t i = row; i < row + k; ++i) {
+      const int64_t first = rows[static_cast<size_t>(t)] * k;
+      for (int64_t i = first; i < first + k; ++i) {
         const int64_t e = topk_idx.data<int64_t>()[i];
-        kept.data<int64_t>()[i] = taken.data<int64_t>()[e]++ < room ? e : -1;
+        kept.data<int64_t>()[i] = taken[e]++ < most ? e : -1;
       }
     }
   }

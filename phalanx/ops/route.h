@@ -41,13 +41,19 @@ Routing route(const Tensor& logits_TE, const RoutingConfig& config, const Tensor
 Tensor route_backward(const Tensor& dweights_TK, const Tensor& dscores_TE, const Routing& routing,
                       const RoutingConfig& config);
 
-/// The choices that experts have room for; the others become −1. In each sequence of n tokens an expert takes
-/// the first ⌈factor · n · K / E⌉ that choose it, by position (GShard, Lepikhin et al. 2020, section 2.2,
-/// with a sequence for a group). topk_idx [T, K] of whole sequences, whose rows stand in any order; numbers
-/// i64 [T] tell it: token offsets[b] + p of the T is the one at position p of sequence b, and its number is
-/// that much above the least.
+/// Of E experts: what each may take of B sequences, and what it took of their first tokens.
+struct ExpertRoom {
+  int64_t experts = 0;
+  double factor = 0;          ///< an expert takes ⌈factor · n · K / E⌉ of a sequence of n tokens
+  Tensor whole_offsets = {};  ///< i64 [B+1], of the whole sequences; none: those that are given are whole
+  Tensor taken_BE = {};       ///< i64, updated; none: nothing so far
+};
+/// The choices that experts have room for; the others become −1. In each sequence an expert takes the first
+/// that choose it, by position (GShard, Lepikhin et al. 2020, section 2.2, with a sequence for a group).
+/// topk_idx [T, K] of whole sequences, or of their next tokens, whose rows stand in any order; numbers i64
+/// [T], all different, tell it: in ascending order those from offsets[b] on are sequence b's.
 Tensor within_capacity(const Tensor& topk_idx_TK, const Tensor& numbers_T, const Tensor& sequence_offsets,
-                       int64_t experts, double factor);
+                       const ExpertRoom& room);
 
 /// The sequence-wise balance loss of DeepSeek-V3 (section 2.1.2): for each sequence of n tokens (offsets i64
 /// [B+1]) n · Σ_e f_e · P_e, with f_e = E/(K·n) · times e was chosen and P_e the mean of scores normalised

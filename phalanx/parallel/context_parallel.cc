@@ -108,22 +108,22 @@ AttentionConfig ContextParallel::own_heads(AttentionConfig all) const {
   return all;
 }
 
-Task<AttendedRows> ContextParallel::attend(Tensor q, Tensor k, Tensor v, Tensor sequence_offsets,
+Task<AttendedRows> ContextParallel::attend(Tensor q, Tensor k, Tensor v, SequenceRows rows,
                                            AttentionConfig config) {
   AttendedRows a;
   a.q_THd = co_await to_heads(std::move(q), config.heads);
   a.k_TGd = co_await to_heads(std::move(k), config.kv_heads);
   a.v_TGd = co_await to_heads(std::move(v), config.kv_heads);
-  a.by_heads = co_await ring_.forward(a.q_THd, a.k_TGd, a.v_TGd, sequence_offsets, own_heads(config));
+  a.by_heads = co_await ring_.forward(a.q_THd, a.k_TGd, a.v_TGd, rows, own_heads(config));
   a.y_THd = co_await to_rows(a.by_heads.y_THd, config.heads);
   co_return a;
 }
 
-Task<AttentionGradients> ContextParallel::attend_backward(Tensor dy, AttendedRows a, Tensor sequence_offsets,
+Task<AttentionGradients> ContextParallel::attend_backward(Tensor dy, AttendedRows a, SequenceRows rows,
                                                           AttentionConfig config) {
   dy = co_await to_heads(std::move(dy), config.heads);
   AttentionBackward in = {dy, a.q_THd, a.k_TGd, a.v_TGd, a.by_heads};
-  AttentionGradients d = co_await ring_.backward(std::move(in), sequence_offsets, own_heads(config));
+  AttentionGradients d = co_await ring_.backward(std::move(in), rows, own_heads(config));
   d.dq_THd = co_await to_rows(std::move(d.dq_THd), config.heads);
   d.dk_TGd = co_await to_rows(std::move(d.dk_TGd), config.kv_heads);
   d.dv_TGd = co_await to_rows(std::move(d.dv_TGd), config.kv_heads);

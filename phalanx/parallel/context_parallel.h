@@ -44,10 +44,11 @@ class ContextParallel {
   Task<Tensor> to_rows(Tensor y, int heads);
 
   /// As attention() and attention_backward() (ops/attention.h), of the rows and heads of all ranks of cp:
-  /// each gives its rows, [T/cp, …] with the heads of `config`; sequence_offsets are of all T rows.
-  Task<AttendedRows> attend(Tensor q_THd, Tensor k_TGd, Tensor v_TGd, Tensor sequence_offsets,
+  /// each gives its rows, [T/cp, …] with the heads of `config`. Of a slice, also of the keys and values of
+  /// the slices before it, and with their gradients (ring_attention.h).
+  Task<AttendedRows> attend(Tensor q_THd, Tensor k_TGd, Tensor v_TGd, SequenceRows rows,
                             AttentionConfig config);
-  Task<AttentionGradients> attend_backward(Tensor dy_THd, AttendedRows attended, Tensor sequence_offsets,
+  Task<AttentionGradients> attend_backward(Tensor dy_THd, AttendedRows attended, SequenceRows rows,
                                            AttentionConfig config);
 
   /// offsets i64 [B+1] of sequences in T rows → those of their parts in the own rows.

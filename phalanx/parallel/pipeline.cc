@@ -55,11 +55,13 @@ std::optional<ChunkPlace> Pipeline::target(bool gradients, int chunk) const {
 }
 
 void Pipeline::open_channels(Mesh& mesh) {
+  const auto slices = static_cast<size_t>(schedule_.slices);
   for (const bool gradients : {false, true}) {
     for (int chunk = 0; chunk < schedule_.chunks_per_rank; ++chunk) {
       const auto from = source(gradients, chunk);
       if (from && from->rank != rank_) {
-        Inlet inlet = {gradients, chunk, &channel(mesh, gradients, {rank_, chunk}, from->rank), {}};
+        Group* group = &channel(mesh, gradients, {rank_, chunk}, from->rank);
+        Inlet inlet = {gradients, chunk, group, {}, std::vector<Message>(slices)};
         for (const Step& s : steps()) {
           if (!gradients && s.goes_forward() && s.chunk == chunk) inlet.microbatches.push_back(s.microbatch);
           if (gradients && s.goes_backward() && s.backward_chunk() == chunk) {
@@ -69,16 +71,19 @@ void Pipeline::open_channels(Mesh& mesh) {
         inlets_.push_back(std::move(inlet));
       }
       const auto to = target(gradients, chunk);
-      if (to && to->rank != rank_)
-        outlets_.push_back({gradients, chunk, &channel(mesh, gradients, *to, rank_)});
+      if (to && to->rank != rank_) {
+        Group* group = &channel(mesh, gradients, *to, rank_);
+        outlets_.push_back({gradients, chunk, group, std::vector<Message>(slices)});
+      }
     }
   }
 }
 
 void Pipeline::post_next(Inlet& inlet, StageRunner& stages) {
   if (inlet.posted == inlet.microbatches.size()) return;
-  inlet.buffer = stages.empty_stream(inlet.microbatches[inlet.posted++]);
-  inlet.receiving = receive(*inlet.group, inlet.buffer);
+  Message& message = inlet.place(inlet.posted);
+  message.stream = stages.empty_stream(inlet.microbatches[inlet.posted++]);
+  message.work = receive(*inlet.group, message.stream);
 }
 
 Tensor Pipeline::take_parcel(bool gradients, ChunkPlace to, int microbatch) {
@@ -97,11 +102,12 @@ Tensor Pipeline::take(bool gradients, int chunk, int microbatch, StageRunner& st
   if (from->rank == rank_) return take_parcel(gradients, {rank_, chunk}, microbatch);
   const auto inlet = std::ranges::find_if(
       inlets_, [&](const Inlet& i) { return i.gradients == gradients && i.chunk == chunk; });
-  PHX_CHECK(inlet->microbatches[inlet->posted - 1] == microbatch, "microbatch {} is not the next of chunk {}",
+  PHX_CHECK(inlet->microbatches[inlet->taken] == microbatch, "microbatch {} is not the next of chunk {}",
             microbatch, chunk);
-  inlet->receiving->wait();
-  inlet->receiving.reset();
-  Tensor stream = std::exchange(inlet->buffer, Tensor());
+  Message& message = inlet->place(inlet->taken++);
+  message.work->wait();
+  message.work.reset();
+  Tensor stream = std::exchange(message.stream, Tensor());
   post_next(*inlet, stages);
   return stream;
 }
@@ -115,9 +121,10 @@ void Pipeline::give(bool gradients, int chunk, int microbatch, Tensor stream) {
   }
   const auto outlet = std::ranges::find_if(
       outlets_, [&](const Outlet& o) { return o.gradients == gradients && o.chunk == chunk; });
-  if (outlet->sending) outlet->sending->wait();
-  outlet->stream = std::move(stream);
-  outlet->sending = send(*outlet->group, outlet->stream);
+  Message& message = outlet->sending[outlet->given++ % outlet->sending.size()];
+  if (message.work) message.work->wait();
+  message.stream = std::move(stream);
+  message.work = send(*outlet->group, message.stream);
 }
 
 void Pipeline::run_step(const Step& s, StageRunner& stages) {
@@ -150,14 +157,17 @@ void Pipeline::run_step(const Step& s, StageRunner& stages) {
 void Pipeline::run(StageRunner& stages) {
   records_.clear();
   for (Inlet& inlet : inlets_) {
-    inlet.posted = 0;
-    post_next(inlet, stages);
+    inlet.posted = inlet.taken = 0;
+    for (int s = 0; s < schedule_.slices; ++s) post_next(inlet, stages);
   }
   for (const Step& step : steps()) run_step(step, stages);
   for (Outlet& outlet : outlets_) {
-    if (outlet.sending) outlet.sending->wait();
-    outlet.sending.reset();
-    outlet.stream = Tensor();
+    outlet.given = 0;
+    for (Message& message : outlet.sending) {
+      if (message.work) message.work->wait();
+      message.work.reset();
+      message.stream = Tensor();
+    }
   }
 }
 

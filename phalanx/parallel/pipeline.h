@@ -33,8 +33,9 @@ struct TimedStep {
 };
 
 /// One rank's end of a pipeline. Each channel (activations or gradients into one chunk of a rank) has one
-/// receive posted ahead, and one send in flight: before its next send it waits for the last one. That is no
-/// more than `deadlock` of schedule/check.h asks, so a sound schedule cannot stop.
+/// receive posted ahead, and one send in flight: before its next send it waits for the last one. Of
+/// microbatches cut into n slices they are n, each 1/n as big. That is no more than `deadlock` of
+/// schedule/check.h asks, so a sound schedule cannot stop.
 ///
 /// Bytes: each microbatch's stream goes forward, and its gradient back, once over each boundary of two stages
 /// that lie on different ranks.
@@ -53,24 +54,31 @@ class Pipeline {
   const std::vector<TimedStep>& records() const { return records_; }
 
  private:
+  struct Message {
+    Tensor stream;
+    std::optional<Work> work = {};
+  };
   // Activations (or gradients) into a chunk of this rank from another one.
   struct Inlet {
     bool gradients;
     int chunk;
     Group* group;
-    std::vector<int> microbatches;  // in the order of the steps that need them
-    size_t posted = 0;              // of them
-    Tensor buffer = {};
-    std::optional<Work> receiving = {};
+    std::vector<int> microbatches;   // in the order of the steps that need them
+    std::vector<Message> receiving;  // the i-th message in place i mod slices
+    size_t posted = 0;
+    size_t taken = 0;
+
+    Message& place(size_t i) { return receiving[i % receiving.size()]; }
   };
   // The same into a chunk of another rank from a chunk of this one.
   struct Outlet {
     bool gradients;
     int chunk;  // of this rank
     Group* group;
-    Tensor stream =
-        {};  // kept until the next one, so that what a rank holds does not depend on how soon it went
-    std::optional<Work> sending = {};
+    // Streams are kept until others take their place, so that what a rank holds does not depend on how soon
+    // they went.
+    std::vector<Message> sending;
+    size_t given = 0;
   };
   // What one chunk gave to another one of this rank.
   struct Parcel {

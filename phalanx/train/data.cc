@@ -8,6 +8,7 @@
 #include "phalanx/base/check.h"
 #include "phalanx/base/error.h"
 #include "phalanx/base/file.h"
+#include "phalanx/model/slices.h"
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/train/checksum.h"
 
@@ -120,12 +121,15 @@ void Dataset::fill_row(Batch& batch, int64_t row, const std::vector<int32_t>& to
   }
 }
 
-Batch Dataset::train_batch(int64_t step, int64_t m, const RowShare& share) const {
-  PHX_CHECK(m >= 0 && m < share.microbatches(), "microbatch {} of {}", m, share.microbatches());
-  const int64_t first = share.first_row(m);
-  Batch batch = empty_batch(first, share.microbatch);
-  for (int64_t r = 0; r < share.microbatch; ++r) fill_row(batch, r, train_, train_offset(step, first + r));
-  return own_tokens(std::move(batch), share.context, share.depths);
+std::vector<Batch> Dataset::train_batches(int64_t step, const RowShare& share) const {
+  std::vector<Batch> out;
+  for (int64_t m = 0; m < share.microbatches(); ++m) {
+    const int64_t first = share.first_row(m);
+    Batch batch = empty_batch(first, share.microbatch);
+    for (int64_t r = 0; r < share.microbatch; ++r) fill_row(batch, r, train_, train_offset(step, first + r));
+    add_slices(out, with_ahead(batch, share.depths), context_, share.slices, share.context);
+  }
+  return out;
 }
 
 std::vector<Batch> Dataset::validation(int64_t batches, const RowShare& share) const {
@@ -144,7 +148,7 @@ std::vector<Batch> Dataset::validation(int64_t batches, const RowShare& share) c
           whole ? row * context_ : draw(validation_stream_, validation_.size(), context_, row, 0);
       fill_row(batch, r, validation_, offset);
     }
-    out.push_back(own_tokens(std::move(batch), share.context));
+    add_slices(out, with_ahead(batch, share.depths), context_, share.slices, share.context);
   }
   return out;
 }

@@ -29,6 +29,7 @@ struct RowShare {
   int rank = 0;            ///< this one's dp coordinate
   ContextShare context;    ///< of the tokens of a microbatch, those that are this rank's of cp
   int depths = 0;          ///< of multi-token prediction: what lies ahead comes along
+  int slices = 1;          ///< of a microbatch, along its sequences
 
   int64_t microbatches() const { return batch / (microbatch * ranks); }
   int64_t first_row(int64_t m) const { return (m * ranks + rank) * microbatch; }
@@ -58,12 +59,13 @@ class Dataset {
   /// Where row `row` of step `step` begins among the training tokens: uniform over all places where context +
   /// 1 tokens follow, by Philox from (seed, "data", step, row).
   int64_t train_offset(int64_t step, int64_t row) const;
-  /// Microbatch `m` of a step, for one rank. No element is ignored.
-  Batch train_batch(int64_t step, int64_t m, const RowShare& share) const;
+  /// The batches of a step, for one rank: its microbatches, or the slices of each (model/slices.h). No
+  /// element is ignored.
+  std::vector<Batch> train_batches(int64_t step, const RowShare& share) const;
 
   /// What this rank evaluates: `batches` · share.batch rows drawn from the validation tokens by a stream of
   /// their own, the same at every evaluation; 0: all validation tokens once, in consecutive rows, filled up
-  /// with ignored targets. Empty when there is no validation part.
+  /// with ignored targets; as train_batches has them. Empty when there is no validation part.
   std::vector<Batch> validation(int64_t batches, const RowShare& share) const;
 
  private:

@@ -13,7 +13,7 @@ struct MemoryAccount {
   int64_t gradients = 0;
   int64_t optimizer = 0;    ///< AdamW's two moments
   int64_t batch = 0;        ///< tokens, targets and positions of the step's microbatches
-  int64_t activations = 0;  ///< saved for backward, of all microbatches that are live
+  int64_t activations = 0;  ///< saved for backward, of all microbatches, or slices, that are live
   int64_t working = 0;      ///< gradients of activations and other tensors of the layer that runs
   int64_t total() const { return weights + gradients + optimizer + batch + activations + working; }
 };

@@ -122,9 +122,8 @@ class Profiler {
  private:
   void train() {
     const TrainConfig& config = rank_.config();
-    const RowShare& share = rank_.share();
     batches_.clear();
-    for (int64_t m = 0; m < share.microbatches(); ++m) batches_.push_back(data_.train_batch(next_, m, share));
+    batches_ = data_.train_batches(next_, rank_.share());
     const double lr = learning_rate(config.lr, next_, config.train.steps);
     train_step(rank_.trainer(), batches_, lr, static_cast<uint64_t>(next_));
     ++next_;

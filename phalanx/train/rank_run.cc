@@ -59,6 +59,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
                config.clip, config.train.recompute} {
   share_.context = model_.context_share();
   share_.depths = config_.model.mtp;
+  share_.slices = config.train.slices;
 }
 
 }  // namespace phalanx

@@ -41,8 +41,8 @@ double count_targets(const Mesh& mesh, std::span<const Batch> microbatches) {
   return static_cast<double>(n);
 }
 
-// The stages of this rank on some microbatches. `pass` lacks its batch; without training nothing is kept for
-// backward.
+// The stages of this rank on some microbatches, or on their slices. `pass` lacks its batch; without training
+// nothing is kept for backward.
 class TrainStages final : public StageRunner {
  public:
   TrainStages(Trainer& t, std::span<const Batch> microbatches, const Pass& pass)
@@ -50,27 +50,33 @@ class TrainStages final : public StageRunner {
     forgetful_.set_keeping(false);
     const size_t tapes = static_cast<size_t>(t.model.chunks()) * microbatches.size();
     while (pass.training && t.tapes.size() < tapes) t.tapes.emplace_back();
+    while (cut() && t.histories.size() < tapes / slices()) t.histories.emplace_back();
   }
 
   Tensor empty_stream(int microbatch) override {
-    return Tensor::empty(t_.model.stream_shape(*pass_of(microbatch).batch), t_.parameters.dtype());
+    const Batch& batch = microbatches_[static_cast<size_t>(microbatch)];
+    return Tensor::empty(t_.model.stream_shape(batch), t_.parameters.dtype());
   }
   Task<Tensor> forward(int chunk, int microbatch, Tensor x_TD) override {
     Stage& stage = t_.model.stage(chunk);
-    const Pass pass = pass_of(microbatch);
+    const Pass pass = pass_of(chunk, microbatch);
     Tape& tape = tape_of(chunk, microbatch);
     Tensor y_TD = co_await stage.forward(std::move(x_TD), pass, tape);
+    const bool last_slice = (static_cast<size_t>(microbatch) + 1) % slices() == 0;
+    if (cut() && last_slice && !pass.training) pass.history->clear();
     if (!stage.part().predicts) co_return y_TD;
     loss_ += co_await stage.loss(std::move(y_TD), pass, tape);
     co_return Tensor();
   }
   Task<Tensor> backward(int chunk, int microbatch, Tensor dy_TD, bool defers) override {
     Stage& stage = t_.model.stage(chunk);
-    const Pass pass = pass_of(microbatch);
+    const Pass pass = pass_of(chunk, microbatch);
     Tape& tape = tape_of(chunk, microbatch);
     tape.set_deferring(defers);
     if (stage.part().predicts) dy_TD = co_await stage.loss_backward(pass, tape);
-    co_return co_await stage.backward(std::move(dy_TD), pass, tape);
+    Tensor dx_TD = co_await stage.backward(std::move(dy_TD), pass, tape);
+    if (cut() && pass.batch->slice == 0) pass.history->clear();
+    co_return dx_TD;
   }
   void weight_gradients(int chunk, int microbatch) override { tape_of(chunk, microbatch).run_deferred(); }
 
@@ -78,9 +84,14 @@ class TrainStages final : public StageRunner {
   double loss() const { return loss_; }
 
  private:
-  Pass pass_of(int microbatch) const {
+  size_t slices() const { return static_cast<size_t>(t_.pipeline.schedule().slices); }
+  bool cut() const { return slices() > 1; }
+  Pass pass_of(int chunk, int microbatch) const {
+    const auto number = static_cast<size_t>(microbatch);
+    const size_t of_chunk = microbatches_.size() / slices();
     Pass pass = pass_;
-    pass.batch = &microbatches_[static_cast<size_t>(microbatch)];
+    pass.batch = &microbatches_[number];
+    if (cut()) pass.history = &t_.histories[static_cast<size_t>(chunk) * of_chunk + number / slices()];
     return pass;
   }
   Tape& tape_of(int chunk, int microbatch) {

@@ -21,8 +21,9 @@ struct Trainer {
   double clip = 0;    ///< largest gradient norm; 0: no limit
   Recomputation recompute = {};
   RoutingWatch* watch = nullptr;
-  std::deque<Tape> tapes = {};            ///< by chunk, and in each by microbatch
-  std::optional<Pipeline> forwards = {};  ///< of the last evaluation
+  std::deque<Tape> tapes = {};              ///< by chunk, and in each by microbatch
+  std::deque<SliceHistory> histories = {};  ///< by chunk, and in each by microbatch, where they are cut
+  std::optional<Pipeline> forwards = {};    ///< of the last evaluation
 };
 
 /// Seconds of one step on this rank.
@@ -54,9 +55,9 @@ struct StepResult {
   PhaseSeconds seconds;
 };
 
-/// Forward and backward of this rank's microbatches in the order of the schedule, gradients summed over the
-/// ranks, clipped, and one update. `step` numbers the update, from 0. NotFinite, on all ranks together and
-/// before any update; names the first bad tensor.
+/// Forward and backward of this rank's microbatches (or of their slices: model/slices.h) in the order of the
+/// schedule, gradients summed over the ranks, clipped, and one update. `step` numbers the update, from 0.
+/// NotFinite, on all ranks together and before any update; names the first bad tensor.
 StepResult train_step(Trainer& trainer, std::span<const Batch> microbatches, double lr, uint64_t step);
 
 /// The same without clipping and update: gradients stay in the parameters.

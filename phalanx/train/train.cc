@@ -82,9 +82,8 @@ class Run {
 
   void train_now() {
     const auto start = std::chrono::steady_clock::now();
-    const RowShare& share = rank_.share();
     batches_.clear();
-    for (int64_t m = 0; m < share.microbatches(); ++m) batches_.push_back(data_.train_batch(step_, m, share));
+    batches_ = data_.train_batches(step_, rank_.share());
     const double lr = learning_rate(config().lr, step_, config().train.steps);
     const StepResult result = finite_step(lr);
     const double seconds = seconds_since(start);

@@ -18,6 +18,7 @@ constexpr double kHidden = 1 << 20;
 constexpr double kExperts = 1 << 14;
 constexpr double kSequences = 1 << 20;
 constexpr double kSteps = 1e12;
+constexpr double kSlices = 1 << 12;
 
 void add_mla(ConfigSection& s, MlaConfig& m) {
   s.add("q_lora_rank", &m.q_lora_rank, "mla: width of the queries' latent; 0: none")
@@ -135,6 +136,7 @@ void add_run(ConfigTable& table, RunConfig& r) {
   s.choice("weights", &r.weights, {{"same", KeptWeights::same}, {"bf16", KeptWeights::bf16}},
            "kept and sent in dtype, or in bf16 with a master copy");
   s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");
+  s.add("slices", &r.slices, "parts of each microbatch, along its sequences").at_least(1).at_most(kSlices);
   s.choice("recompute", &r.recompute.what,
            {{recompute_name(Recompute::none), Recompute::none},
             {recompute_name(Recompute::attention), Recompute::attention},
@@ -263,6 +265,27 @@ void check_rows(const TrainConfig& c, const Layout& layout) {
       c.train.microbatch, c.model.context, rows, layout.cp * tp, hint);
 }
 
+// Error: the sequences cannot be cut into so many slices, or the ranks cannot share the rows of one. Tells
+// some numbers that fit, of which 1 is one.
+void check_slices(const TrainConfig& c, const Layout& layout) {
+  constexpr int kMost = 64;
+  const bool shared = c.parallel.sequence || c.model.mlp == MlpKind::moe;
+  const int sharers = layout.cp * (shared ? layout.tp : 1);
+  const auto fits = [&](int n) {
+    return c.model.context % n == 0 && c.train.microbatch * (c.model.context / n) % sharers == 0;
+  };
+  if (fits(c.train.slices)) return;
+  std::string fitting;
+  for (int n = 1; n <= kMost; ++n) {
+    if (fits(n)) fitting += (n == 1 ? "" : ", ") + format("{}", n);
+  }
+  throw Error(
+      "train.slices {} must divide model.context {}, and the train.microbatch {} · context / slices rows of "
+      "a "
+      "slice must be divisible by the {} ranks of cp and tp that share them: up to {} these fit: {}",
+      c.train.slices, c.model.context, c.train.microbatch, sharers, kMost, fitting);
+}
+
 // Fills in the schedule. Error: it cannot run with so many stages, microbatches and layers.
 void check_pipeline(TrainConfig& c, const Layout& layout, int64_t microbatches) {
   if (c.train.schedule.empty()) c.train.schedule = layout.pp > 1 ? "1f1b" : "sequential";
@@ -334,9 +357,10 @@ std::vector<int> stage_layers(const ParallelConfig& config) {
 
 Schedule schedule_of(const TrainConfig& config, int64_t microbatches) {
   const int pp = layout_of(config.parallel).pp;
-  return make_schedule(
-      config.train.schedule,
-      {.ranks = pp, .microbatches = static_cast<int>(microbatches), .chunks = config.parallel.chunks});
+  return make_schedule(config.train.schedule, {.ranks = pp,
+                                               .microbatches = static_cast<int>(microbatches),
+                                               .chunks = config.parallel.chunks,
+                                               .slices = config.train.slices});
 }
 
 LaunchOptions launch_options(const ParallelConfig& config) {
@@ -362,6 +386,7 @@ TrainConfig checked(TrainConfig c) {
   c.train.microbatch = share.microbatch;
   check_pipeline(c, layout, share.microbatches());
   check_rows(c, layout);
+  check_slices(c, layout);
   if (c.lr.decay != Decay::constant && c.lr.min_lr > c.lr.lr) {
     throw Error("optimizer.min_lr {} is above optimizer.lr {}", c.lr.min_lr, c.lr.lr);
   }

@@ -30,6 +30,7 @@ struct RunConfig {
   DType dtype = DType::f32;
   KeptWeights weights = KeptWeights::same;
   std::string schedule;       ///< of microbatches (schedule_entries); "": sequential, with pp > 1 1f1b
+  int slices = 1;             ///< of each microbatch, along its sequences (model/slices.h)
   Recomputation recompute;    ///< what backward runs forward again (model/layer.h)
   int64_t eval_every = 250;   ///< steps; 0: only at the end
   int64_t eval_batches = 20;  ///< of `batch` sequences; 0: the whole validation part
@@ -80,7 +81,7 @@ std::string to_toml(const TrainConfig& config);
 /// fit.
 Layout layout_of(const ParallelConfig& config);
 
-/// The schedule of `microbatches` on the layout's pp. `config` is checked().
+/// The schedule of `microbatches`, cut into train.slices, on the layout's pp. `config` is checked().
 Schedule schedule_of(const TrainConfig& config, int64_t microbatches);
 /// The layers of each stage, as parallel.layers gives them; none: as many as go round.
 std::vector<int> stage_layers(const ParallelConfig& config);

@@ -10,6 +10,7 @@
 
 #include "phalanx/base/philox.h"
 #include "phalanx/comm/transport/threads.h"
+#include "phalanx/model/slices.h"
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/train/choice_replay.h"
 #include "phalanx/train/rank_run.h"
@@ -34,7 +35,8 @@ struct Outcome {
 
 // Random tokens for the whole job; a rank holds the sequences of its dp coordinate. One target in eight is
 // ignored.
-std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, const ContextShare& share) {
+std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, int slices,
+                                  const ContextShare& share) {
   const int64_t context = o.model.context;
   const int64_t local = o.sequences / mesh.size(Axis::dp);
   const int64_t rows = local * context;
@@ -56,7 +58,7 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, cons
       b.rows.data<int64_t>()[i] = row;
     }
     for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
-    batches.push_back(own_tokens(std::move(b), share, o.model.mtp));
+    add_slices(batches, with_ahead(b, o.model.mtp), context, slices, share);
   }
   return batches;
 }
@@ -85,7 +87,7 @@ void collect(FullTensors& full, ParameterStore& store, bool grads) {
 }
 
 Schedule schedule_of(const VerifyCase& c, int microbatches) {
-  return make_schedule(c.schedule, {.ranks = c.layout.pp, .microbatches = microbatches});
+  return make_schedule(c.schedule, {.ranks = c.layout.pp, .microbatches = microbatches, .slices = c.slices});
 }
 
 Outcome run_case(const VerifyOptions& o, const VerifyCase& c, RoutingWatch& watch) {
@@ -102,7 +104,7 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c, RoutingWatch& watc
         store, {.kind = o.dtype == DType::f64 ? OptimizerConfig::Kind::adamw : OptimizerConfig::Kind::sgd});
     Trainer trainer{mesh,  store, model, optimizer, Pipeline(schedule, mesh), 1.0, {.what = c.recompute},
                     &watch};
-    const std::vector<Batch> batches = random_batches(o, mesh, model.context_share());
+    const std::vector<Batch> batches = random_batches(o, mesh, c.slices, model.context_share());
     const StepResult first = compute_gradients(trainer, batches, 0);
     {
       const std::lock_guard lock(mutex);

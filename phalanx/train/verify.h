@@ -21,6 +21,7 @@ struct VerifyCase {
   int shard = 0;    ///< ranks that share one copy of the state; 0: all
   int ulysses = 0;  ///< ranks of cp that exchange heads (model/config.h)
   Recompute recompute = Recompute::none;
+  int slices = 1;  ///< of a microbatch, along its sequences
 };
 
 struct VerifyOptions {

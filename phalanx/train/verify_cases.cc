@@ -38,6 +38,7 @@ Settings settings_of(const VerifyCase& c) {
                  format("zero {} shard {}", static_cast<int>(c.zero), c.shard)}};
   const Layout& l = c.layout;
   if (l.cp > 1) s.values.push_back(format("ulysses {} of {}", c.ulysses, l.cp));
+  s.values.push_back(format("slices {}", c.slices));
   if (l.tp > 1) s.values.push_back(c.sequence ? "sequence" : "alike");
   const std::pair<const char*, int> axes[] = {{"pp", l.pp}, {"dp", l.dp}, {"cp", l.cp},
                                               {"tp", l.tp}, {"ep", l.ep}, {"etp", l.etp}};
@@ -81,7 +82,10 @@ std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector
           if (sequence && layout.tp == 1) continue;
           for (const Recompute recompute :
                {Recompute::none, Recompute::attention, Recompute::mlp, Recompute::full}) {
-            add_each_zero({layout, schedule, sequence, Zero::none, 0, ulysses, recompute}, all);
+            for (const int slices : {1, 2}) {
+              if (model.context % slices != 0) continue;
+              add_each_zero({layout, schedule, sequence, Zero::none, 0, ulysses, recompute, slices}, all);
+            }
           }
         }
       }

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 from command import Case
 
 NAMES = ("sequential", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe", "dualpipe-v")
-FIELDS = {"name", "ranks", "chunks_per_rank", "microbatches", "steps", "simulated", "formula_bubble",
-          "deadlock"}
+FIELDS = {"name", "ranks", "chunks_per_rank", "microbatches", "slices", "steps", "simulated",
+          "formula_bubble", "deadlock"}
 SIMULATED = {"F", "B", "W", "FB", "makespan", "idle", "peak_live"}
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -52,6 +52,20 @@ class Schedule(Case):
         self.assertEqual(told["simulated"]["FB"], 2.5)
         self.assertEqual(told["formula_bubble"], 1.5)
         self.assertEqual(max(told["simulated"]["idle"]), 1.5)
+
+    def test_slices(self):
+        for name in NAMES:
+            told = self.told(*of_four(name), "--slices", "3")
+            self.assertEqual((told["microbatches"], told["slices"]), (24, 3))
+            self.assertIsNone(told["deadlock"])
+            for steps in told["steps"]:
+                self.count_passes(steps, 24 if name == "dualpipe" else 24 * told["chunks_per_rank"])
+        told = self.told(*of_four("1f1b"), "--slices", "3")
+        self.assertEqual(told["simulated"]["peak_live"], [6, 5, 4, 3])
+        self.assertEqual(told["formula_bubble"], 3)
+        text = self.succeed("schedule", "1f1b", "--stages", "2", "--microbatches", "1", "--slices", "2")
+        self.assertIn("rank 0  F0.0 F0.1 ...............B0.1      B0.0      \n", text)
+        self.assertRegex(text, "of 2 slices; .*F3.0: slice 0 of microbatch 3\n")
 
     def test_the_timeline(self):
         text = self.succeed("schedule", "1f1b", "--stages", "2", "--microbatches", "2")

@@ -49,7 +49,7 @@ class Golden : public ::testing::TestWithParam<const char*> {
       std::iota(b.positions.span<int32_t>().begin(), b.positions.span<int32_t>().end(), 0);
       std::iota(b.rows.span<int64_t>().begin(), b.rows.span<int64_t>().end(), s * context);
       b.sequence_offsets.span<int64_t>()[1] = context;
-      out.push_back(own_tokens(std::move(b), {}, config().model.mtp));
+      out.push_back(with_ahead(std::move(b), config().model.mtp));
     }
     return out;
   }

@@ -57,7 +57,7 @@ TEST(Ahead, IsOfTheOwnDocumentInEveryShareOfCp) {
     for (const auto& [cp, ulysses] : {std::pair{1, 1}, {2, 1}, {2, 2}, {4, 2}, {8, 1}}) {
       int64_t rows = 0;
       for (int rank = 0; rank < cp; ++rank) {
-        const Batch own = own_tokens(all, {.cp = cp, .rank = rank, .ulysses = ulysses}, kDepths);
+        const Batch own = own_tokens(with_ahead(all, kDepths), {.cp = cp, .rank = rank, .ulysses = ulysses});
         rows += own.rows.numel();
         expect_ahead(own, all);
       }

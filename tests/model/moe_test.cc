@@ -206,7 +206,7 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
     const ModelConfig model = resolved(config);
     ContextParallel context(mesh, 1);
     DataParallel data(store);
-    Moe moe({store, data, tensor, context, model}, "m", "m.experts");
+    Moe moe({store, data, tensor, context, model}, "m", "m.experts", 0);
     store.initialise(1);
     for (const Parameter& p : store.all()) {
       const auto local = p.value().span<double>();

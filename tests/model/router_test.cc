@@ -61,7 +61,7 @@ Choices choices(const ModelConfig& config, const Case& c, const std::vector<floa
     TensorParallel tensor(mesh, c.sequence);
     ContextParallel context(mesh, 1);
     DataParallel data(store);
-    Router router({store, data, tensor, context, config}, "router");
+    Router router({store, data, tensor, context, config}, "router", 0);
     store.initialise(seed);
     const State& bias = store.states().front();
     for (int64_t e = 0; e < bias.value.numel(); ++e) {

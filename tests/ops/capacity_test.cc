@@ -1,5 +1,6 @@
 // Which choices experts have room for, whatever order the rows stand in.
 #include <algorithm>
+#include <array>
 #include <map>
 #include <numeric>
 
@@ -61,7 +62,7 @@ TEST(Capacity, KeepsTheFirstByPositionInAnyOrderOfRows) {
           }
         }
         const Tensor kept = within_capacity(indices64({33, kTopK}, moved), indices64({33}, numbers),
-                                            indices64({5}, offsets), experts, factor);
+                                            indices64({5}, offsets), {experts, factor});
         EXPECT_EQ(list(kept), want_moved) << experts << " experts, factor " << factor;
         for (size_t i = order.size(); i-- > 1;) {
           std::swap(order[i], order[static_cast<size_t>(random.integer(0, static_cast<int64_t>(i)))]);
@@ -73,7 +74,7 @@ TEST(Capacity, KeepsTheFirstByPositionInAnyOrderOfRows) {
 
 TEST(Capacity, AllTokensToOneExpertAndNoneToTheOthers) {
   const Tensor kept = within_capacity(indices64({6, 1}, {2, 2, 2, 2, 2, 2}), indices64({6}, from(4, 6)),
-                                      indices64({2}, {0, 6}), 4, 1);  // ⌈6 / 4⌉ = 2
+                                      indices64({2}, {0, 6}), {4, 1});  // ⌈6 / 4⌉ = 2
   EXPECT_EQ(list(kept), (std::vector<int64_t>{2, 2, -1, -1, -1, -1}));
 }
 
@@ -81,13 +82,46 @@ TEST(Capacity, AllTokensToOneExpertAndNoneToTheOthers) {
 TEST(Capacity, TiesFillTheLowerExpertsFirst) {
   const Routing routing = route(Tensor::zeros({4, 3}, DType::f32), {.top_k = 2});
   const Tensor kept =
-      within_capacity(routing.topk_idx_TK, indices64({4}, from(0, 4)), indices64({2}, {0, 4}), 3, 0.5);
+      within_capacity(routing.topk_idx_TK, indices64({4}, from(0, 4)), indices64({2}, {0, 4}), {3, 0.5});
   EXPECT_EQ(list(kept), (std::vector<int64_t>{0, 1, 0, 1, -1, -1, -1, -1}));
 }
 
-TEST(Capacity, RefusesNumbersThatAreNotNeighbours) {
+// Slice by slice, each with what those before it took, as all at once.
+TEST(Capacity, SlicesTakeWhatTheirPredecessorsLeft) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  constexpr int64_t kExperts = 3;
+  const std::vector<int64_t> offsets = {0, 11, 24};
+  const Tensor choices = route(random.tensor({24, kExperts}, DType::f64), {.top_k = 2}).topk_idx_TK;
+  const std::vector<int64_t> want = reference(list(choices), 2, offsets, kExperts, 0.8);
+  const Tensor taken_BE = Tensor::zeros({2, kExperts}, DType::i64);
+  std::vector<int64_t> got(want.size());
+  std::array<int64_t, 2> begin = {0, 11};
+  for (const std::array<int64_t, 2> end : {std::array<int64_t, 2>{0, 11}, {5, 11}, {5, 20}, {11, 24}}) {
+    std::vector<int64_t> tokens = from(begin[0], end[0] - begin[0]);
+    const int64_t of_first = std::ssize(tokens);
+    for (const int64_t t : from(begin[1], end[1] - begin[1])) tokens.push_back(t);
+    std::ranges::reverse(tokens);
+    std::vector<int64_t> idx;
+    for (const int64_t t : tokens) {
+      for (int64_t k = 0; k < 2; ++k) idx.push_back(choices.data<int64_t>()[2 * t + k]);
+    }
+    const int64_t n = std::ssize(tokens);
+    const std::vector<int64_t> kept =
+        list(within_capacity(indices64({n, 2}, idx), indices64({n}, tokens), indices64({3}, {0, of_first, n}),
+                             {.experts = kExperts,
+                              .factor = 0.8,
+                              .whole_offsets = indices64({3}, offsets),
+                              .taken_BE = taken_BE}));
+    for (size_t i = 0; i < kept.size(); ++i) got[static_cast<size_t>(tokens[i / 2]) * 2 + i % 2] = kept[i];
+    begin = end;
+  }
+  EXPECT_EQ(got, want);
+}
+
+TEST(Capacity, RefusesTwoTokensOfOneNumber) {
   EXPECT_THROW(
-      within_capacity(indices64({2, 1}, {0, 0}), indices64({2}, {3, 7}), indices64({2}, {0, 2}), 2, 1),
+      within_capacity(indices64({2, 1}, {0, 0}), indices64({2}, {3, 3}), indices64({2}, {0, 2}), {2, 1}),
       BrokenPromise);
 }
 

@@ -112,9 +112,11 @@ TEST(Pipeline, RunsEveryScheduleInTheOrderOfItsListAndBringsEveryMessage) {
       for (const int M : {1, P + 1, 2 * P, 2 * P + 2}) {
         if (M < 2 * P && entry->name.starts_with("dualpipe")) continue;
         if (M % 2 != 0 && entry->name == "dualpipe") continue;
-        const Schedule s = make_schedule(entry->name, {P, M});
-        run_twice(s, {.pp = P}, seed);
-        run_twice(forward_only(s, M), {.pp = P}, seed);
+        for (const int slices : {1, 3}) {
+          const Schedule s = make_schedule(entry->name, {P, M, 0, slices});
+          run_twice(s, {.pp = P}, seed);
+          run_twice(forward_only(s, M * slices), {.pp = P}, seed);
+        }
       }
     }
   }

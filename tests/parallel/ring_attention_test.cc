@@ -75,13 +75,13 @@ TEST_P(RingAttentionTest, EqualsOneRank) {
                              rows_in(x.in.v_SGd, rows),
                              {}};
     RingAttention ring(world);
-    own.forward = run(ring.forward(own.q_THd, own.k_SGd, own.v_SGd, x.offsets, x.config));
+    own.forward = run(ring.forward(own.q_THd, own.k_SGd, own.v_SGd, {x.offsets}, x.config));
     expect_rows(own.forward.y_THd, out.y_THd, rows, "y");
     expect_rows(own.forward.log_sum_exp_TH, out.log_sum_exp_TH, rows, "log-sum-exp");
     const auto block = static_cast<int64_t>(own.k_SGd.bytes() + own.v_SGd.bytes());
     EXPECT_EQ(world.traffic().sent, block * (c.ring - 1));
 
-    const AttentionGradients got = run(ring.backward(own, x.offsets, x.config));
+    const AttentionGradients got = run(ring.backward(own, {x.offsets}, x.config));
     expect_rows(got.dq_THd, d.dq_THd, rows, "dq");
     expect_rows(got.dk_TGd, d.dk_TGd, rows, "dk");
     expect_rows(got.dv_TGd, d.dv_TGd, rows, "dv");
@@ -89,6 +89,68 @@ TEST_P(RingAttentionTest, EqualsOneRank) {
     EXPECT_EQ(world.traffic().sent, all);
     EXPECT_EQ(world.traffic().received, all);
   });
+}
+
+// Of whole tensors, the rows of a slice that a rank of the ring has.
+struct SliceRows {
+  RowRuns of_slice;
+  RowRuns own;
+
+  Tensor of(const Tensor& all) const { return rows_in(rows_in(all, of_slice), own); }
+};
+
+// Slice by slice, and back from the last one, each sequence cut into thirds: as whole, and in the order in
+// which a second forward (recomputation) precedes each backward.
+TEST(RingAttention, SlicesSeeThoseBeforeThem) {
+  constexpr int kSlices = 3;
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  for (const int ranks : {1, 2, 4}) {
+    run_thread_ranks({.ranks = ranks}, [&](Group& world) {
+      const Problem x({"", ranks, {4, 2, 6, 0.4, 5}, {24, 0, 60, 12}}, seed);
+      const auto ends = x.offsets.span<const int64_t>();
+      const Attended out = attention(x.in.q_THd, x.in.k_SGd, x.in.v_SGd, x.offsets, x.config);
+      const AttentionGradients d =
+          attention_backward(x.in.dy_THd, x.in.q_THd, x.in.k_SGd, x.in.v_SGd, out, x.offsets, x.config);
+      RingAttention ring(world);
+      KvHistory history;
+      std::vector<SliceRows> rows;
+      std::vector<SequenceRows> sequences;
+      std::vector<AttentionBackward> slices;
+      for (int s = 0; s < kSlices; ++s) {
+        RowRuns runs;
+        for (size_t b = 0; b + 1 < ends.size(); ++b) {
+          const int64_t third = (ends[b + 1] - ends[b]) / kSlices;
+          if (third > 0) runs.push_back({ends[b] + s * third, ends[b] + (s + 1) * third});
+        }
+        rows.push_back({runs, ring_rows(ends.back() / kSlices, ranks, world.rank())});
+        sequences.push_back({offsets_in(x.offsets, runs), &history, s});
+        const auto own = [&](const Tensor& all) { return rows.back().of(all); };
+        slices.push_back({own(x.in.dy_THd), own(x.in.q_THd), own(x.in.k_SGd), own(x.in.v_SGd), {}});
+      }
+      const auto forward = [&](size_t s) {
+        AttentionBackward& in = slices[s];
+        in.forward = run(ring.forward(in.q_THd, in.k_SGd, in.v_SGd, sequences[s], x.config));
+      };
+      for (size_t s = 0; s < kSlices; ++s) forward(s);
+      const auto block = static_cast<int64_t>(slices[0].k_SGd.bytes() + slices[0].v_SGd.bytes());
+      EXPECT_EQ(world.traffic().sent, (1 + 2 + 3) * block * (ranks - 1));
+      for (size_t s = kSlices; s-- > 0;) {
+        forward(s);
+        const AttentionGradients got = run(ring.backward(slices[s], sequences[s], x.config));
+        const auto expect = [&](const Tensor& part, const Tensor& all, const char* what) {
+          const Tensor of_slice = rows_in(all, rows[s].of_slice);
+          expect_rows(part, of_slice, rows[s].own, what);
+        };
+        expect(slices[s].forward.y_THd, out.y_THd, "y");
+        expect(slices[s].forward.log_sum_exp_TH, out.log_sum_exp_TH, "log-sum-exp");
+        expect(got.dq_THd, d.dq_THd, "dq");
+        expect(got.dk_TGd, d.dk_TGd, "dk");
+        expect(got.dv_TGd, d.dv_TGd, "dv");
+      }
+      EXPECT_TRUE(history.slices().empty());
+    });
+  }
 }
 
 AttentionConfig heads(int heads, int kv_heads, int64_t head_dim, int64_t value_dim = 0) {

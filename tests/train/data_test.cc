@@ -66,8 +66,9 @@ TEST(Dataset, RowsAreConsecutiveTextAndItsNextTokens) {
   const Dataset data(text, bytes(), context, seed);
   const RowShare share = row_share(6, 3, 1, 0);
   for (int64_t step = 0; step < 20; ++step) {
+    const std::vector<Batch> batches = data.train_batches(step, share);
     for (int64_t m = 0; m < share.microbatches(); ++m) {
-      const Batch b = data.train_batch(step, m, share);
+      const Batch& b = batches[static_cast<size_t>(m)];
       for (int64_t r = 0; r < 3; ++r) {
         const auto offset = static_cast<size_t>(data.train_offset(step, 3 * m + r));
         ASSERT_LE(offset + static_cast<size_t>(context), 449u);
@@ -106,7 +107,7 @@ TEST(Dataset, EveryLayoutAndMicrobatchHoldsTheSameRows) {
   constexpr int64_t kBatch = 24;
   for (int64_t step = 0; step < 3; ++step) {
     Rows one;
-    collect(one, data.train_batch(step, 0, row_share(kBatch, 0, 1, 0)), 7);
+    collect(one, data.train_batches(step, row_share(kBatch, 0, 1, 0)).front(), 7);
     ASSERT_EQ(one.size(), 24u);
     ASSERT_EQ(one.rbegin()->first, 23);
     for (const int ranks : {1, 2, 3, 4, 6, 8, 12, 24}) {
@@ -115,8 +116,7 @@ TEST(Dataset, EveryLayoutAndMicrobatchHoldsTheSameRows) {
         Rows many;
         for (int rank = 0; rank < ranks; ++rank) {
           const RowShare share = row_share(kBatch, microbatch, ranks, rank);
-          for (int64_t m = 0; m < share.microbatches(); ++m)
-            collect(many, data.train_batch(step, m, share), 7);
+          for (const Batch& b : data.train_batches(step, share)) collect(many, b, 7);
         }
         EXPECT_EQ(many, one) << ranks << " ranks, microbatch " << microbatch;
       }

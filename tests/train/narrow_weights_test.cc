@@ -19,11 +19,7 @@ namespace phalanx {
 namespace {
 
 std::vector<Batch> batches_of(RankRun& rank, const Dataset& data, int64_t step) {
-  std::vector<Batch> batches;
-  for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
-    batches.push_back(data.train_batch(step, m, rank.share()));
-  }
-  return batches;
+  return data.train_batches(step, rank.share());
 }
 
 TrainConfig narrow(TrainConfig config) {

@@ -31,10 +31,7 @@ std::array<int64_t, kTraceKinds> traced_work(const TrainConfig& config, const Da
   std::mutex mutex;
   run_thread_ranks({.ranks = config.parallel.ranks}, [&](Group& world) {
     RankRun rank(config, data.tokenizer().vocabulary(), world);
-    std::vector<Batch> batches;
-    for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
-      batches.push_back(data.train_batch(0, m, rank.share()));
-    }
+    const std::vector<Batch> batches = data.train_batches(0, rank.share());
     TraceRing ring;
     {
       const TraceScope scope(&ring);

@@ -60,10 +60,7 @@ void collect(FullTensors& full, RankRun& rank) {
 }
 
 void step(RankRun& rank, const Dataset& data, int64_t number) {
-  std::vector<Batch> batches;
-  for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
-    batches.push_back(data.train_batch(number, m, rank.share()));
-  }
+  const std::vector<Batch> batches = data.train_batches(number, rank.share());
   train_step(rank.trainer(), batches, 1e-2, static_cast<uint64_t>(number));
 }
 

@@ -24,10 +24,7 @@ TrainConfig biased(const Layout& layout) {
 }
 
 StepResult step(RankRun& rank, const Dataset& data, int64_t number, double lr) {
-  std::vector<Batch> batches;
-  for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
-    batches.push_back(data.train_batch(number, m, rank.share()));
-  }
+  const std::vector<Batch> batches = data.train_batches(number, rank.share());
   return train_step(rank.trainer(), batches, lr, static_cast<uint64_t>(number));
 }
 

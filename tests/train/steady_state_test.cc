@@ -49,6 +49,7 @@ struct Case {
   const char* schedule;
   int zero = 0;
   int ulysses = 0;
+  int slices = 1;
 };
 
 // So many tokens and experts that what ops keep for each piece of work is long.
@@ -76,6 +77,7 @@ TEST_P(SteadyState, AllocatesNothing) {
   TrainConfig config = GetParam().config(GetParam().layout, GetParam().schedule);
   config.parallel.zero = GetParam().zero;
   config.parallel.ulysses = GetParam().ulysses;
+  config.train.slices = GetParam().slices;
   config.model.moe.bias_rate = 1e-9;  // takes its path; no token changes its experts
   config.model.moe.z_loss = 1e-3;
   config.model.moe.capacity = 1;
@@ -84,11 +86,7 @@ TEST_P(SteadyState, AllocatesNothing) {
   run_thread_ranks({.ranks = config.parallel.ranks, .threads_per_rank = 2}, [&](Group& world) {
     RankRun rank(config, data.tokenizer().vocabulary(), world);
     std::array<std::vector<Batch>, kSteps> steps;
-    for (int s = 0; s < kSteps; ++s) {
-      for (int64_t m = 0; m < rank.share().microbatches(); ++m) {
-        steps[s].push_back(data.train_batch(s, m, rank.share()));
-      }
-    }
+    for (int s = 0; s < kSteps; ++s) steps[s] = data.train_batches(s, rank.share());
     const auto go = [&] {
       for (int s = 0; s < kSteps; ++s) train_step(rank.trainer(), steps[s], 0, static_cast<uint64_t>(s));
       world.barrier().wait();
@@ -134,7 +132,9 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"moe_dp2_tp2_ep4_overlapped", small_moe, {.dp = 2, .tp = 2, .ep = 4}, kOverlapped},
                     Case{"moe_tp2_etp2", small_moe, {.tp = 2, .etp = 2}, kSequential},
                     Case{"moe_dp2_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential},
-                    Case{"moe_dp2_ep2_overlapped", small_moe, {.dp = 2, .ep = 2}, kOverlapped}),
+                    Case{"moe_dp2_ep2_overlapped", small_moe, {.dp = 2, .ep = 2}, kOverlapped},
+                    Case{"moe_slices_pp2", small_moe, {.pp = 2}, "zb-h1", 0, 0, 4},
+                    Case{"mla_slices_ring_cp2", small_mla, {.cp = 2}, kOverlapped, 0, 1, 2}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -83,6 +83,14 @@ ModelConfig with_one_kv_head(ModelConfig c) {
   return c;
 }
 
+ModelConfig with_every_routing_loss(ModelConfig c) {
+  c.moe.balance_loss = 0.05;
+  c.moe.z_loss = 0.02;
+  c.moe.bias_rate = 0.02;
+  c.moe.capacity = 0.9;
+  return c;
+}
+
 ModelConfig with_dropout(ModelConfig c) {
   c.dropout = 0.2;
   return c;

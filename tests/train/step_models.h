@@ -20,5 +20,6 @@ ModelConfig with_one_kv_head(ModelConfig c);
 ModelConfig with_dropout(ModelConfig c);
 /// Multi-token prediction of two depths.
 ModelConfig with_mtp(ModelConfig c);
+ModelConfig with_every_routing_loss(ModelConfig c);  ///< and experts with room for fewer tokens than may come
 
 }  // namespace phalanx

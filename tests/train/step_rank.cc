@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <random>
 
+#include "phalanx/model/slices.h"
+
 namespace phalanx {
 
 std::vector<Batch> batches(const Mesh& mesh, const ContextShare& share, const ModelConfig& config,
-                           unsigned seed) {
+                           unsigned seed, int slices) {
   const int64_t context = config.context;
   const auto vocabulary = static_cast<uint64_t>(config.vocabulary);
   std::mt19937 random(seed);
@@ -36,7 +38,7 @@ std::vector<Batch> batches(const Mesh& mesh, const ContextShare& share, const Mo
     }
     for (Tensor* t : {&b.tokens, &b.targets, &b.positions, &b.rows})
       *t = t->slice(begin, begin + local * context);
-    out.push_back(own_tokens(b, share, config.mtp));
+    add_slices(out, with_ahead(b, config.mtp), context, slices, share);
   }
   return out;
 }

@@ -23,6 +23,7 @@ struct Case {
   const char* schedule;
   bool sequence = false;
   int ulysses = 0;
+  int slices = 1;
 };
 
 struct Outcome {
@@ -47,8 +48,8 @@ Outcome train(const Case& c, unsigned seed) {
   Outcome out;
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
-    Rank rank(world, c.layout, c.config, c.dtype, c.schedule, seed, c.sequence, c.ulysses);
-    const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), c.config, seed);
+    Rank rank(world, c.layout, c.config, c.dtype, c.schedule, seed, c.sequence, c.ulysses, c.slices);
+    const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), c.config, seed, c.slices);
     const StepResult first = compute_gradients(rank.trainer, micro, 5);
     for (const Tape& tape : rank.trainer.tapes) EXPECT_TRUE(tape.empty());
     {
@@ -301,6 +302,50 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"gpt_f32_dp2", gpt(), DType::f32, {.dp = 2}, "overlapped"},
         Case{"llama_f32_tp4_sequence", divisible(llama()), DType::f32, {.tp = 4}, "sequential", true},
         Case{"llama_f32_dp4", llama(), DType::f32, {.dp = 4}, "sequential"}),
+    [](const auto& info) { return info.param.name; });
+
+// Sequences of two documents, cut again into slices; of seven tokens into slices of one.
+INSTANTIATE_TEST_SUITE_P(
+    Slices, StepTest,
+    testing::Values(
+        Case{"gpt_dropout", with_dropout(gpt()), DType::f64, {}, "sequential", false, 0, 7},
+        Case{"llama_dp2_overlapped", six_tokens(llama()), DType::f64, {.dp = 2}, "overlapped", false, 0, 3},
+        Case{"mla_tp2_sequence", six_tokens(mla()), DType::f64, {.tp = 2}, "sequential", true, 0, 3},
+        Case{"mla_ring_cp2", six_tokens(mla()), DType::f64, {.cp = 2}, "overlapped", false, 1, 2},
+        Case{"llama_usp_cp4",
+             with_one_kv_head(six_tokens(llama())),
+             DType::f64,
+             {.cp = 4},
+             "sequential",
+             false,
+             2,
+             2},
+        Case{"gpt_cp2_tp2_sequence", six_tokens(gpt()), DType::f64, {.cp = 2, .tp = 2}, "gpipe", true, 2, 3},
+        Case{"gpt_1f1b_pp2_ring_cp4",
+             six_tokens(with_dropout(gpt())),
+             DType::f64,
+             {.pp = 2, .cp = 4},
+             "1f1b",
+             false,
+             1,
+             3},
+        Case{"gpt_zb_h1_pp2_tp2", six_tokens(gpt()), DType::f64, {.pp = 2, .tp = 2}, "zb-h1", false, 0, 6},
+        Case{"moe_1f1b_pp2_dp2_ep2",
+             with_every_routing_loss(moe()),
+             DType::f64,
+             {.pp = 2, .dp = 2, .ep = 2},
+             "1f1b",
+             false,
+             0,
+             7},
+        Case{"sigmoid_cp2_tp2_ep4",
+             with_every_routing_loss(six_tokens(sigmoid_moe_with_dropout())),
+             DType::f64,
+             {.cp = 2, .tp = 2, .ep = 4},
+             "overlapped",
+             true,
+             1,
+             3}),
     [](const auto& info) { return info.param.name; });
 
 TEST(Step, ANonFiniteGradientStopsEveryRankAndNamesTheTensor) {

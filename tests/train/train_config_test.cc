@@ -103,6 +103,19 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
+TEST(TrainConfig, SlicesThatDoNotFitAreTold) {
+  const auto told = [](const char* slices, const char* layout, const char* context = "model.context=24") {
+    return refusal("", {context, "train.batch=1", slices, layout, "model.width=96", "model.heads=4"});
+  };
+  EXPECT_EQ(told("train.slices=12", "parallel.layout=dp=1"), "no error");
+  EXPECT_EQ(told("train.slices=6", "parallel.layout=cp=2,tp=2"), "no error");
+  EXPECT_THAT(told("train.slices=5", "parallel.layout=dp=1"),
+              HasSubstr("train.slices 5 must divide model.context 24"));
+  EXPECT_THAT(
+      told("train.slices=12", "parallel.layout=cp=2,tp=2"),
+      HasSubstr("divisible by the 4 ranks of cp and tp that share them: up to 64 these fit: 1, 2, 3, 6"));
+}
+
 // Sets the field to a value that it does not have.
 void change(ConfigTable& table, const std::string& name) {
   const std::string before = table.field(name).text();

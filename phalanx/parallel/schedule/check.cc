@@ -42,8 +42,10 @@ class RankReader {
   }
   std::string here() const {
     const Step& step = schedule_.steps[static_cast<size_t>(rank_)][at_];
-    return format("{} (step {})", step_text(step, schedule_.chunks_per_rank > 1), at_);
+    return format("{} (step {})", step_text(step, schedule_.chunks_per_rank > 1, schedule_.slices), at_);
   }
+
+  std::string name(int microbatch) const { return microbatch_text(microbatch, schedule_.slices); }
 
   bool can_pass(int chunk, int microbatch) const {
     return chunk >= 0 && chunk < schedule_.chunks_per_rank && microbatch >= 0 &&
@@ -60,7 +62,11 @@ class RankReader {
 
   void forward(int chunk, int microbatch) {
     if (++passages_[{chunk, microbatch}].forwards == 2) {
-      problem("{} is the second forward of microbatch {} through chunk {}", here(), microbatch, chunk);
+      problem("{} is the second forward of microbatch {} through chunk {}", here(), name(microbatch), chunk);
+    }
+    if (microbatch % schedule_.slices > 0 && passages_[{chunk, microbatch - 1}].forwards == 0) {
+      problem("{} comes before the forward of {}, whose keys and values it sees", here(),
+              name(microbatch - 1));
     }
   }
   void backward(const Step& step) {
@@ -68,9 +74,14 @@ class RankReader {
     const int microbatch = step.backward_microbatch();
     Passage& passage = passages_[{chunk, microbatch}];
     if (++passage.backwards == 2) {
-      problem("{} is the second backward of microbatch {} through chunk {}", here(), microbatch, chunk);
+      problem("{} is the second backward of microbatch {} through chunk {}", here(), name(microbatch), chunk);
     }
     if (passage.forwards == 0) problem("{} comes before the forward of its microbatch", here());
+    const bool last_slice = (microbatch + 1) % schedule_.slices == 0;
+    if (!last_slice && passages_[{chunk, microbatch + 1}].backwards == 0) {
+      problem("{} comes before the backward of {}, which sees its keys and values", here(),
+              name(microbatch + 1));
+    }
     if (step.op == StepOp::I) put_off_[chunk].push_back(microbatch);
   }
   void weights(const Step& step) {
@@ -81,7 +92,7 @@ class RankReader {
       return;
     }
     if (it != queue.begin()) {
-      problem("{} comes before W of microbatch {}, put off earlier", here(), queue.front());
+      problem("{} comes before W of microbatch {}, put off earlier", here(), name(queue.front()));
     }
     queue.erase(it);
   }
@@ -91,14 +102,14 @@ class RankReader {
       if (!schedule_.passes(m, chunk)) continue;
       const Passage& passage = passages_[{chunk, m}];
       if (passage.forwards == 0) {
-        problem("microbatch {} never goes forward through stage {} (chunk {})", m, stage, chunk);
+        problem("microbatch {} never goes forward through stage {} (chunk {})", name(m), stage, chunk);
       }
       if (passage.backwards == 0 && schedule_.has_backward) {
-        problem("microbatch {} never goes backward through stage {} (chunk {})", m, stage, chunk);
+        problem("microbatch {} never goes backward through stage {} (chunk {})", name(m), stage, chunk);
       }
     }
     for (const int m : put_off_[chunk]) {
-      problem("I of microbatch {} in chunk {} is never followed by its W", m, chunk);
+      problem("I of microbatch {} in chunk {} is never followed by its W", name(m), chunk);
     }
   }
 
@@ -131,6 +142,9 @@ std::vector<int> peaks(const Schedule& schedule, Frees frees) {
 std::string incompleteness(const Schedule& schedule) {
   if (static_cast<int>(schedule.steps.size()) != schedule.ranks) {
     return format("{} lists of steps for {} ranks", schedule.steps.size(), schedule.ranks);
+  }
+  if (schedule.slices < 1 || schedule.microbatches % schedule.slices != 0) {
+    return format("{} slices do not make whole microbatches of {}", schedule.microbatches, schedule.slices);
   }
   std::vector<std::string> problems;
   for (int r = 0; r < schedule.ranks; ++r) RankReader(schedule, r, problems).read();

@@ -16,12 +16,14 @@ namespace phalanx {
 enum class Rendezvous : uint8_t {
   unbatched,     ///< before a step, first all sends of the one before, then the receives
   batched,       ///< those sends and receives together, as one batch
-  posted_ahead,  ///< and each channel's next receive as soon as the one before was used: one buffer a channel
+  posted_ahead,  ///< and each channel's next receive as soon as the one before was used: one buffer a
+                 ///< channel, or of cut microbatches one for each slice
 };
 
 /// What is missing, twice or out of order in the lists, ranks and steps named; "" if they are complete: each
 /// microbatch passes each chunk that it should forward and backward once, in this order; each I is followed
-/// by its W, in the order of the I's of a chunk.
+/// by its W, in the order of the I's of a chunk. Slices of one microbatch go forward in their order, and
+/// backward in reverse.
 std::string incompleteness(const Schedule& schedule);
 
 /// Which ranks stop at which step, and what each waits for; "" if every step can run.

@@ -83,7 +83,10 @@ class Network {
   const Steps& list(int rank) const { return schedule_.steps[static_cast<size_t>(rank)]; }
   size_t& at(int rank) { return at_[static_cast<size_t>(rank)]; }
   bool ended(int rank) { return at(rank) == list(rank).size(); }
-  std::string text(const Step& step) const { return step_text(step, schedule_.chunks_per_rank > 1); }
+  std::string text(const Step& step) const {
+    return step_text(step, schedule_.chunks_per_rank > 1, schedule_.slices);
+  }
+  std::string name(int microbatch) const { return microbatch_text(microbatch, schedule_.slices); }
   std::string place(int rank) {
     if (ended(rank)) return "after its last step";
     return format("before {} (step {})", text(list(rank)[at(rank)]), at(rank));
@@ -120,11 +123,11 @@ class Network {
   bool posted(const Message& message) {
     const std::vector<int>& order = order_[message.channel];
     const size_t used = used_[message.channel];
-    for (size_t i = 0; i < std::min(used, order.size()); ++i) {
+    const size_t ahead = rendezvous_ == Rendezvous::posted_ahead ? static_cast<size_t>(schedule_.slices) : 0;
+    for (size_t i = 0; i < std::min(used + ahead, order.size()); ++i) {
       if (order[i] == message.microbatch) return true;
     }
     if (used >= order.size() || order[used] != message.microbatch) return false;
-    if (rendezvous_ == Rendezvous::posted_ahead) return true;
     const int receiver = message.channel.rank;
     if (ended(receiver)) return false;
     if (rendezvous_ == Rendezvous::unbatched && !open_[receiver].empty()) return false;
@@ -140,7 +143,8 @@ class Network {
 
   std::string waits_for_receiver(const Message& m) {
     return format("rank {} to take the {} of microbatch {}; that rank stands {}", m.channel.rank,
-                  m.channel.gradients ? "gradient" : "activations", m.microbatch, place(m.channel.rank));
+                  m.channel.gradients ? "gradient" : "activations", name(m.microbatch),
+                  place(m.channel.rank));
   }
 
   // Why the rank's next step cannot run; "" if it can.
@@ -151,12 +155,12 @@ class Network {
     for (const Pass& pass : passes_of(step, rank)) {
       if (pass.backward && !done_.contains({false, rank, pass.chunk, pass.microbatch}) &&
           !(step.op == StepOp::FB && pass.chunk == step.chunk && pass.microbatch == step.microbatch)) {
-        return format("its own forward of microbatch {}, which is not before it", pass.microbatch);
+        return format("its own forward of microbatch {}, which is not before it", name(pass.microbatch));
       }
       const auto source = input_of(pass);
       if (!source || done_.contains({pass.backward, source->rank, source->chunk, pass.microbatch})) continue;
       return format("the {} of microbatch {} from rank {}, which stands {}",
-                    pass.backward ? "gradient" : "activations", pass.microbatch, source->rank,
+                    pass.backward ? "gradient" : "activations", name(pass.microbatch), source->rank,
                     place(source->rank));
     }
     if (step.op == StepOp::W && !done_.contains({true, rank, step.chunk, step.microbatch})) {

@@ -15,6 +15,12 @@ extern const ScheduleEntry kZbV;          ///< zb_v.cc
 extern const ScheduleEntry kDualPipe;     ///< dualpipe.cc
 extern const ScheduleEntry kDualPipeV;    ///< dualpipe_v.cc
 
+/// The i-th number that goes backward, where microbatches do in order, each from its last slice on.
+int backward_slice(int i, int slices);
+/// Each step as one of each slice: backwards and weight gradients from the last one on, and of an overlapped
+/// pair the first slice of one microbatch with the last of the other, and so on. slices.cc.
+Steps cut_into_slices(const Steps& whole, int slices);
+
 /// One rank's list of DualPipe or DualPipeV.
 struct DualPipeRank {
   int half = 1;                   ///< ranks from the outermost to the middle one

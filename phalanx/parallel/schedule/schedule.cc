@@ -25,16 +25,20 @@ ScheduleShape completed(const ScheduleEntry& entry, ScheduleShape shape) {
     throw Error("schedule {} has {} {} a rank, not {}; interleaved takes any number", entry.name,
                 entry.chunks, entry.chunks == 1 ? "chunk" : "chunks", shape.chunks);
   }
-  const double steps = 3.0 * shape.ranks * shape.microbatches * shape.chunks;
+  if (shape.slices < 1) throw Error("schedule {}: {} slices; at least 1", entry.name, shape.slices);
+  const double steps = 3.0 * shape.ranks * shape.microbatches * shape.chunks * shape.slices;
   if (steps > kMostSteps) {
-    throw Error("schedule {}: {} stages x {} microbatches x {} chunks are more than {} steps", entry.name,
-                shape.ranks, shape.microbatches, shape.chunks, kMostSteps);
+    throw Error("schedule {}: {} stages x {} microbatches x {} chunks{} are more than {} steps", entry.name,
+                shape.ranks, shape.microbatches, shape.chunks,
+                shape.slices > 1 ? format(" x {} slices", shape.slices) : "", kMostSteps);
   }
   if (entry.require != nullptr) entry.require(shape);
   return shape;
 }
 
-ScheduleShape shape_of(const Schedule& s) { return {s.ranks, s.microbatches, s.chunks_per_rank}; }
+ScheduleShape shape_of(const Schedule& s) {
+  return {s.ranks, s.microbatches / s.slices, s.chunks_per_rank, s.slices};
+}
 
 }  // namespace
 
@@ -137,17 +141,25 @@ Schedule make_schedule(std::string_view name, ScheduleShape shape) {
   s.map = entry.map;
   s.ranks = shape.ranks;
   s.chunks_per_rank = shape.chunks;
-  s.microbatches = shape.microbatches;
-  for (int r = 0; r < shape.ranks; ++r) s.steps.push_back(entry.build(shape, r));
+  s.microbatches = shape.microbatches * shape.slices;
+  s.slices = shape.slices;
+  for (int r = 0; r < shape.ranks; ++r) {
+    Steps steps = entry.build(shape, r);
+    s.steps.push_back(entry.knows_slices ? std::move(steps) : cut_into_slices(steps, shape.slices));
+  }
   return s;
 }
 
 double bubble_formula(const Schedule& schedule, const StepTimes& times) {
-  return schedule_entry(schedule.name).bubble(shape_of(schedule), times);
+  const auto part = [&](double time) { return time / schedule.slices; };
+  const StepTimes of_slice = {
+      .F = part(times.F), .B = part(times.B), .W = part(times.W), .FB = part(times.FB)};
+  return schedule_entry(schedule.name).bubble(shape_of(schedule), of_slice);
 }
 
 int peak_formula(const Schedule& schedule, int rank) {
-  return schedule_entry(schedule.name).peak(shape_of(schedule), rank);
+  const ScheduleEntry& entry = schedule_entry(schedule.name);
+  return entry.peak(shape_of(schedule), rank) * (entry.knows_slices ? 1 : schedule.slices);
 }
 
 }  // namespace phalanx

@@ -33,7 +33,8 @@ struct Schedule {
   StageMap map = StageMap::straight;
   int ranks = 0;
   int chunks_per_rank = 1;   ///< of both_ways: directions
-  int microbatches = 0;      ///< of the whole step, both directions together
+  int microbatches = 0;      ///< of the whole step, both directions together; cut ones count by slices
+  int slices = 1;            ///< of a microbatch: number m · slices + s is slice s of microbatch m
   bool has_backward = true;  ///< false: forwards alone, all in direction 0
   std::vector<Steps> steps;  ///< by rank
 
@@ -47,7 +48,7 @@ struct Schedule {
   bool passes(int microbatch, int chunk) const;
 };
 
-/// Seconds (or any unit) of one step of one chunk. I takes B - W.
+/// Seconds (or any unit) of one step of one chunk. I takes B - W; a slice takes an equal part of it.
 struct StepTimes {
   double F = 1;
   double B = 2;  ///< whole backward
@@ -61,6 +62,7 @@ struct ScheduleShape {
   int ranks = 1;
   int microbatches = 1;
   int chunks = 0;  ///< of a rank; 0: the schedule's own number
+  int slices = 1;  ///< of a microbatch
 };
 
 /// A kind of schedule. Its functions take shapes that `make_schedule` accepts, with the chunks filled in.
@@ -70,10 +72,11 @@ struct ScheduleEntry {
   int chunks = 1;            ///< the default
   bool any_chunks = false;   ///< whether others may be asked for
   StageMap map = StageMap::straight;
+  bool knows_slices = false;  ///< of `build` and `peak`: they are of slices; else of whole microbatches
   /// Error: the shape cannot be; names the least number of microbatches.
   void (*require)(const ScheduleShape& shape) = nullptr;
   Steps (*build)(const ScheduleShape& shape, int rank) = nullptr;
-  /// Time that the worst rank is idle within one training step, in the unit of `times`.
+  /// Time that the worst rank is idle within one training step; `times` are those of a slice.
   double (*bubble)(const ScheduleShape& shape, const StepTimes& times) = nullptr;
   /// Most chunk activations that rank `rank` holds at once: from F until B or I.
   int (*peak)(const ScheduleShape& shape, int rank) = nullptr;
@@ -86,12 +89,13 @@ const ScheduleEntry& schedule_entry(std::string_view name);
 /// Error: as schedule_entry; or the kind does not run on this shape.
 Schedule make_schedule(std::string_view name, ScheduleShape shape);
 
-/// The forwards of other microbatches over the same stages. Of both_ways every rank has one step for each
-/// microbatch; else one for each of its chunks.
+/// The forwards of other microbatches (or slices, as many as in `like`) over the same stages. Of both_ways
+/// every rank has one step for each microbatch; else one for each of its chunks.
 Schedule forward_only(const Schedule& like, int microbatches);
 
 /// The published formulas, for a schedule that make_schedule gave; each schedule's file says when they are
-/// exact.
+/// exact. `times` are those of a whole microbatch, and the peak is of slices. Cut up, overlapped pairs may
+/// hold or idle less than they say, interleaved idle less or (M > P, no multiple of P) more.
 double bubble_formula(const Schedule& schedule, const StepTimes& times);
 int peak_formula(const Schedule& schedule, int rank);
 

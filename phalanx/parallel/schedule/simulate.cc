@@ -80,7 +80,7 @@ Timeline simulate(const Schedule& schedule, const StepTimes& times) {
         const double ready = clock.ready(step, static_cast<int>(r));
         if (ready == kNever) break;
         const double start = std::max(ready, spans.empty() ? 0 : spans.back().end);
-        spans.push_back({start, start + times.of(step.op)});
+        spans.push_back({start, start + times.of(step.op) / schedule.slices});
         clock.finish(step, static_cast<int>(r), spans.back().end);
         out.makespan = std::max(out.makespan, spans.back().end);
         --left;

@@ -24,8 +24,8 @@ struct Timeline {
   double idle_within(int rank) const;
 };
 
-/// Every step starts as soon as its rank is free and what it needs is there. `times` are those of one chunk.
-/// Error: steps that never can; it names them (check.h says more).
+/// Every step starts as soon as its rank is free and what it needs is there. `times` are those of one chunk
+/// and a whole microbatch. Error: steps that never can; it names them (check.h says more).
 Timeline simulate(const Schedule& schedule, const StepTimes& times = {});
 
 }  // namespace phalanx

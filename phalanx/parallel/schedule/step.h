@@ -17,7 +17,7 @@ enum class StepOp : uint8_t { F, B, I, W, FB };
 struct Step {
   StepOp op;
   int chunk = 0;
-  int microbatch = 0;     ///< of the whole job
+  int microbatch = 0;     ///< of the whole job; of cut ones the number of a slice (schedule.h)
   int b_chunk = -1;       ///< of FB: the chunk that goes backward
   int b_microbatch = -1;  ///< of FB: the microbatch that goes backward
   friend bool operator==(const Step&, const Step&) = default;
@@ -32,7 +32,9 @@ using Steps = std::vector<Step>;
 
 /// "F", "B", "I", "W" or "FB".
 std::string_view op_name(StepOp op);
+/// "3"; of several slices "1.2" (microbatch 1, slice 2).
+std::string microbatch_text(int microbatch, int slices);
 /// "F3", or with chunks "F1.3" (chunk 1, microbatch 3); an overlapped pair is "F1.3&B0.2".
-std::string step_text(const Step& step, bool chunks);
+std::string step_text(const Step& step, bool chunks, int slices = 1);
 
 }  // namespace phalanx

@@ -100,6 +100,7 @@ Task<> Stage::passed(DataParallel::Part* part, Tape& tape) {
 }
 
 Task<Tensor> Stage::embed(Pass pass) {
+  const TracePart part("embedding", "", TracePhase::forward);
   const Batch& batch = *pass.batch;
   const DataParallel::Hold held = co_await data_.hold(&*embedding_weights_);
   Tensor x_TD = co_await embedding_->embed(batch.tokens);
@@ -111,6 +112,7 @@ Task<Tensor> Stage::embed(Pass pass) {
 }
 
 Task<> Stage::embed_backward(Tensor dx_TD, Pass pass, Tape& tape) {
+  const TracePart part("embedding", "", TracePhase::backward);
   const Batch& batch = *pass.batch;
   dx_TD = dropped(dx_TD, pass, tensor_.stream_rows(batch.rows), dropout_, dropout_rate_);
   if (positions_) {
@@ -145,12 +147,14 @@ Task<Tensor> Stage::backward(Tensor dy_TD, Pass pass, Tape& tape) {
 }
 
 Task<double> Stage::loss(Tensor x_TD, Pass pass, Tape& tape) {
+  const TracePart part("head", "", TracePhase::forward);
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
   const Tensor normed_TD = co_await norm_->forward(x_TD, pass, tape.scope("norm"));
   co_return co_await head_->loss(normed_TD, pass, tape.scope("loss"));
 }
 
 Task<Tensor> Stage::loss_backward(Pass pass, Tape& tape) {
+  const TracePart part("head", "", TracePhase::backward);
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
   const Tensor dnormed_TD = co_await head_->loss_backward(pass, tape.scope("loss"));
   const Tensor dx_TD = co_await norm_->backward(dnormed_TD, pass, tape.scope("norm"));

@@ -56,6 +56,7 @@ const char* name_of(TraceKind kind) {
     case TraceKind::communication:
       return "communication";
     case TraceKind::other:
+    case TraceKind::part:
       break;
   }
   return "other";

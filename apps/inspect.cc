@@ -1,4 +1,4 @@
-// phalanx inspect: what a checkpoint or a safetensors file holds.
+// phalanx inspect: what a checkpoint, a safetensors file or a trace holds.
 #include <CLI/CLI.hpp>
 #include <memory>
 
@@ -25,9 +25,10 @@ void run_inspect(const Options& o) {
 
 void add_inspect(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App& command = *app.add_subcommand("inspect", "Show a checkpoint or a safetensors file");
+  CLI::App& command = *app.add_subcommand("inspect", "Show a checkpoint, a safetensors file or a trace");
   command
-      .add_option("path", options->path, "A run's directory, a checkpoint, a .safetensors file or an index")
+      .add_option("path", options->path,
+                  "A run's directory, a checkpoint, a .safetensors file, an index or a trace")
       ->required();
   command.add_flag("--verify", options->inspect.verify, "Read everything and compare the checksums");
   command.add_flag("--json", options->inspect.json, "One JSON object instead of a table");

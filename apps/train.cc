@@ -1,5 +1,6 @@
 // phalanx train: a run from a TOML file, with a progress line, JSON lines or both.
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -21,6 +22,8 @@ struct Options {
   std::string text;
   std::string resume;
   std::string report;
+  std::string trace;
+  std::string trace_steps = "2:3";
   bool json = false;
   bool print_config = false;
 };
@@ -84,6 +87,43 @@ struct LastLine {
   }
 };
 
+// "FIRST:COUNT".
+TraceSteps trace_steps(const std::string& text) {
+  TraceSteps steps;
+  const char* const end = text.data() + text.size();
+  const auto first = std::from_chars(text.data(), end, steps.first);
+  const bool colon = first.ec == std::errc() && first.ptr != end && *first.ptr == ':';
+  const auto count = colon ? std::from_chars(first.ptr + 1, end, steps.count) : first;
+  const bool read = colon && count.ec == std::errc() && count.ptr == end;
+  if (read && steps.first >= 0 && steps.count >= 1) return steps;
+  throw Error("--trace-steps is \"{}\": steps before the first traced one, and how many are, as in 2:3",
+              text);
+}
+
+// The run goes on when its trace cannot be written, and fails at its end.
+class TraceFile {
+ public:
+  TraceFile(std::string path, Console& console) : path_(std::move(path)), console_(console) {}
+
+  void write(const std::string& json) {
+    try {
+      write_over(path_, json);
+      console_.note("wrote " + path_);
+    } catch (const Error& e) {
+      failure_ = e.what();
+      console_.note(failure_);
+    }
+  }
+  void check() const {
+    if (!failure_.empty()) throw Error("{}", failure_);
+  }
+
+ private:
+  std::string path_;
+  Console& console_;
+  std::string failure_;
+};
+
 void run_train(const Options& o) {
   TrainConfig config = with_initial_model(o.config.load());
   if (!o.text.empty()) config.data.text = o.text;
@@ -91,24 +131,33 @@ void run_train(const Options& o) {
     std::printf("%s", to_toml(config).c_str());
     return;
   }
-  if (!o.report.empty()) check_can_write(o.report);
+  const TraceSteps traced = o.trace.empty() ? TraceSteps() : trace_steps(o.trace_steps);
+  for (const std::string& path : {o.report, o.trace}) {
+    if (!path.empty()) check_can_write(path);
+  }
   // Numbers mean what they meant to the checkpoint, even if the text has changed.
   std::unique_ptr<Tokenizer> tokenizer = o.resume.empty() ? nullptr : open_run(o.resume).tokenizer;
   const Dataset data =
       load_dataset(config.data, config.model.context, config.train.seed, std::move(tokenizer));
   Console console(o.json, config.train.steps);
+  TraceFile trace(o.trace, console);
   catch_interrupts();
   const TrainHooks hooks = {.on_step = [&](const StepRecord& r) { console.step(r); },
                             .on_evaluation = [&](const EvaluationRecord& r) { console.evaluation(r); },
                             .on_note = [&](const std::string& note) { console.note(note); },
-                            .stop = interrupted};
+                            .stop = interrupted,
+                            .trace = traced,
+                            .on_trace = [&](const std::string& json) { trace.write(json); }};
   run_ranks(launch_options(config.parallel), [&](Group& world) {
     const LastLine last_line{world.rank() == 0 ? &console : nullptr};
     TrainingHistory history = train(config, data, o.resume, world, hooks);
-    if (world.rank() != 0 || o.report.empty()) return;
-    history.title = o.config.path;
-    write_report(o.report, history);
-    console.note("wrote " + o.report);
+    if (world.rank() != 0) return;
+    if (!o.report.empty()) {
+      history.title = o.config.path;
+      write_report(o.report, history);
+      console.note("wrote " + o.report);
+    }
+    trace.check();
   });
   if (interrupted()) throw Error("interrupted; continue with --resume {}", config.train.out);
 }
@@ -123,11 +172,18 @@ void add_train(CLI::App& app) {
   command.add_option("--resume", options->resume,
                      "A checkpoint, or a directory of them: continue from there");
   command.add_option("--report", options->report, "Write an HTML report of the run to this file");
+  command.add_option("--trace", options->trace,
+                     "Write a timeline of some steps to this file, for Perfetto or chrome://tracing");
+  command
+      .add_option("--trace-steps", options->trace_steps,
+                  "FIRST:COUNT: steps of this run before the traced ones, and how many are")
+      ->capture_default_str();
   command.add_flag("--json", options->json, "One JSON object a step on standard output, instead of progress");
   command.add_flag("--print-config", options->print_config, "Print the effective configuration and exit");
   command.footer(
       "Examples:\n"
       "  phalanx train configs/nanogpt_cpu.toml --ranks 2 --set train.steps=100 --report report.html\n"
+      "  phalanx train configs/demo_moe.toml --layout pp=2 --set train.steps=5 --trace trace.json\n"
       "  mpirun -n 2 phalanx train configs/nanogpt_cpu.toml --set train.steps=100");
   command.callback([options] { run_train(*options); });
 }

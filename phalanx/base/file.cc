@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
+#include <memory>
 #include <system_error>
 #include <utility>
 
@@ -145,6 +147,16 @@ void write_new_file(const std::filesystem::path& path, std::string_view text) {
   OutputFile file(path);
   file.append(text);
   file.finish();
+}
+
+void write_over(const std::filesystem::path& path, std::string_view text) {
+  const auto refuse = [&] { throw Error("cannot write {}: {}", path.string(), reason(errno)); };
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "wb"), std::fclose);
+  if (file == nullptr) refuse();
+  const bool written =
+      std::fwrite(text.data(), 1, text.size(), file.get()) == text.size() && std::fflush(file.get()) == 0;
+  if (!written) refuse();
+  if (std::fclose(file.release()) != 0) refuse();
 }
 
 void check_can_write(const std::filesystem::path& path) {

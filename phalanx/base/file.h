@@ -70,6 +70,8 @@ class OutputFile {
 std::string read_text(const std::filesystem::path& path, uint64_t limit);
 /// Writes a new file, its bytes on the disk on return.
 void write_new_file(const std::filesystem::path& path, std::string_view text);
+/// Writes a file, over what was there.
+void write_over(const std::filesystem::path& path, std::string_view text);
 /// Error when a file of that name could not be written now. For results that follow long work. Leaves
 /// everything as it was.
 void check_can_write(const std::filesystem::path& path);

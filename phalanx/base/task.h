@@ -13,7 +13,6 @@
 #include <utility>
 
 #include "phalanx/base/check.h"
-#include "phalanx/base/trace.h"
 
 namespace phalanx {
 
@@ -163,10 +162,7 @@ template <class T>
 T run(Task<T> task) {
   task.resume();
   while (!task.done()) {
-    {
-      const TraceSpan span(TraceKind::communication, "wait", 0);
-      task.waiting()->wait();
-    }
+    task.waiting()->wait();
     task.resume();
   }
   return task.result();

@@ -2,19 +2,22 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
-
-#include "phalanx/base/text.h"
 
 namespace phalanx {
 namespace {
 
 thread_local TraceRing* current = nullptr;
 
-// Chrome's unit is the microsecond.
-double microseconds(int64_t ns) { return static_cast<double>(ns) * 1e-3; }
-
 }  // namespace
+
+const char* phase_name(TracePhase phase) {
+  static constexpr std::array kNames = {"",          "forward",
+                                        "backward",  "weight gradient",
+                                        "recompute", "forward and backward overlapped",
+                                        "reduce",    "gather",
+                                        "update",    "wait"};
+  return kNames[static_cast<size_t>(phase)];
+}
 
 std::vector<Span> TraceRing::spans() const {
   const uint64_t n = std::min<uint64_t>(count_, spans_.size());
@@ -24,7 +27,10 @@ std::vector<Span> TraceRing::spans() const {
   return out;
 }
 
+const char* TraceRing::keep(std::string_view text) { return texts_.emplace(text).first->c_str(); }
+
 TraceRing* trace_ring() { return current; }
+TraceLabel trace_label() { return current ? current->label() : TraceLabel{}; }
 
 TraceScope::TraceScope(TraceRing* ring) : previous_(current) { current = ring; }
 TraceScope::~TraceScope() { current = previous_; }
@@ -34,31 +40,51 @@ int64_t trace_now() {
   return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
-std::string chrome_trace(std::span<const TraceRing* const> rings) {
-  int64_t start = std::numeric_limits<int64_t>::max();
-  for (const TraceRing* ring : rings) {
-    for (const Span& s : ring->spans()) start = std::min(start, s.begin_ns);
-  }
-  std::string out = "{\"displayTimeUnit\": \"ns\", \"traceEvents\": [";
-  const auto name = [&out](const char* what, size_t rank, int row, const std::string& text) {
-    out += format(
-        "{}\n{{\"ph\": \"M\", \"name\": \"{}\", \"pid\": {}, \"tid\": {}, \"args\": "
-        "{{\"name\": \"{}\"}}}}",
-        out.back() == '[' ? "" : ",", what, rank, row, text);
-  };
-  for (size_t rank = 0; rank < rings.size(); ++rank) {
-    name("process_name", rank, 0, format("rank {}", rank));
-    name("thread_name", rank, static_cast<int>(TraceRow::compute), "compute");
-    name("thread_name", rank, static_cast<int>(TraceRow::comm), "communication");
-    for (const Span& s : rings[rank]->spans()) {
-      out += format(
-          ",\n{{\"ph\": \"X\", \"name\": \"{}\", \"pid\": {}, \"tid\": {}, \"ts\": {:.3f}, "
-          "\"dur\": {:.3f}, \"args\": {{\"detail\": {}}}}}",
-          s.name, rank, static_cast<int>(s.row), microseconds(s.begin_ns - start),
-          microseconds(s.end_ns - s.begin_ns), s.detail);
-    }
-  }
-  return out + "\n]}\n";
+TracePart::TracePart(std::string_view unit, const char* part, TracePhase phase) : ring_(current) {
+  if (ring_) begin({ring_->keep(unit), part, phase, ring_->label().microbatch});
+}
+
+TracePart::TracePart(const TraceLabel& of, TracePhase phase) : ring_(*of.unit != 0 ? current : nullptr) {
+  if (ring_) begin({of.unit, of.part, phase, of.microbatch});
+}
+
+void TracePart::begin(const TraceLabel& label) {
+  row_ = ring_->row();
+  outer_ = ring_->label();
+  ring_->label() = label;
+  begin_ = trace_now();
+}
+
+TracePart::~TracePart() {
+  if (!ring_) return;
+  TraceLabel& label = ring_->label(row_);
+  ring_->record(
+      {.begin_ns = begin_, .end_ns = trace_now(), .row = row_, .kind = TraceKind::part, .of = label});
+  label = outer_;
+}
+
+TraceNamed::TraceNamed(std::string_view unit, const char* part, TracePhase phase) : ring_(current) {
+  if (!ring_) return;
+  outer_ = ring_->label();
+  ring_->label() = {ring_->keep(unit), part, phase, outer_.microbatch};
+}
+
+TraceNamed::TraceNamed(int microbatch) : ring_(current) {
+  if (!ring_) return;
+  outer_ = ring_->label();
+  ring_->label() = {.microbatch = microbatch};
+}
+
+TraceNamed::~TraceNamed() {
+  if (ring_) ring_->label() = outer_;
+}
+
+TraceBeside::TraceBeside() : ring_(current) {
+  if (ring_) ring_->set_row(TraceRow::beside);
+}
+
+TraceBeside::~TraceBeside() {
+  if (ring_) ring_->set_row(TraceRow::compute);
 }
 
 }  // namespace phalanx

@@ -94,7 +94,36 @@ bool Engine::advance_all() {
   return moves_ != before;
 }
 
+// While traced: a wait is a span of the rank's own row, and known to the operation.
+class Engine::TracedWait {
+ public:
+  explicit TracedWait(Operation& operation) : operation_(operation) {
+    const bool traced = operation.span_.begin_ns != 0 && operation.state_ != Operation::State::finished;
+    if (traced) operation.waiting_since_ns_ = begin_ns_ = trace_now();
+  }
+  ~TracedWait() {
+    TraceRing* ring = begin_ns_ != 0 ? trace_ring() : nullptr;
+    if (!ring) return;
+    Span wait = operation_.span_;
+    wait.name = "wait";
+    wait.begin_ns = begin_ns_;
+    wait.end_ns = trace_now();
+    wait.row = ring->row();
+    wait.of.phase = TracePhase::wait;
+    wait.message = 0;
+    ring->record(wait);
+    operation_.waiting_since_ns_ = 0;
+  }
+  TracedWait(const TracedWait&) = delete;
+  TracedWait& operator=(const TracedWait&) = delete;
+
+ private:
+  Operation& operation_;
+  int64_t begin_ns_ = 0;  // 0: not traced
+};
+
 void Engine::wait_for(Operation& operation) {
+  const TracedWait traced(operation);
   struct Watch {  // of a wait that is not over at once
     int64_t& total_ns;
     FlightRecorder& recorder;

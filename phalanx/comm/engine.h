@@ -49,6 +49,7 @@ class Engine {
 
  private:
   friend class Operation;
+  class TracedWait;
 
   bool poll(Operation& operation);
   void wait_for(Operation& operation);

@@ -5,6 +5,7 @@
 
 #include "phalanx/base/pooled.h"
 #include "phalanx/base/task.h"
+#include "phalanx/base/trace.h"
 #include "phalanx/comm/call.h"
 
 namespace phalanx {
@@ -32,6 +33,9 @@ class Operation final : public Waitable, public Pooled<Operation> {
   enum class State : uint8_t { running, finished, failed };
 
   bool advance();  // runs the coroutine as far as it comes; true when finished
+  void resume();
+  void begin_span();
+  void end_span();
   void unlink();
 
   Engine& engine_;
@@ -40,8 +44,9 @@ class Operation final : public Waitable, public Pooled<Operation> {
   Tensor result_;
   State state_ = State::running;
   bool started_ = false;
-  uint64_t serial_;   // in the flight recorder
-  int64_t begin_ns_;  // when traced
+  uint64_t serial_;               // in the flight recorder
+  Span span_;                     // while traced: begin_ns is not 0
+  int64_t waiting_since_ns_ = 0;  // while the rank waits for it, and traced
   Operation* previous_ = nullptr;
   Operation* next_ = nullptr;
 };

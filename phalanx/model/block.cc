@@ -22,15 +22,16 @@ Tensor dropped(const Tensor& x_TD, const Pass& pass, const Tensor& rows, const R
 }
 
 Block::Block(const Builder& b, const std::string& name, int layer, uint64_t seed)
-    : tensor_(b.tensor), dropout_(b.config.dropout) {
+    : name_(name), tensor_(b.tensor), dropout_(b.config.dropout) {
   forgetful_.set_keeping(false);
   const ModelConfig& c = b.config;
-  const auto add_branch = [&](std::unique_ptr<Layer> norm, std::unique_ptr<Layer> body, const char* site) {
-    branches_.push_back({std::move(norm), std::move(body), RandomStream(seed, name + site)});
+  const auto add_branch = [&](std::unique_ptr<Layer> norm, std::unique_ptr<Layer> body, const char* kind) {
+    const std::string site = name_ + (branches_.empty() ? ".attention.dropout" : ".mlp.dropout");
+    branches_.push_back({kind, std::move(norm), std::move(body), RandomStream(seed, site)});
   };
-  auto attention_norm = make_norm(b, name + ".attention_norm");
-  add_branch(std::move(attention_norm), make_attention(b, name + ".attention", layer), ".attention.dropout");
-  auto mlp_norm = make_norm(b, name + ".mlp_norm");
+  auto attention_norm = make_norm(b, name_ + ".attention_norm");
+  add_branch(std::move(attention_norm), make_attention(b, name_ + ".attention", layer), "attention");
+  auto mlp_norm = make_norm(b, name_ + ".mlp_norm");
   std::unique_ptr<Layer> mlp;
   if (c.has_experts(layer)) {
     const int first = c.layer_of_experts(layer);
@@ -39,14 +40,15 @@ Block::Block(const Builder& b, const std::string& name, int layer, uint64_t seed
     moe_ = moe.get();
     mlp = std::move(moe);
   } else if (c.mlp == MlpKind::gelu || c.mlp == MlpKind::gelu_tanh) {
-    mlp = std::make_unique<GeluMlp>(b, name + ".mlp");
+    mlp = std::make_unique<GeluMlp>(b, name_ + ".mlp");
   } else {
-    mlp = std::make_unique<SwigluMlp>(b, name + ".mlp", c.mlp_width);
+    mlp = std::make_unique<SwigluMlp>(b, name_ + ".mlp", c.mlp_width);
   }
-  add_branch(std::move(mlp_norm), std::move(mlp), ".mlp.dropout");
+  add_branch(std::move(mlp_norm), std::move(mlp), moe_ ? "moe" : "mlp");
 }
 
 Task<Tensor> Block::forward(Branch* branch, Tensor x_TD, Pass pass, Tape& tape) {
+  const TracePart part(name_, branch->name, pass.again ? TracePhase::again : TracePhase::forward);
   const Tensor normed_TD = co_await branch->norm->forward(x_TD, pass, tape.scope("norm"));
   const Tensor y_TD = co_await branch->layer->forward(normed_TD, pass, tape.scope("layer"));
   const Tensor rows = tensor_.stream_rows(pass.batch->rows);
@@ -54,6 +56,7 @@ Task<Tensor> Block::forward(Branch* branch, Tensor x_TD, Pass pass, Tape& tape) 
 }
 
 Task<Tensor> Block::backward(Branch* branch, Tensor dy_TD, Pass pass, Tape& tape) {
+  const TracePart part(name_, branch->name, TracePhase::backward);
   const Tensor rows = tensor_.stream_rows(pass.batch->rows);
   const Tensor dbranch_TD = dropped(dy_TD, pass, rows, branch->dropout, dropout_);
   const Tensor dnormed_TD = co_await branch->layer->backward(dbranch_TD, pass, tape.scope("layer"));

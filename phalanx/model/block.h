@@ -29,6 +29,7 @@ class Block final : public Layer {
 
  private:
   struct Branch {
+    const char* name;  // on a trace
     std::unique_ptr<Layer> norm;
     std::unique_ptr<Layer> layer;
     RandomStream dropout;
@@ -38,6 +39,7 @@ class Block final : public Layer {
   Task<Tensor> run(Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> backward(Branch* branch, Tensor dy_TD, Pass pass, Tape& tape);
 
+  std::string name_;  // "layers.3"
   TensorParallel& tensor_;
   double dropout_;
   Moe* moe_ = nullptr;

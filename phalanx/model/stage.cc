@@ -90,6 +90,7 @@ void Stage::expect_passes(int microbatches) {
 }
 
 Task<Tensor> Stage::embed(Pass pass) {
+  const TracePart part("embedding", "", TracePhase::forward);
   const Batch& batch = *pass.batch;
   const DataParallel::Hold held = co_await data_.hold(&*embedding_weights_);
   Tensor x_TD = co_await embedding_->embed(batch.tokens);
@@ -101,6 +102,7 @@ Task<Tensor> Stage::embed(Pass pass) {
 }
 
 Task<> Stage::embed_backward(Tensor dx_TD, Pass pass, Tape& tape) {
+  const TracePart part("embedding", "", TracePhase::backward);
   const Batch& batch = *pass.batch;
   dx_TD = dropped(dx_TD, pass, tensor_.stream_rows(batch.rows), dropout_, dropout_rate_);
   if (positions_) {
@@ -135,6 +137,7 @@ Task<Tensor> Stage::backward(Tensor dy_TD, Pass pass, Tape& tape) {
 }
 
 Task<double> Stage::loss(Tensor x_TD, Pass pass, Tape& tape) {
+  const TracePart part("head", "", TracePhase::forward);
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
   const Tensor normed_TD = co_await norm_->forward(x_TD, pass, tape.scope("norm"));
   const double loss = co_await head_->loss(normed_TD, pass.batch->targets, tape.scope("loss"));
@@ -143,6 +146,7 @@ Task<double> Stage::loss(Tensor x_TD, Pass pass, Tape& tape) {
 }
 
 Task<Tensor> Stage::loss_backward(Pass pass, Tape& tape) {
+  const TracePart part("head", "", TracePhase::backward);
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
   Tensor dahead_TD;
   if (mtp_) dahead_TD = co_await mtp_->backward(pass, tape.scope("mtp"));

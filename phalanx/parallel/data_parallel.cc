@@ -7,6 +7,24 @@
 #include "phalanx/ops/elementwise.h"
 
 namespace phalanx {
+namespace {
+
+Work gather(const Bucket& b, Tensor share) {
+  const TraceNamed named(b.unit, "weights", TracePhase::gather);
+  return b.sharers->all_gather(std::move(share));
+}
+
+Work scatter_sum(const Bucket& b, Tensor grads) {
+  const TraceNamed named(b.unit, "gradients", TracePhase::reduce);
+  return b.sharers->reduce_scatter(std::move(grads));
+}
+
+Work sum_replicas(const Bucket& b, Tensor share) {
+  const TraceNamed named(b.unit, "gradients", TracePhase::reduce);
+  return b.replicas->all_reduce(std::move(share));
+}
+
+}  // namespace
 
 std::vector<Bucket*>& DataParallel::buckets_of(Part& part) {
   if (part.buckets_.empty()) {
@@ -29,7 +47,7 @@ Tensor DataParallel::wide(const Tensor& kept) const {
 void DataParallel::start_gather(Bucket& b) {
   if (b.values.defined() || b.gather.work) return;
   if (store_.zero() == Zero::weights && b.sharers) {
-    b.gather.work = b.sharers->all_gather(store_.kept_share(b));
+    b.gather.work = gather(b, store_.kept_share(b));
     return;
   }
   b.values = wide(store_.zero() == Zero::weights ? store_.kept_share(b) : store_.kept_values(b));
@@ -99,11 +117,11 @@ Task<> DataParallel::sum(Bucket* bucket) {
   }
   Tensor share = all;
   if (b.sharers) {
-    Work scattering = b.sharers->reduce_scatter(all);
+    Work scattering = scatter_sum(b, all);
     share = co_await scattering;
   }
   if (b.replicas) {
-    Work summing = b.replicas->all_reduce(share);
+    Work summing = sum_replicas(b, share);
     co_await summing;
   }
   const Tensor kept = store_.share_of_grads(b);
@@ -127,6 +145,7 @@ Task<> DataParallel::settle(size_t in_flight) {
 }
 
 Task<> DataParallel::reduce_grads() {
+  const TracePart part("", "gradient reduction", TracePhase::reduce);
   for (Bucket& b : store_.buckets()) {
     b.passes_left = 0;
     if (!b.reduced) start_sum(b);
@@ -140,11 +159,12 @@ Task<> DataParallel::publish_values() {
     if (store_.narrow()) narrow_into(store_.kept_share(b), store_.share_of_values(b));
   }
   if (store_.zero() == Zero::weights) co_return;
+  const TracePart part("", "weight gather", TracePhase::gather);
   PooledVector<Work> works;
   PooledVector<Tensor> targets;
   for (const Bucket& b : store_.buckets()) {
     if (!b.sharers) continue;
-    works.push_back(b.sharers->all_gather(store_.kept_share(b)));
+    works.push_back(gather(b, store_.kept_share(b)));
     targets.push_back(store_.kept_values(b));
   }
   for (size_t i = 0; i < works.size(); ++i) {
@@ -155,6 +175,7 @@ Task<> DataParallel::publish_values() {
 }
 
 Task<double> DataParallel::grad_norm() {
+  const TracePart part("", "gradient norm", TracePhase::reduce);
   double squares = 0;
   for (const Bucket& b : store_.buckets()) {
     const bool mine = b.counts && (!b.replicas || b.replicas->rank() == 0);

@@ -32,6 +32,52 @@ Group& channel(Mesh& mesh, bool gradients, ChunkPlace into, int from) {
   return mesh.group(format("{} into chunk {} of stage rank {}", what, into.chunk, into.rank), {a, b});
 }
 
+// A task whose spans lie beside those of the one that it alternates with.
+Task<Tensor> beside(Task<Tensor> task) {
+  while (true) {
+    {
+      const TraceBeside row;
+      task.resume();
+    }
+    if (task.done()) break;
+    co_await Suspend(*task.waiting());
+  }
+  co_return task.result();
+}
+
+// Which microbatches the spans are of from here on; −1: of none.
+void label_spans(int microbatch, int b_microbatch) {
+  TraceRing* ring = trace_ring();
+  if (!ring) return;
+  ring->label(TraceRow::compute).microbatch = microbatch;
+  ring->label(TraceRow::beside).microbatch = b_microbatch;
+}
+
+// An overlapped pair is a forward, and beside it a backward.
+void trace(const TimedStep& r) {
+  TraceRing* ring = trace_ring();
+  if (!ring) return;
+  const Step& s = r.step;
+  const bool pair = s.op == StepOp::FB;
+  const TracePhase phase = pair                ? TracePhase::overlap
+                           : s.op == StepOp::F ? TracePhase::forward
+                           : s.op == StepOp::W ? TracePhase::weights
+                                               : TracePhase::backward;
+  Span span = {.name = pair ? "F" : op_name(s.op).data(),
+               .begin_ns = r.begin_ns,
+               .end_ns = r.end_ns,
+               .kind = TraceKind::part,
+               .of = {.phase = phase, .microbatch = s.microbatch},
+               .chunk = s.chunk};
+  ring->record(span);
+  if (!pair) return;
+  span.name = "B";
+  span.row = TraceRow::beside;
+  span.of.microbatch = s.b_microbatch;
+  span.chunk = s.b_chunk;
+  ring->record(span);
+}
+
 }  // namespace
 
 Pipeline::Pipeline(Schedule schedule, Mesh& mesh)
@@ -82,7 +128,9 @@ void Pipeline::open_channels(Mesh& mesh) {
 void Pipeline::post_next(Inlet& inlet, StageRunner& stages) {
   if (inlet.posted == inlet.microbatches.size()) return;
   Message& message = inlet.place(inlet.posted);
-  message.stream = stages.empty_stream(inlet.microbatches[inlet.posted++]);
+  const int microbatch = inlet.microbatches[inlet.posted++];
+  const TraceNamed named(microbatch);
+  message.stream = stages.empty_stream(microbatch);
   message.work = receive(*inlet.group, message.stream);
 }
 
@@ -124,6 +172,7 @@ void Pipeline::give(bool gradients, int chunk, int microbatch, Tensor stream) {
   Message& message = outlet->sending[outlet->given++ % outlet->sending.size()];
   if (message.work) message.work->wait();
   message.stream = std::move(stream);
+  const TraceNamed named(microbatch);
   message.work = send(*outlet->group, message.stream);
 }
 
@@ -135,12 +184,14 @@ void Pipeline::run_step(const Step& s, StageRunner& stages) {
   Tensor dy;
   if (s.goes_forward()) x = take(false, s.chunk, s.microbatch, stages);
   if (s.goes_backward()) dy = take(true, b_chunk, b_microbatch, stages);
+  label_spans(s.microbatch, b_microbatch);
   record.begin_ns = trace_now();
   Tensor y;
   Tensor dx;
   if (s.op == StepOp::FB) {
-    std::tie(y, dx) = phalanx::run(overlap(stages.forward(s.chunk, s.microbatch, std::move(x)),
-                                           stages.backward(b_chunk, b_microbatch, std::move(dy), false)));
+    std::tie(y, dx) =
+        phalanx::run(overlap(stages.forward(s.chunk, s.microbatch, std::move(x)),
+                             beside(stages.backward(b_chunk, b_microbatch, std::move(dy), false))));
   } else if (s.goes_forward()) {
     y = phalanx::run(stages.forward(s.chunk, s.microbatch, std::move(x)));
   } else if (s.goes_backward()) {
@@ -150,6 +201,7 @@ void Pipeline::run_step(const Step& s, StageRunner& stages) {
   }
   record.end_ns = trace_now();
   records_.push_back(record);
+  trace(record);
   if (s.goes_forward()) give(false, s.chunk, s.microbatch, std::move(y));
   if (s.goes_backward()) give(true, b_chunk, b_microbatch, std::move(dx));
 }
@@ -161,6 +213,7 @@ void Pipeline::run(StageRunner& stages) {
     for (int s = 0; s < schedule_.slices; ++s) post_next(inlet, stages);
   }
   for (const Step& step : steps()) run_step(step, stages);
+  label_spans(-1, -1);
   for (Outlet& outlet : outlets_) {
     outlet.given = 0;
     for (Message& message : outlet.sending) {

@@ -12,7 +12,10 @@ Tape& Tape::scope(std::string_view name, int index) {
 }
 
 void Tape::run_deferred() {
-  for (const auto& work : deferred_) work->run();
+  for (const auto& work : deferred_) {
+    const TracePart part(work->label, TracePhase::weights);
+    work->run();
+  }
   deferred_.clear();
 }
 

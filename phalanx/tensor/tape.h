@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "phalanx/base/pooled.h"
+#include "phalanx/base/trace.h"
 #include "phalanx/tensor/tensor.h"
 
 namespace phalanx {
@@ -44,9 +45,11 @@ class Tape {
   template <class F>
   void defer(F work) {
     Tape& root = *root_;
+    const TraceLabel label = trace_label();
     if (root.deferring_) {
-      root.deferred_.push_back(std::make_unique<Deferred<F>>(std::move(work)));
+      root.deferred_.push_back(std::make_unique<Deferred<F>>(std::move(work), label));
     } else {
+      const TracePart part(label, TracePhase::weights);
       work();
     }
   }
@@ -72,12 +75,14 @@ class Tape {
   };
 
   struct DeferredBase {
+    explicit DeferredBase(const TraceLabel& l) : label(l) {}
     virtual ~DeferredBase() = default;
     virtual void run() = 0;
+    TraceLabel label;  // of the backward that put it off
   };
   template <class F>
   struct Deferred final : DeferredBase, Pooled<Deferred<F>> {
-    explicit Deferred(F f) : work(std::move(f)) {}
+    Deferred(F f, const TraceLabel& l) : DeferredBase(l), work(std::move(f)) {}
     void run() override { work(); }
     F work;
   };

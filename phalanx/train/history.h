@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "phalanx/train/pipeline_history.h"
 #include "phalanx/train/step.h"
 
 namespace phalanx {
@@ -40,8 +42,9 @@ struct TrainingHistory {
   /// How often each expert was chosen over the run, over all ranks: [MoE layer][expert]; empty for dense
   /// models.
   std::vector<std::vector<int64_t>> expert_tokens;
-  PhaseSeconds phases;      ///< summed over the steps, of rank 0
-  double wait_seconds = 0;  ///< part of those spent waiting for other ranks
+  PhaseSeconds phases;                     ///< summed over the steps, of rank 0
+  double wait_seconds = 0;                 ///< part of those spent waiting for other ranks
+  std::optional<PipelineRecord> pipeline;  ///< of rank 0's, with pp > 1: a late step of median time
   double evaluate_seconds = 0;
   double save_seconds = 0;
 };

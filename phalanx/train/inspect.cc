@@ -10,6 +10,7 @@
 #include "phalanx/train/checkpoint_directory.h"
 #include "phalanx/train/checksum.h"
 #include "phalanx/train/saved_checkpoint.h"
+#include "phalanx/train/trace_summary.h"
 
 namespace phalanx {
 namespace {
@@ -307,6 +308,7 @@ Inspection inspect(const fs::path& given, const InspectOptions& options) {
   if (!path.has_filename()) path = path.parent_path();
   if (!fs::exists(path)) throw Error("{}: no such file or directory", path.string());
   if (path.filename() == "manifest.json") path = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  if (is_trace(path)) return {.text = trace_summary(path, options.json), .problems = {}};
   if (!fs::is_directory(path)) return rendered(report_of(SafetensorsModel::open(path)), options);
 
   if (fs::exists(path / "manifest.json") || path.filename().string().starts_with("step-")) {

@@ -1,4 +1,4 @@
-// What `phalanx inspect` prints about checkpoints and safetensors files.
+// What `phalanx inspect` prints about checkpoints, safetensors files and traces.
 #pragma once
 
 #include <filesystem>
@@ -20,7 +20,8 @@ struct Inspection {
 };
 
 /// `path` is a run's directory of checkpoints (its list, then the one to go on from), a checkpoint, its
-/// manifest.json, a .safetensors file, an index of several, or a directory with one of those. JSON: {"kind":
+/// manifest.json, a .safetensors file, an index of several, a directory with one of those, or a trace
+/// (trace_summary.h). JSON: {"kind":
 /// "checkpoint|safetensors", "path", "step", "ranks", "layout", "config", "state", "metadata", "files":
 /// [{"file", "bytes"}], "tensors": [{"name", "dtype", "shape", "bytes", "pieces": [{"file", "begin", "end",
 /// "bytes", "checksums", "status": "ok|damaged|not checked|none"}]}], "totals": {"tensors", "elements",

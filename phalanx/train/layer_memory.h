@@ -72,33 +72,34 @@ class LayerMemory {
   /// gradient, which lives through the whole backward.
   int64_t logits() const { return block(t_ * ((c_.vocabulary + tp_ - 1) / tp_)) + block(2 * t_); }
   int64_t head() const { return norm() + x() + logits(); }
-  /// Before the block of a depth of multi-token prediction, both norms; one's input the head before has saved.
+  /// Before the block of a depth of multi-token prediction, both norms; one's input the head before has
+  /// saved.
   int64_t mtp_entry() const { return 2 * norm() + x(); }
 
  private:
   int64_t stream_rows() const { return sequence_ ? own_ : t_; }
 
-  /// Rows of the longest sequence, or part of one, that attention sees at once.
+  // Rows of the longest sequence, or part of one, that attention sees at once.
   int64_t longest_square() const {
     const int64_t length = c_.context / slices_;
     return ring_ == 1 ? length : std::min(length, t_ * ulysses_ / 2);
   }
-  /// Slices whose k and v attention has at once.
+  // Slices whose k and v attention has at once.
   int seen() const { return slice_ + 1; }
-  /// Blocks of k and v, or of their gradients, that backward holds beside the rank's own: of another rank, the
-  /// next one, and gradients that leave and arrive.
+  // Blocks of k and v, or of their gradients, that backward holds beside the rank's own: of another rank, the
+  // next one, and gradients that leave and arrive.
   int travelling() const { return ring_ == 1 ? 0 : ring_ == 2 ? 3 : 4; }
 
-  /// With dropout, a branch's dy is not the residual's.
+  // With dropout, a branch's dy is not the residual's.
   int64_t dropped() const { return c_.dropout > 0 ? x() : 0; }
 
-  /// The two products of a dense MLP, without its input and output: h (gate and up) and the activation a.
+  // The two products of a dense MLP, without its input and output: h (gate and up) and the activation a.
   BranchMemory dense(int64_t width, bool gated) const;
 
-  /// Multi-head latent attention.
+  // Multi-head latent attention.
   BranchMemory mla() const;
 
-  /// How many ranks of ep a token is sent to, if all sets of K experts are alike.
+  // How many ranks of ep a token is sent to, if all sets of K experts are alike.
   double ranks_of_token() const;
 
   BranchMemory moe() const;

@@ -1,5 +1,6 @@
 #include "phalanx/train/optimizer.h"
 
+#include "phalanx/base/trace.h"
 #include "phalanx/ops/optimizer.h"
 #include "phalanx/tensor/mapped.h"
 
@@ -15,6 +16,7 @@ Optimizer::Optimizer(ParameterStore& store, const OptimizerConfig& config) : sto
 }
 
 void Optimizer::step(double lr, double gradient_scale) {
+  const TracePart part("", "optimizer", TracePhase::update);
   ++steps_;
   for (const Parameter& p : store_.all()) {
     const Tensor value = store_.own_value(p);

@@ -69,7 +69,8 @@ OpPart& part_of(std::vector<OpPart>& ops, const Span& span) {
 // Fills in the step's parts. Spans of ops lie one behind the other; operations in flight have another row.
 void account(StepProfile& profile, const MeasuredStep& step, const Speeds& speeds) {
   for (const Span& span : step.spans) {
-    if (span.row != TraceRow::compute || span.kind == TraceKind::other) continue;
+    const bool counts = span.kind != TraceKind::other && span.kind != TraceKind::part;
+    if (span.row == TraceRow::comm || !counts) continue;
     OpPart& op = part_of(profile.ops, span);
     op.calls += 1;
     op.achieved += seconds_of(span.end_ns - span.begin_ns);

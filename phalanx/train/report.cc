@@ -1,17 +1,14 @@
 #include "phalanx/train/report.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
 #include <limits>
-#include <memory>
 #include <numeric>
-#include <system_error>
 
-#include "phalanx/base/error.h"
+#include "phalanx/base/file.h"
 #include "phalanx/base/text.h"
 #include "phalanx/base/units.h"
+#include "phalanx/train/pipeline_picture.h"
 #include "phalanx/train/report_style.h"
 #include "phalanx/train/svg.h"
 
@@ -273,7 +270,8 @@ std::string report_html(const TrainingHistory& h) {
                 h.title.empty() ? std::string("Training run") : xml_text(h.title), report_style());
   out += header(h) + "<main>\n" + loss_section(h) +
          other_loss(h, "Multi-token prediction", "nats a token, mean over depths", &StepRecord::mtp_loss) +
-         expert_section(h) + time_section(h) + optimizer_section(h) + speed_section(h);
+         expert_section(h) + time_section(h) + pipeline_section(h.pipeline) + optimizer_section(h) +
+         speed_section(h);
   if (!h.config.empty()) {
     out += format("<details><summary>Configuration</summary>\n<pre>\n{}</pre>\n</details>\n",
                   xml_text(h.config));
@@ -282,14 +280,7 @@ std::string report_html(const TrainingHistory& h) {
 }
 
 void write_report(const std::string& path, const TrainingHistory& history) {
-  const std::string html = report_html(history);
-  const auto cause = [] { return std::generic_category().message(errno); };
-  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "wb"), std::fclose);
-  if (file == nullptr) throw Error("cannot write the report {}: {}", path, cause());
-  const bool written =
-      std::fwrite(html.data(), 1, html.size(), file.get()) == html.size() && std::fflush(file.get()) == 0;
-  if (!written) throw Error("cannot write the report {}: {}", path, cause());
-  if (std::fclose(file.release()) != 0) throw Error("cannot write the report {}: {}", path, cause());
+  write_over(path, report_html(history));
 }
 
 }  // namespace phalanx

@@ -54,14 +54,17 @@ svg .strong { fill: var(--on-strong); }
 .above { stroke: var(--above); }
 .below { stroke: var(--below); }
 .within { fill: var(--muted); }
+.bubble { fill: var(--even); stroke: var(--axis); stroke-width: .5; stroke-dasharray: 2 3; }
+.more { fill-opacity: .55; }
 .cursor { stroke: var(--axis); stroke-dasharray: 3 3; }
 .read { fill: var(--ink); stroke: var(--page); stroke-width: 4; paint-order: stroke; font-weight: 600; }
 .s0 { stroke: var(--c0); } .s1 { stroke: var(--c1); } .s2 { stroke: var(--c2); } .s3 { stroke: var(--c3); }
 .s4 { stroke: var(--c4); } .s5 { stroke: var(--c5); } .s6 { stroke: var(--c6); } .s7 { stroke: var(--c7); }
 .f0 { fill: var(--c0); } .f1 { fill: var(--c1); } .f2 { fill: var(--c2); } .f3 { fill: var(--c3); }
 .f4 { fill: var(--c4); } .f5 { fill: var(--c5); } .f6 { fill: var(--c6); } .f7 { fill: var(--c7); }
+.f8 { fill: var(--axis); }
 svg .on0 { fill: var(--on0); }
-svg .on1, svg .on2, svg .on3, svg .on4, svg .on5, svg .on6, svg .on7 { fill: var(--on); }
+svg .on1, svg .on2, svg .on3, svg .on4, svg .on5, svg .on6, svg .on7, svg .on8 { fill: var(--on); }
 table { border-collapse: collapse; margin-top: 10px; min-width: 420px; break-inside: avoid; }
 th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--rule); text-align: right; font-weight: 400; }
 th:first-child, td:first-child { text-align: left; }

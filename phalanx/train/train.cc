@@ -4,6 +4,7 @@
 
 #include "phalanx/base/error.h"
 #include "phalanx/base/parallel_for.h"
+#include "phalanx/comm/clock_shift.h"
 #include "phalanx/model/flops.h"
 #include "phalanx/model/hf_weights.h"
 #include "phalanx/ops/peak.h"
@@ -31,7 +32,12 @@ double sum_over(Group& group, double value) {
 class Run {
  public:
   Run(RankRun& rank, const Dataset& data, Group& world, const TrainHooks& hooks)
-      : rank_(rank), data_(data), world_(world), hooks_(hooks) {
+      : rank_(rank),
+        data_(data),
+        world_(world),
+        hooks_(hooks),
+        clock_shift_(clock_shift(world, clock_host(), [] { return trace_now(); })),
+        trace_(hooks.trace, clock_shift_) {
     const TokenFlops flops = training_flops_per_token(rank.model().config());
     world.barrier().wait();  // so that all ranks measure at the same time
     machine_flops_ = sum_over(world, measure_matmul_flops(rank.parameters().dtype()));
@@ -43,6 +49,8 @@ class Run {
     const RunConfig& c = config().train;
     last_saved_ = from.path;
     waited_before_ = world_.waited();
+    first_step_ = from.next_step;
+    check_trace();
     describe();
     for (step_ = from.next_step; step_ < c.steps; ++step_) {
       if (c.eval_every > 0 && step_ % c.eval_every == 0) evaluate_now();
@@ -51,6 +59,7 @@ class Run {
         return take_history();
       }
       train_now();
+      if (hooks_.trace.ends_with(step_ - first_step_)) tell_trace();
       if (c.save_every > 0 && (step_ + 1) % c.save_every == 0 && step_ + 1 < c.steps) save_now(step_ + 1);
     }
     evaluate_now();
@@ -80,13 +89,36 @@ class Run {
     return sum_over(world_, asked) > 0;
   }
 
+  void check_trace() const {
+    const TraceSteps& t = hooks_.trace;
+    const int64_t steps = config().train.steps - first_step_;
+    if (t.count == 0 || t.first < steps) return;
+    throw Error("no step to trace: the run has {} steps, and {} of them come before the first traced one",
+                steps, t.first);
+  }
+
+  void tell_trace() {
+    const std::string json = trace_.collect(rank_.mesh(), world_);
+    const double lost = sum_over(world_, static_cast<double>(trace_.lost()));
+    if (!leads()) return;
+    if (hooks_.on_trace) hooks_.on_trace(json);
+    if (lost > 0 && hooks_.on_note) {
+      hooks_.on_note(format("the trace lacks its {:.0f} oldest spans: trace fewer steps", lost));
+    }
+  }
+
   void train_now() {
+    const TraceScope traced(trace_.ring_of(step_ - first_step_));
+    const char* name = trace_ring() ? trace_ring()->keep(format("step {}", step_)) : "";
+    const TracePart part("", name, TracePhase::none);
     const auto start = std::chrono::steady_clock::now();
     batches_.clear();
     batches_ = data_.train_batches(step_, rank_.share());
     const double lr = learning_rate(config().lr, step_, config().train.steps);
     const StepResult result = finite_step(lr);
     const double seconds = seconds_since(start);
+    const Pipeline& pipeline = rank_.trainer().pipeline;
+    if (pipeline.schedule().ranks > 1) pipelines_.add(step_, seconds, pipeline.records());
     if (!leads()) return;
     history_.seconds += seconds;
     add(history_.phases, result.seconds);
@@ -140,7 +172,10 @@ class Run {
   }
 
   TrainingHistory take_history() {
+    if (trace_.is_due()) tell_trace();
     count_experts();
+    history_.pipeline =
+        pipelines_.median(rank_.trainer().pipeline.schedule(), rank_.mesh().group(Axis::pp), clock_shift_);
     history_.wait_seconds = world_.waited() - waited_before_;
     return std::move(history_);
   }
@@ -164,9 +199,13 @@ class Run {
   Group& world_;
   const TrainHooks& hooks_;
   TrainingHistory history_;
+  int64_t clock_shift_;
+  StepTrace trace_;
+  PipelineHistory pipelines_;
   double waited_before_ = 0;  // seconds
   std::vector<Batch> batches_;
   std::vector<Batch> validation_;
+  int64_t first_step_ = 0;
   int64_t step_ = 0;
   std::string last_saved_;    // checkpoint that this run began from or wrote; "" if none
   double machine_flops_ = 0;  // of all ranks together

@@ -40,7 +40,7 @@ std::array<int64_t, kTraceKinds> traced_work(const TrainConfig& config, const Da
     const std::lock_guard lock(mutex);
     int64_t end_ns = 0;
     for (const Span& span : ring.spans()) {
-      if (span.row != TraceRow::compute) continue;
+      if (span.row == TraceRow::comm || span.kind == TraceKind::part) continue;
       work[static_cast<size_t>(span.kind)] += span.detail;
       EXPECT_GE(span.begin_ns, end_ns) << span.name << " lies inside the span before it";
       end_ns = span.end_ns;

@@ -65,6 +65,12 @@ double Timeline::idle_within(int rank) const {
 }
 
 Timeline simulate(const Schedule& schedule, const StepTimes& times) {
+  return simulate(schedule, [&](int rank, size_t step) {
+    return times.of(schedule.steps[static_cast<size_t>(rank)][step].op) / schedule.slices;
+  });
+}
+
+Timeline simulate(const Schedule& schedule, FunctionRef<double(int rank, size_t step)> time) {
   Clock clock(schedule);
   Timeline out;
   out.spans.resize(schedule.steps.size());
@@ -80,7 +86,7 @@ Timeline simulate(const Schedule& schedule, const StepTimes& times) {
         const double ready = clock.ready(step, static_cast<int>(r));
         if (ready == kNever) break;
         const double start = std::max(ready, spans.empty() ? 0 : spans.back().end);
-        spans.push_back({start, start + times.of(step.op) / schedule.slices});
+        spans.push_back({start, start + time(static_cast<int>(r), spans.size())});
         clock.finish(step, static_cast<int>(r), spans.back().end);
         out.makespan = std::max(out.makespan, spans.back().end);
         --left;

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "phalanx/base/function_ref.h"
 #include "phalanx/parallel/schedule/schedule.h"
 
 namespace phalanx {
@@ -27,5 +28,7 @@ struct Timeline {
 /// Every step starts as soon as its rank is free and what it needs is there. `times` are those of one chunk
 /// and a whole microbatch. Error: steps that never can; it names them (check.h says more).
 Timeline simulate(const Schedule& schedule, const StepTimes& times = {});
+/// The same with a time for every single step: of a rank, and by its place in the rank's list.
+Timeline simulate(const Schedule& schedule, FunctionRef<double(int rank, size_t step)> time);
 
 }  // namespace phalanx

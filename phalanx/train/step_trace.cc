@@ -1,0 +1,52 @@
+#include "phalanx/train/step_trace.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "phalanx/base/chrome_trace.h"
+#include "phalanx/train/agree.h"
+
+namespace phalanx {
+namespace {
+
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+
+int64_t least(Group& group, int64_t mine) {
+  const Tensor all = group.all_gather(Tensor::of(Shape{1}, std::span<const int64_t>(&mine, 1))).wait();
+  return std::ranges::min(all.span<int64_t>());
+}
+
+}  // namespace
+
+std::string rank_title(const Mesh& mesh) {
+  std::string title = format("rank {}", mesh.world().rank());
+  for (int a = 0; a < kAxes; ++a) {
+    const auto axis = static_cast<Axis>(a);
+    const bool follows = axis == Axis::edp;  // from the others
+    if (!follows && mesh.size(axis) > 1) title += format(" {}={}", axis_name(axis), mesh.coordinate(axis));
+  }
+  return title;
+}
+
+TraceRing* StepTrace::ring_of(int64_t step) {
+  if (!steps_.has(step)) return nullptr;
+  if (!ring_) ring_ = std::make_unique<TraceRing>();
+  return ring_.get();
+}
+
+std::string StepTrace::collect(const Mesh& mesh, Group& world) {
+  const std::vector<Span> spans = ring_ ? ring_->spans() : std::vector<Span>();
+  lost_ = ring_ ? ring_->count() - spans.size() : 0;
+  int64_t begin = kNever;
+  for (const Span& s : spans) begin = std::min(begin, s.begin_ns + clock_shift_);
+  const int64_t origin = least(world, begin);
+  const ChromeRank rank = {.rank = world.rank(),
+                           .name = rank_title(mesh),
+                           .shift_ns = clock_shift_ - (origin == kNever ? 0 : origin)};
+  const std::vector<std::string> all = gather_texts(world, chrome_events(spans, rank));
+  steps_.count = 0;
+  ring_.reset();
+  return world.rank() == 0 ? chrome_trace(all) : "";
+}
+
+}  // namespace phalanx

@@ -1,0 +1,47 @@
+// The training timeline: some steps of a run as Chrome trace events of all ranks.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "phalanx/base/trace.h"
+#include "phalanx/comm/mesh.h"
+
+namespace phalanx {
+
+/// Steps of one run, counted from its first, also when it was resumed.
+struct TraceSteps {
+  int64_t first = 2;  ///< steps before them, in which memory and caches warm up
+  int64_t count = 0;  ///< 0: none
+
+  bool has(int64_t step) const { return step >= first && step < first + count; }
+  bool ends_with(int64_t step) const { return count > 0 && step == first + count - 1; }
+};
+
+/// One rank's part. Takes no memory before the first of the steps.
+class StepTrace {
+ public:
+  /// `clock_shift` is what comm/clock_shift.h says.
+  StepTrace(const TraceSteps& steps, int64_t clock_shift) : steps_(steps), clock_shift_(clock_shift) {}
+
+  /// Where the run's step of that number leaves its spans; null: it is not traced.
+  TraceRing* ring_of(int64_t step);
+
+  /// On rank 0 the whole file, elsewhere "". Collective; once.
+  std::string collect(const Mesh& mesh, Group& world);
+  /// True once the steps have begun and until they were collected, or when they never came.
+  bool is_due() const { return steps_.count > 0; }
+  /// Spans of this rank that did not fit, when it was collected: the oldest.
+  uint64_t lost() const { return lost_; }
+
+ private:
+  TraceSteps steps_;
+  int64_t clock_shift_;
+  std::unique_ptr<TraceRing> ring_;
+  uint64_t lost_ = 0;
+};
+
+/// "rank 3 pp=1 dp=0": its place on the axes that the layout has.
+std::string rank_title(const Mesh& mesh);
+
+}  // namespace phalanx

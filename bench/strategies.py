@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """What each way to share out a model costs in time, and takes in memory, beside one rank.
 
-  python3 bench/strategies.py speed --text data/shakespeare.txt [--rounds 3] [--json FILE]
+  python3 bench/strategies.py speed --text data/shakespeare.txt [--rounds 3] [--only "pp=2;cp=2"] [--json FILE]
   python3 bench/strategies.py memory --text data/shakespeare.txt [--json FILE]
 
 speed: configs/bench_512.toml (8,192 tokens a step) on two ranks of one core each, beside one rank that has
 both cores; the runs of a round one after the other, medians over rounds of each run's median step. `overhead`
-is the time beyond one rank's.
+is the time beyond one rank's. `--only`: strategies whose names begin so, and their yardsticks.
 memory: rank 0's peak in a training step on 1, 2, 4 and 8 ranks beside the account that `phalanx bench train`
 makes from the configuration alone (phalanx/train/memory.h).
 """
@@ -58,14 +58,21 @@ def bench(args, settings, layout, steps):
     return json.loads(done.stdout)["rows"]
 
 
+def chosen(only):
+    names = {n for n in SPEED if any(n.startswith(prefix) for prefix in only.split(";"))}
+    names |= {SPEED[n][2] for n in names}
+    return {n: way for n, way in SPEED.items() if n in names}
+
+
 def speed(args):
-    runs = {name: [] for name in SPEED}
+    ways = chosen(args.only)
+    runs = {name: [] for name in ways}
     for round_ in range(args.rounds):
-        for name, (settings, layout, _) in SPEED.items():
+        for name, (settings, layout, _) in ways.items():
             print(f"round {round_ + 1}/{args.rounds}: {name} …", file=sys.stderr)
             runs[name].append(bench(args, settings, layout, 4)[-1])
     rows = []
-    for name, (_, layout, yardstick) in SPEED.items():
+    for name, (_, layout, yardstick) in ways.items():
         row = {"strategy": name, "layout": layout,
                "step_ms": round(statistics.median(r["step_ms"] for r in runs[name])),
                "tokens_per_s": round(statistics.median(r["tokens_per_s"] for r in runs[name]))}
@@ -98,6 +105,7 @@ def main():
     parser.add_argument("--config", default="configs/bench_512.toml")
     parser.add_argument("--text", default="data/shakespeare.txt")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="")
     parser.add_argument("--json")
     args = parser.parse_args()
     rows = speed(args) if args.what == "speed" else memory(args)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What each way to share out a model costs in time, and takes in memory, beside one rank.
 
-  python3 bench/strategies.py speed --text data/shakespeare.txt [--rounds 3] [--only "pp=2;cp=2"] [--json FILE]
+  python3 bench/strategies.py speed --text data/shakespeare.txt [--rounds 3] [--only "pp=2;cp=2"] [--json F]
   python3 bench/strategies.py memory --text data/shakespeare.txt [--json FILE]
 
 speed: configs/bench_512.toml (8,192 tokens a step) on two ranks of one core each, beside one rank that has
-both cores; the runs of a round one after the other, medians over rounds of each run's median step. `overhead`
-is the time beyond one rank's. `--only`: strategies whose names begin so, and their yardsticks.
+both cores, with as large microbatches (a pipeline: as many); the runs of a round one after the other, medians
+over rounds of each run's median step. `overhead` is the time beyond one rank's. `--only`: strategies whose
+names begin so, and their yardsticks.
 memory: rank 0's peak in a training step on 1, 2, 4 and 8 ranks beside the account that `phalanx bench train`
 makes from the configuration alone (phalanx/train/memory.h).
 """
@@ -18,20 +19,30 @@ import sys
 
 MOE = ["--set", "model.mlp=moe"]
 ZERO, ZERO2, ZERO3 = (["--set", f"parallel.zero={stage}"] for stage in (1, 2, 3))
+ALIKE = ["--set", "parallel.sequence=false"]
+
+
+def microbatch(sequences, *settings):
+    return ["--set", f"train.microbatch={sequences}", *settings]
+
+
 SPEED = {  # name: (settings, layout, its yardstick)
-    "one rank": ([], "dp=1", None),
-    "dp=2": ([], "dp=2", "one rank"),
-    "dp=2, ZeRO-1": (ZERO, "dp=2", "one rank"),
-    "dp=2, ZeRO-2": (ZERO2, "dp=2", "one rank"),
-    "dp=2, ZeRO-3": (ZERO3, "dp=2", "one rank"),
-    "pp=2, 1F1B": (["--set", "train.microbatch=1"], "pp=2", "one rank"),
-    "pp=2, 1F1B, 4 slices": (["--set", "train.microbatch=4", "--set", "train.slices=4"], "pp=2", "one rank"),
-    "pp=2, ZB-H1": (["--set", "train.microbatch=1", "--set", "train.schedule=zb-h1"], "pp=2", "one rank"),
-    "tp=2": (["--set", "parallel.sequence=false"], "tp=2", "one rank"),
-    "tp=2, sequence": ([], "tp=2", "one rank"),
-    "cp=2": ([], "cp=2", "one rank"),
-    "experts, one rank": (MOE, "dp=1", None),
-    "experts, ep=2": (MOE, "dp=2,ep=2", "experts, one rank"),
+    "one rank, 16 microbatches": (microbatch(1), "dp=1", None),
+    "pp=2, 1F1B": (microbatch(1), "pp=2", "one rank, 16 microbatches"),
+    "pp=2, 1F1B, 4 microbatches in 4 slices": (microbatch(4, "--set", "train.slices=4"), "pp=2",
+                                               "one rank, 16 microbatches"),
+    "pp=2, ZB-H1": (microbatch(1, "--set", "train.schedule=zb-h1"), "pp=2", "one rank, 16 microbatches"),
+    "one rank": (microbatch(16), "dp=1", None),
+    "dp=2": (microbatch(8), "dp=2", "one rank"),
+    "dp=2, ZeRO-1": (microbatch(8, *ZERO), "dp=2", "one rank"),
+    "dp=2, ZeRO-2": (microbatch(8, *ZERO2), "dp=2", "one rank"),
+    "dp=2, ZeRO-3": (microbatch(8, *ZERO3), "dp=2", "one rank"),
+    "tp=2": (microbatch(16, *ALIKE), "tp=2", "one rank"),
+    "tp=2, sequence": (microbatch(16), "tp=2", "one rank"),
+    "cp=2": (microbatch(16), "cp=2", "one rank"),
+    "cp=2, ring": (microbatch(16, "--set", "parallel.ulysses=1"), "cp=2", "one rank"),
+    "experts, one rank": (microbatch(16, *MOE), "dp=1", None),
+    "experts, ep=2": (microbatch(8, *MOE), "dp=2,ep=2", "experts, one rank"),
 }
 SMALL = ["--set", "model.layers=4", "--set", "model.width=256", "--set", "model.mlp_width=704", "--set",
          "train.batch=32", "--set", "train.microbatch=4", "--set", "model.context=128"]
@@ -42,7 +53,7 @@ MEMORY = {  # name: (settings, axes of n ranks)
     "dp, ZeRO-3": (ZERO3, "dp={n}"),
     "pp, 1F1B": (["--set", "model.layers=8"], "pp={n}"),
     "pp, 1F1B, 4 slices": (["--set", "model.layers=8", "--set", "train.slices=4"], "pp={n}"),
-    "tp": (["--set", "parallel.sequence=false"], "tp={n}"),
+    "tp": (ALIKE, "tp={n}"),
     "tp, sequence": ([], "tp={n}"),
     "cp": ([], "cp={n}"),
     "ep": (MOE, "dp={n},ep={n}"),

@@ -4,8 +4,8 @@
   python3 bench/peers/compare_parallel.py --text data/shakespeare.txt [--torch PYTHON] [--json FILE]
 
 Each round runs, one after the other: ours on dp=2 and with ZeRO-3, PyTorch's DistributedDataParallel, eager
-and compiled, and FSDP2 (llama_torch.py), each with the microbatches that suit it best of those tried before. A
-figure is the median over the rounds of each run's median step; `ratio` is ours over theirs: dp=2 over the
+and compiled, and FSDP2 (llama_torch.py), each with the microbatches that suit it best of those tried before.
+A figure is the median over the rounds of each run's median step; `ratio` is ours over theirs: dp=2 over the
 faster DDP, ZeRO-3 over FSDP2. PYTHON is an interpreter that has `torch` (default: this one).
 """
 import argparse
@@ -16,7 +16,8 @@ import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-OURS = {"dp=2": [], "dp=2, ZeRO-3": ["--set", "parallel.zero=3", "--set", "train.microbatch=8"]}
+WHOLE = ["--set", "train.microbatch=8"]
+OURS = {"dp=2": WHOLE, "dp=2, ZeRO-3": ["--set", "parallel.zero=3", *WHOLE]}
 THEIRS = {"DDP": ["--parallel", "ddp"], "DDP, compiled": ["--parallel", "ddp", "--compile"],
           "FSDP2": ["--parallel", "fsdp"]}
 
@@ -50,11 +51,16 @@ def main():
     parser.add_argument("--cores", default="0-1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 2, 8],
+                        help="that PyTorch tries first")
     parser.add_argument("--json")
     args = parser.parse_args()
     best = {}
     for name, options in THEIRS.items():
-        tried = {m: theirs(args, options, m) for m in (1, 2, 8)}
+        if len(args.microbatches) == 1:
+            best[name] = args.microbatches[0]
+            continue
+        tried = {m: theirs(args, options, m) for m in args.microbatches}
         best[name] = max(tried, key=tried.get)
         print(f"{name}: " + ", ".join(f"microbatch {m} {speed:.0f}" for m, speed in tried.items()),
               file=sys.stderr)

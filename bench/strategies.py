@@ -29,6 +29,7 @@ SPEED = {  # name: (settings, layout, its yardstick)
     "pp=2, ZB-H1": (["--set", "train.microbatch=1", "--set", "train.schedule=zb-h1"], "pp=2", "one rank"),
     "tp=2": (["--set", "parallel.sequence=false"], "tp=2", "one rank"),
     "tp=2, sequence": ([], "tp=2", "one rank"),
+    "tp=2, sequence, overlapped": (["--set", "parallel.tp_overlap=true"], "tp=2", "one rank"),
     "cp=2": ([], "cp=2", "one rank"),
     "experts, one rank": (MOE, "dp=1", None),
     "experts, ep=2": (MOE, "dp=2,ep=2", "experts, one rank"),

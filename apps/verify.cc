@@ -25,7 +25,7 @@ struct Options {
 // The layout, and what beside it tells cases apart.
 std::string case_name(const VerifyRow& row) {
   return row.run.layout.text() + (row.run.layout.cp == 1 ? "" : format(" ulysses={}", row.run.ulysses)) +
-         (row.run.sequence ? " sequence" : "") +
+         (row.run.sequence ? " sequence" : "") + (row.run.tp_overlap ? " tp_overlap" : "") +
          (row.run.zero == Zero::none ? "" : format(" zero{}", static_cast<int>(row.run.zero))) +
          (row.run.shard == 0 ? "" : format(" shard{}", row.run.shard)) +
          (row.run.slices == 1 ? "" : format(" slices={}", row.run.slices)) +
@@ -37,6 +37,7 @@ nlohmann::json json_of(const VerifyRow& r) {
   nlohmann::json j = {{"layout", r.run.layout.text()},
                       {"schedule", r.run.schedule},
                       {"sequence", r.run.sequence},
+                      {"tp_overlap", r.run.tp_overlap},
                       {"zero", static_cast<int>(r.run.zero)},
                       {"shard", r.run.shard},
                       {"recompute", recompute_name(r.run.recompute)},

@@ -39,6 +39,7 @@ SPEED = {  # name: (settings, layout, its yardstick)
     "dp=2, ZeRO-3": (microbatch(8, *ZERO3), "dp=2", "one rank"),
     "tp=2": (microbatch(16, *ALIKE), "tp=2", "one rank"),
     "tp=2, sequence": (microbatch(16), "tp=2", "one rank"),
+    "tp=2, sequence, overlapped": (microbatch(16, "--set", "parallel.tp_overlap=true"), "tp=2", "one rank"),
     "cp=2": (microbatch(16), "cp=2", "one rank"),
     "cp=2, ring": (microbatch(16, "--set", "parallel.ulysses=1"), "cp=2", "one rank"),
     "experts, one rank": (microbatch(16, *MOE), "dp=1", None),

@@ -40,24 +40,20 @@ int kv_parts(const Builder& b) { return std::min(b.config.kv_heads, b.tensor.ran
 }  // namespace
 
 Attention::Attention(const Builder& b, const std::string& name, int layer)
-    : tensor_(b.tensor),
-      context_(b.context),
+    : context_(b.context),
       layer_(layer),
       config_{.heads = b.config.heads / b.tensor.ranks(),
               .kv_heads = b.config.kv_heads / kv_parts(b),
               .head_dim = b.config.head_dim,
               .scale = 1 / std::sqrt(static_cast<double>(b.config.head_dim))},
       rotation_(rotation_of(b.config)),
-      q_(b, name + ".q", inner(b.config.heads, 0, b.config)),
-      k_(b, name + ".k", inner(b.config.kv_heads, kv_parts(b), b.config)),
-      v_(b, name + ".v", inner(b.config.kv_heads, kv_parts(b), b.config)),
+      qkv_(b, {Linear(b, name + ".q", inner(b.config.heads, 0, b.config)),
+               Linear(b, name + ".k", inner(b.config.kv_heads, kv_parts(b), b.config)),
+               Linear(b, name + ".v", inner(b.config.kv_heads, kv_parts(b), b.config))}),
       o_(b, name + ".o", outer(b.config)) {}
 
 Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
-  const Tensor all_TD = co_await tensor_.gather(x_TD);
-  Tensor q = co_await q_.forward(all_TD);
-  Tensor k = co_await k_.forward(all_TD);
-  Tensor v = co_await v_.forward(all_TD);
+  auto [q, k, v] = co_await qkv_.forward(x_TD);
   if (rotates()) {
     rope_into(q, pass.batch->positions, config_.head_dim, rotation_);
     rope_into(k, pass.batch->positions, config_.head_dim, rotation_);
@@ -83,12 +79,8 @@ Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
     rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rotation_);
     rope_backward_into(d.dk_TGd, pass.batch->positions, config_.head_dim, rotation_);
   }
-  Tensor x_TD = std::exchange(saved.x, Tensor());
-  Tensor all_TD = co_await tensor_.gather(std::move(x_TD));
-  const Tensor dx_q = co_await q_.backward(d.dq_THd, all_TD, tape);
-  const Tensor dx_qk = co_await k_.backward(d.dk_TGd, all_TD, tape, dx_q);
-  const Tensor dx = co_await v_.backward(d.dv_TGd, std::move(all_TD), tape, dx_qk);
-  co_return co_await tensor_.reduce(dx);
+  const std::array dqkv = {d.dq_THd, d.dk_TGd, d.dv_TGd};
+  co_return co_await qkv_.backward(dqkv, std::exchange(saved.x, Tensor()), tape);
 }
 
 }  // namespace phalanx

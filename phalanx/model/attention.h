@@ -18,14 +18,11 @@ class Attention final : public Layer {
  private:
   bool rotates() const { return rotation_.columns() > 0; }
 
-  TensorParallel& tensor_;
   ContextParallel& context_;
   int layer_;
   AttentionConfig config_;  // of the heads of this rank of tp
   Rotation rotation_;       // empty: positions are learned elsewhere
-  Linear q_;
-  Linear k_;
-  Linear v_;
+  GatheredLinears<3> qkv_;
   Linear o_;
 };
 

@@ -4,6 +4,7 @@
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/rmsnorm.h"
+#include "phalanx/parallel/stream_products.h"
 
 namespace phalanx {
 namespace {
@@ -127,29 +128,109 @@ Linear::Linear(const Builder& build, const std::string& name, const LinearConfig
       b_(c.bias ? &add_bias(build, name + ".b", c) : nullptr) {}
 
 Task<Tensor> Linear::forward(Tensor x) {
+  PHX_CHECK(cut_ != Cut::outputs, "{}: its rows are gathered elsewhere", w_.name());
   const Lease w = co_await w_.use();
-  Tensor y = matmul_nt(x, matrix(w.value()));
-  if (cut_ == Cut::inputs) y = co_await tensor_.reduce(y);
-  if (b_) {
-    const Lease b = co_await b_->use();
-    add_bias_into(y, b.value());
+  const std::array weight = {matrix(w.value())};
+  Tensor y;
+  if (cut_ == Cut::inputs) {
+    ReduceChunks chunks = tensor_.reduce_chunks({x.rows(), weight[0].rows()}, x.dtype());
+    multiply_and_send(chunks, matmul_nt_into, std::array{x}, weight);
+    y = co_await chunks.sum();
+  } else {
+    y = matmul_nt(x, weight[0]);
   }
+  co_await bias_into(y);
   co_return y;
 }
 
-Task<Tensor> Linear::backward(Tensor dy, Tensor x, Tape& tape, Tensor sum) {
-  Tensor dy_all = dy;
-  if (cut_ == Cut::inputs) dy_all = co_await tensor_.gather(dy);
-  tape.defer([this, dy, dy_all, x = std::move(x)] {
+Task<> Linear::bias_into(Tensor y) {
+  if (!b_) co_return;
+  const Lease b = co_await b_->use();
+  add_bias_into(y, b.value());
+}
+
+void Linear::defer_gradients(const Tensor& dy, const Tensor& dy_stream, Tensor x, Tape& tape) {
+  tape.defer([this, dy, dy_stream, x = std::move(x)] {
     const auto [dw, into] = w_.grad_sum();
-    matmul_tn_into(matrix(dw), dy_all, x, into);
-    if (b_) bias_backward_into(b_->grad(), dy);
+    matmul_tn_into(matrix(dw), dy, x, into);
+    if (b_) bias_backward_into(b_->grad(), dy_stream);
   });
+}
+
+Task<Tensor> Linear::backward(Tensor dy, Tensor x, Tape& tape, Tensor sum) {
+  if (cut_ == Cut::inputs) co_return co_await backward_of_cut(std::move(dy), std::move(x), tape);
+  defer_gradients(dy, dy, std::move(x), tape);
   const Lease w = co_await w_.use();
-  if (!sum.defined()) co_return matmul(dy_all, matrix(w.value()));
-  matmul_into(sum, dy_all, matrix(w.value()));
+  if (!sum.defined()) co_return matmul(dy, matrix(w.value()));
+  matmul_into(sum, dy, matrix(w.value()));
   co_return sum;
 }
+
+Task<Tensor> Linear::backward_of_cut(Tensor dy, Tensor x, Tape& tape) {
+  GatherChunks rows = tensor_.gather_chunks(dy);
+  const Lease w = co_await w_.use();
+  const std::array weight = {matrix(w.value())};
+  if (!tensor_.overlaps()) {  // x goes before its gradient comes
+    const Tensor all = co_await rows.rest();
+    defer_gradients(all, dy, std::move(x), tape);
+    co_return matmul(all, weight[0]);
+  }
+  const std::array dx = {Tensor::empty(x.shape(), x.dtype())};
+  co_await multiply_gathered(&rows, matmul_into, weight, dx);
+  const Tensor all = co_await rows.rest();
+  defer_gradients(all, dy, std::move(x), tape);
+  co_return dx[0];
+}
+
+template <size_t N>
+Task<typename GatheredLinears<N>::Weights> GatheredLinears<N>::weights() {
+  Weights all;
+  for (size_t i = 0; i < N; ++i) {
+    Lease lease = co_await linears_[i].w_.use();
+    all.matrices[i] = matrix(lease.value());
+    all.leases.push_back(std::move(lease));
+  }
+  co_return all;
+}
+
+template <size_t N>
+Task<std::array<Tensor, N>> GatheredLinears<N>::forward(Tensor x) {
+  GatherChunks rows = tensor_.gather_chunks(std::move(x));
+  const Weights w = co_await weights();
+  std::array<Tensor, N> y;
+  for (size_t i = 0; i < N; ++i) {
+    y[i] = Tensor::empty({rows.rows(), w.matrices[i].rows()}, w.matrices[i].dtype());
+  }
+  co_await multiply_gathered(&rows, matmul_nt_into, w.matrices, y);
+  for (size_t i = 0; i < N; ++i) co_await linears_[i].bias_into(y[i]);
+  co_return y;
+}
+
+template <size_t N>
+Task<Tensor> GatheredLinears<N>::backward(std::array<Tensor, N> dy, Tensor x, Tape& tape) {
+  GatherChunks rows = tensor_.gather_chunks(std::move(x));
+  const Weights w = co_await weights();
+  if (!tensor_.overlaps()) {
+    Tensor all = co_await rows.rest();
+    defer_gradients(dy, std::move(all), tape);
+  }
+  ReduceChunks dx = tensor_.reduce_chunks({rows.rows(), w.matrices[0].dim(1)}, w.matrices[0].dtype());
+  multiply_and_send(dx, matmul_into, dy, w.matrices);
+  if (tensor_.overlaps()) {  // the weights' gradients while dx travels
+    Tensor all = co_await rows.rest();
+    defer_gradients(dy, std::move(all), tape);
+  }
+  co_return co_await dx.sum();
+}
+
+template <size_t N>
+void GatheredLinears<N>::defer_gradients(const std::array<Tensor, N>& dy, Tensor all, Tape& tape) {
+  for (size_t i = 0; i + 1 < N; ++i) linears_[i].defer_gradients(dy[i], dy[i], all, tape);
+  linears_[N - 1].defer_gradients(dy[N - 1], dy[N - 1], std::move(all), tape);
+}
+
+template class GatheredLinears<1>;
+template class GatheredLinears<3>;
 
 std::unique_ptr<Layer> make_rms_norm(const Builder& build, const std::string& name, int64_t width,
                                      double eps) {

@@ -1,6 +1,7 @@
-// A dense linear layer and the two norms.
+// Dense linear layers and the two norms.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <string>
 
@@ -29,18 +30,48 @@ struct LinearConfig {
 class Linear {
  public:
   Linear(const Builder& build, const std::string& name, const LinearConfig& config);
-  /// x [T, in]: all rows → [T, stacked · out / tp] (outputs cut); or x [T, in / tp] → the stream [·, out]
-  /// (inputs cut: summed over tp, then the bias once); none cut: the stream [·, in] → its rows [·, out].
+  /// x [T, in / tp] → the stream [·, out] (inputs cut: summed over tp, then the bias once); or the stream
+  /// [·, in] → its rows [·, out] (none cut).
   Task<Tensor> forward(Tensor x);
-  /// The gradient of x, given the forward's x; where there is a `sum`, it is added to that. With outputs cut
-  /// it is this rank's summand of the gradient.
+  /// The gradient of x, given the forward's x; with none cut and a `sum`, it is added to that.
   Task<Tensor> backward(Tensor dy, Tensor x, Tape& tape, Tensor sum = {});
 
  private:
+  template <size_t N>
+  friend class GatheredLinears;
+
+  Task<Tensor> backward_of_cut(Tensor dy, Tensor x, Tape& tape);
+  Task<> bias_into(Tensor y);
+  // `dy_stream` for the bias: with inputs cut it has the stream's rows.
+  void defer_gradients(const Tensor& dy, const Tensor& dy_stream, Tensor x, Tape& tape);
+
   TensorParallel& tensor_;
   Cut cut_;
   Parameter& w_;
   Parameter* b_;  // or null
+};
+
+/// Linears with outputs cut (q, k and v, say) of one stream, whose rows are gathered once for all of them.
+template <size_t N>
+class GatheredLinears {
+ public:
+  GatheredLinears(const Builder& build, std::array<Linear, N> linears)
+      : tensor_(build.tensor), linears_(std::move(linears)) {}
+  /// The stream [·, in] → of each linear all rows [T, stacked · out / tp].
+  Task<std::array<Tensor, N>> forward(Tensor x);
+  /// The gradient of the stream, given the forward's x.
+  Task<Tensor> backward(std::array<Tensor, N> dy, Tensor x, Tape& tape);
+
+ private:
+  struct Weights {
+    PooledVector<Lease> leases;
+    std::array<Tensor, N> matrices;
+  };
+  Task<Weights> weights();
+  void defer_gradients(const std::array<Tensor, N>& dy, Tensor all, Tape& tape);
+
+  TensorParallel& tensor_;
+  std::array<Linear, N> linears_;
 };
 
 /// RMSNorm over rows [·, width] of the stream. Parameter NAME.w [width].

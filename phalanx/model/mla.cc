@@ -66,12 +66,12 @@ Mla::Mla(const Builder& b, const std::string& name, int layer)
       rotation_(rotation(b.config.rope_theta, b.config.mla.qk_rope_head_dim, b.config.yarn)),
       q_a_(b.config.mla.q_lora_rank > 0 ? std::make_unique<Latent>(b, name + ".q_a", b.config.mla.q_lora_rank)
                                         : nullptr),
-      q_b_(b, name + (q_a_ ? ".q_b" : ".q"), queries(b.config)),
+      q_b_(b, {Linear(b, name + (q_a_ ? ".q_b" : ".q"), queries(b.config))}),
       kv_a_(b, name + ".kv_a", b.config.mla.kv_lora_rank),
       k_rope_(b, name + ".k_rope", linear(b.config.width, shape_.rope, Cut::none, b.config)),
-      kv_b_(b, name + ".kv_b",
-            linear(b.config.mla.kv_lora_rank, b.config.heads * (shape_.nope + shape_.values), Cut::outputs,
-                   b.config)),
+      kv_b_(b, {Linear(b, name + ".kv_b",
+                       linear(b.config.mla.kv_lora_rank, b.config.heads * (shape_.nope + shape_.values),
+                              Cut::outputs, b.config))}),
       o_(b, name + ".o", outer(b.config)) {}
 
 Task<Tensor> Mla::forward(Tensor x_TD, Pass pass, Tape& tape) {
@@ -80,10 +80,8 @@ Task<Tensor> Mla::forward(Tensor x_TD, Pass pass, Tape& tape) {
   const Tensor kv_in = co_await kv_a_.forward(x_TD, pass, tape.scope("kv_a"));
   Tensor k_rope = co_await k_rope_.forward(x_TD);
   k_rope = co_await tensor_.gather(k_rope);
-  const Tensor q_all = co_await tensor_.gather(q_in);
-  Tensor q = co_await q_b_.forward(q_all);
-  const Tensor kv_all = co_await tensor_.gather(kv_in);
-  const Tensor kv = co_await kv_b_.forward(kv_all);
+  auto [q] = co_await q_b_.forward(q_in);
+  const auto [kv] = co_await kv_b_.forward(kv_in);
   rope_into(q, pass.batch->positions, config_.head_dim, rotation_);
   rope_into(k_rope, pass.batch->positions, shape_.rope, rotation_);
   KeysAndValues heads = expand_kv(kv, k_rope, shape_);
@@ -108,13 +106,11 @@ Task<Tensor> Mla::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   LatentGradients dkv = expand_kv_backward(d.dk_TGd, d.dv_TGd, shape_);
   rope_backward_into(dkv.dk_rope_Td, pass.batch->positions, shape_.rope, rotation_);
 
-  Tensor q_all = co_await tensor_.gather(saved.q_in);
-  Tensor dx = co_await q_b_.backward(d.dq_THd, std::move(q_all), tape);
-  dx = co_await tensor_.reduce(dx);
+  const std::array dq = {d.dq_THd};
+  Tensor dx = co_await q_b_.backward(dq, saved.q_in, tape);
   if (q_a_) dx = co_await q_a_->backward(dx, saved.x, pass, tape.scope("q_a"));
-  Tensor kv_all = co_await tensor_.gather(saved.kv_in);
-  Tensor dlatent = co_await kv_b_.backward(dkv.dkv_THd, std::move(kv_all), tape);
-  dlatent = co_await tensor_.reduce(dlatent);
+  const std::array dexpanded = {dkv.dkv_THd};
+  const Tensor dlatent = co_await kv_b_.backward(dexpanded, saved.kv_in, tape);
   dx = co_await kv_a_.backward(dlatent, saved.x, pass, tape.scope("kv_a"), dx);
   const Tensor dk_rope = co_await tensor_.reduce(dkv.dk_rope_Td);
   co_return co_await k_rope_.backward(dk_rope, saved.x, tape, dx);

@@ -45,10 +45,10 @@ class Mla final : public Layer {
   AttentionConfig config_;  // of those
   Rotation rotation_;
   std::unique_ptr<Latent> q_a_;  // or null: queries come from the stream
-  Linear q_b_;
+  GatheredLinears<1> q_b_;
   Latent kv_a_;
   Linear k_rope_;
-  Linear kv_b_;
+  GatheredLinears<1> kv_b_;
   Linear o_;
 };
 

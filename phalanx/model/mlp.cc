@@ -28,14 +28,12 @@ LinearConfig out_of(int64_t hidden, const ModelConfig& c) {
 }  // namespace
 
 GeluMlp::GeluMlp(const Builder& b, const std::string& name)
-    : tensor_(b.tensor),
-      kind_(b.config.mlp == MlpKind::gelu_tanh ? Gelu::tanh : Gelu::erf),
-      up_(b, name + ".up", into(b.config.mlp_width, 1, b.config)),
+    : kind_(b.config.mlp == MlpKind::gelu_tanh ? Gelu::tanh : Gelu::erf),
+      up_(b, {Linear(b, name + ".up", into(b.config.mlp_width, 1, b.config))}),
       down_(b, name + ".down", out_of(b.config.mlp_width, b.config)) {}
 
 Task<Tensor> GeluMlp::forward(Tensor x_TD, Pass, Tape& tape) {
-  const Tensor all_TD = co_await tensor_.gather(tape.save(x_TD));
-  const Tensor h_TF = co_await up_.forward(all_TD);
+  const auto [h_TF] = co_await up_.forward(tape.save(x_TD));
   const Tensor a_TF = gelu(tape.save(h_TF), kind_);
   co_return co_await down_.forward(tape.save(a_TF));
 }
@@ -43,20 +41,16 @@ Task<Tensor> GeluMlp::forward(Tensor x_TD, Pass, Tape& tape) {
 Task<Tensor> GeluMlp::backward(Tensor dy_TD, Pass, Tape& tape) {
   Tensor a_TF = tape.take();
   const Tensor da_TF = co_await down_.backward(dy_TD, std::move(a_TF), tape);
-  const Tensor dh_TF = gelu_backward(da_TF, tape.take(), kind_);
-  Tensor all_TD = co_await tensor_.gather(tape.take());
-  const Tensor dx_TD = co_await up_.backward(dh_TF, std::move(all_TD), tape);
-  co_return co_await tensor_.reduce(dx_TD);
+  const std::array dh_TF = {gelu_backward(da_TF, tape.take(), kind_)};
+  co_return co_await up_.backward(dh_TF, tape.take(), tape);
 }
 
 SwigluMlp::SwigluMlp(const Builder& b, const std::string& name, int64_t hidden)
-    : tensor_(b.tensor),
-      gate_up_(b, name + ".gate_up", into(hidden, 2, b.config)),
+    : gate_up_(b, {Linear(b, name + ".gate_up", into(hidden, 2, b.config))}),
       down_(b, name + ".down", out_of(hidden, b.config)) {}
 
 Task<Tensor> SwigluMlp::forward(Tensor x_TD, Pass, Tape& tape) {
-  const Tensor all_TD = co_await tensor_.gather(tape.save(x_TD));
-  const Tensor h = co_await gate_up_.forward(all_TD);
+  const auto [h] = co_await gate_up_.forward(tape.save(x_TD));
   const Rows rows = tape.save(all_rows(h));
   const Rows a = swiglu(rows);
   co_return co_await down_.forward(tape.save(a.data));
@@ -66,10 +60,8 @@ Task<Tensor> SwigluMlp::backward(Tensor dy_TD, Pass, Tape& tape) {
   Tensor a = tape.take();
   const Tensor da = co_await down_.backward(dy_TD, std::move(a), tape);
   const Rows h = tape.take<Rows>();
-  const Rows dh = swiglu_backward({da, h.live}, h);
-  Tensor all_TD = co_await tensor_.gather(tape.take());
-  const Tensor dx_TD = co_await gate_up_.backward(dh.data, std::move(all_TD), tape);
-  co_return co_await tensor_.reduce(dx_TD);
+  const std::array dh = {swiglu_backward({da, h.live}, h).data};
+  co_return co_await gate_up_.backward(dh, tape.take(), tape);
 }
 
 }  // namespace phalanx

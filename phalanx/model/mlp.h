@@ -14,9 +14,8 @@ class GeluMlp final : public Layer {
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
 
  private:
-  TensorParallel& tensor_;
   Gelu kind_;
-  Linear up_;
+  GatheredLinears<1> up_;
   Linear down_;
 };
 
@@ -28,8 +27,7 @@ class SwigluMlp final : public Layer {
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
 
  private:
-  TensorParallel& tensor_;
-  Linear gate_up_;
+  GatheredLinears<1> gate_up_;
   Linear down_;
 };
 

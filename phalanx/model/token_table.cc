@@ -1,7 +1,9 @@
 #include "phalanx/model/token_table.h"
 
+#include <array>
+
 #include "phalanx/ops/embedding.h"
-#include "phalanx/ops/matmul.h"
+#include "phalanx/parallel/stream_products.h"
 
 namespace phalanx {
 namespace {
@@ -43,9 +45,7 @@ Task<CrossEntropy> TokenTable::cross_entropy_of(Tensor logits_TV, Tensor targets
 }
 
 Task<double> TokenTable::loss(Tensor x_TD, Tensor targets, Tape& tape) {
-  const Tensor all_TD = co_await tensor_.gather(tape.save(x_TD));
-  const Lease w = co_await w_.use();
-  const Tensor logits_TV = matmul_nt(all_TD, w.value());
+  const Tensor logits_TV = co_await gathered_logits(tape.save(x_TD));
   const CrossEntropy loss = co_await cross_entropy_of(logits_TV, targets);
   SavedLoss saved = {logits_TV, loss.log_sum_exp_T2};
   tape.save(std::move(saved));
@@ -56,14 +56,35 @@ Task<Tensor> TokenTable::loss_backward(Tensor targets, double scale, Tape& tape)
   const auto saved = tape.take<SavedLoss>();
   const Tensor dlogits_TV = saved.logits_TV;
   cross_entropy_backward_into(dlogits_TV, targets, saved.log_sum_exp_T2, scale, part_);
-  Tensor all_TD = co_await tensor_.gather(tape.take());
-  tape.defer([this, dlogits_TV, x = std::move(all_TD)] {
-    const auto [dw, into] = w_.grad_sum();
-    matmul_tn_into(dw, dlogits_TV, x, into);
-  });
+  GatherChunks rows = tensor_.gather_chunks(tape.take());
   const Lease w = co_await w_.use();
-  const Tensor dx_TD = matmul(dlogits_TV, w.value());
-  co_return co_await tensor_.reduce(dx_TD);
+  if (!tensor_.overlaps()) {
+    Tensor all_TD = co_await rows.rest();
+    defer_gradient(dlogits_TV, std::move(all_TD), tape);
+  }
+  ReduceChunks dx_TD = tensor_.reduce_chunks({rows.rows(), w.value().dim(1)}, dlogits_TV.dtype());
+  multiply_and_send(dx_TD, matmul_into, std::array{dlogits_TV}, std::array{w.value()});
+  if (tensor_.overlaps()) {
+    Tensor all_TD = co_await rows.rest();
+    defer_gradient(dlogits_TV, std::move(all_TD), tape);
+  }
+  co_return co_await dx_TD.sum();
+}
+
+Task<Tensor> TokenTable::gathered_logits(Tensor x_TD) {
+  GatherChunks rows = tensor_.gather_chunks(std::move(x_TD));
+  const Lease w = co_await w_.use();
+  const std::array weight = {w.value()};
+  const std::array logits_TV = {Tensor::empty({rows.rows(), weight[0].rows()}, weight[0].dtype())};
+  co_await multiply_gathered(&rows, matmul_nt_into, weight, logits_TV);
+  co_return logits_TV[0];
+}
+
+void TokenTable::defer_gradient(const Tensor& dlogits_TV, Tensor x_TD, Tape& tape) {
+  tape.defer([this, dlogits_TV, x_TD = std::move(x_TD)] {
+    const auto [dw, into] = w_.grad_sum();
+    matmul_tn_into(dw, dlogits_TV, x_TD, into);
+  });
 }
 
 Task<Tensor> TokenTable::logits(Tensor x_TD) {

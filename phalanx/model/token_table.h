@@ -28,7 +28,11 @@ class TokenTable {
   Task<Tensor> logits(Tensor x_TD);
 
  private:
+  // This rank's part of all rows' logits, from the stream.
+  Task<Tensor> gathered_logits(Tensor x_TD);
   Task<CrossEntropy> cross_entropy_of(Tensor logits_TV, Tensor targets);
+  // Of the table, given all rows.
+  void defer_gradient(const Tensor& dlogits_TV, Tensor x_TD, Tape& tape);
 
   TensorParallel& tensor_;
   Parameter& w_;

@@ -13,11 +13,11 @@ const ModelConfig& checked(const ModelConfig& c, const Mesh& mesh, int ulysses) 
 
 }  // namespace
 
-Transformer::Transformer(ParameterStore& store, const ModelConfig& c, uint64_t seed, bool sequence,
-                         int ulysses, std::vector<StagePart> parts)
+Transformer::Transformer(ParameterStore& store, const ModelConfig& c, uint64_t seed,
+                         const StreamConfig& stream, int ulysses, std::vector<StagePart> parts)
     : config_(checked(c, store.mesh(), ulysses)),
       data_(store),
-      tensor_(store.mesh(), sequence),
+      tensor_(store.mesh(), stream),
       context_(store.mesh(), ulysses_ranks(c, store.mesh().layout(), ulysses)) {
   if (parts.empty()) parts = cut_into_stages(c.layers, 1);
   const Builder build = {store, data_, tensor_, context_, config_};

@@ -12,11 +12,10 @@ namespace phalanx {
 /// learned, layers.N.…, norm.…, head.w [V, D] unless tied, mtp.K.….
 class Transformer {
  public:
-  /// `config` is resolved. `seed` names the dropout. `sequence`: sequence parallelism over tp. `ulysses`: see
-  /// ulysses_ranks. `parts`: the rank's stages, by chunk; none: the whole model as one. Error: the mesh's
-  /// axes do not divide the model.
-  Transformer(ParameterStore& store, const ModelConfig& config, uint64_t seed, bool sequence = false,
-              int ulysses = 0, std::vector<StagePart> parts = {});
+  /// `config` is resolved. `seed` names the dropout. `ulysses`: see ulysses_ranks. `parts`: the rank's
+  /// stages, by chunk; none: the whole model as one. Error: the mesh's axes do not divide the model.
+  Transformer(ParameterStore& store, const ModelConfig& config, uint64_t seed,
+              const StreamConfig& stream = {}, int ulysses = 0, std::vector<StagePart> parts = {});
 
   int chunks() const { return static_cast<int>(stages_.size()); }
   Stage& stage(int chunk) { return *stages_[static_cast<size_t>(chunk)]; }

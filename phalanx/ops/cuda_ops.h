@@ -14,7 +14,8 @@ namespace phalanx::cuda {
 // ops/matmul.h: cuBLASLt. f32 products are f32 throughout (no TF32).
 Tensor matmul(const Tensor& x_MK, const Tensor& w_KN);
 Tensor matmul_nt(const Tensor& x_MK, const Tensor& w_NK);
-void matmul_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_KN);
+void matmul_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_KN, Into into);
+void matmul_nt_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, Into into);
 void matmul_tn_into(const Tensor& dw_NK, const Tensor& dy_MN, const Tensor& x_MK, Into into);
 
 // ops/rmsnorm.h

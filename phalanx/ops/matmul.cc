@@ -257,13 +257,22 @@ Tensor matmul_nt(const Tensor& x, const Tensor& w) {
   return y;
 }
 
-void matmul_into(Tensor y, const Tensor& x, const Tensor& w) {
+void matmul_into(Tensor y, const Tensor& x, const Tensor& w, Into into) {
   PHX_CHECK(x.dim(1) == w.dim(0) && y.dim(0) == x.dim(0) && y.dim(1) == w.dim(1),
             "matmul_into {} of {} and {}", y.shape(), x.shape(), w.shape());
   if constexpr (kHaveCuda) {
-    if (x.on_cuda()) return cuda::matmul_into(y, x, w);
+    if (x.on_cuda()) return cuda::matmul_into(y, x, w, into);
   }
-  product(Form::nn, "matmul_into", x, w, y, Into::add);
+  product(Form::nn, "matmul_into", x, w, y, into);
+}
+
+void matmul_nt_into(Tensor y, const Tensor& x, const Tensor& w, Into into) {
+  PHX_CHECK(x.dim(1) == w.dim(1) && y.dim(0) == x.dim(0) && y.dim(1) == w.dim(0),
+            "matmul_nt_into {} of {} and {}", y.shape(), x.shape(), w.shape());
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::matmul_nt_into(y, x, w, into);
+  }
+  product(Form::nt, "matmul_nt_into", x, w, y, into);
 }
 
 void matmul_tn_into(Tensor dw, const Tensor& dy, const Tensor& x, Into into) {

@@ -171,7 +171,15 @@ void multiply(const Product& p, const Tensor& a, const Tensor& b, const Tensor& 
   visit_float(p.dtype, [&](auto t) { run<decltype(t)>(p, a, b, c); });
 }
 
-void multiply_nn(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
+}  // namespace
+
+Tensor matmul(const Tensor& x, const Tensor& w) {
+  const Tensor y = Tensor::empty({x.dim(0), w.dim(1)}, x.dtype(), x.device());
+  cuda::matmul_into(y, x, w, Into::replace);
+  return y;
+}
+
+void matmul_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
   multiply({.dtype = x.dtype(),
             .transpose_a = false,
             .transpose_b = false,
@@ -182,27 +190,21 @@ void multiply_nn(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
            x, w, y);
 }
 
-}  // namespace
-
-Tensor matmul(const Tensor& x, const Tensor& w) {
-  const Tensor y = Tensor::empty({x.dim(0), w.dim(1)}, x.dtype(), x.device());
-  multiply_nn(y, x, w, Into::replace);
+Tensor matmul_nt(const Tensor& x, const Tensor& w) {
+  const Tensor y = Tensor::empty({x.dim(0), w.dim(0)}, x.dtype(), x.device());
+  cuda::matmul_nt_into(y, x, w, Into::replace);
   return y;
 }
 
-void matmul_into(const Tensor& y, const Tensor& x, const Tensor& w) { multiply_nn(y, x, w, Into::add); }
-
-Tensor matmul_nt(const Tensor& x, const Tensor& w) {
-  const Tensor y = Tensor::empty({x.dim(0), w.dim(0)}, x.dtype(), x.device());
+void matmul_nt_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
   multiply({.dtype = x.dtype(),
             .transpose_a = false,
             .transpose_b = true,
-            .accumulate = false,
+            .accumulate = into == Into::add,
             .m = x.dim(0),
             .n = w.dim(0),
             .k = w.dim(1)},
            x, w, y);
-  return y;
 }
 
 void matmul_tn_into(const Tensor& dw, const Tensor& dy, const Tensor& x, Into into) {

@@ -16,7 +16,9 @@ Tensor matmul(const Tensor& x_MK, const Tensor& w_KN);
 /// x [M, K] · w[N, K]ᵀ → [M, N]: a linear layer's forward.
 Tensor matmul_nt(const Tensor& x_MK, const Tensor& w_NK);
 /// y [M, N] += x [M, K] · w [K, N]: an input's gradient where several linear layers read it.
-void matmul_into(Tensor y_MN, const Tensor& x_MK, const Tensor& w_KN);
+void matmul_into(Tensor y_MN, const Tensor& x_MK, const Tensor& w_KN, Into into = Into::add);
+/// y [M, N] += x [M, K] · w[N, K]ᵀ.
+void matmul_nt_into(Tensor y_MN, const Tensor& x_MK, const Tensor& w_NK, Into into = Into::add);
 /// dw [N, K] += dy [M, N]ᵀ · x [M, K]: a linear layer's weight gradient.
 void matmul_tn_into(Tensor dw_NK, const Tensor& dy_MN, const Tensor& x_MK, Into into = Into::add);
 

@@ -16,6 +16,15 @@ Task<Tensor> TensorParallel::reduce(Tensor y) {
   co_return co_await work;
 }
 
+GatherChunks TensorParallel::gather_chunks(Tensor x) {
+  return sequence_ ? GatherChunks(group_, std::move(x), overlap_) : GatherChunks(std::move(x));
+}
+
+ReduceChunks TensorParallel::reduce_chunks(const Shape& shape, DType dtype) {
+  Tensor y = Tensor::empty(shape, dtype);
+  return ranks() == 1 ? ReduceChunks(std::move(y)) : ReduceChunks(group_, std::move(y), sequence_, overlap_);
+}
+
 Task<Tensor> TensorParallel::join(Tensor own) {
   if (sequence_ || ranks() == 1) co_return own;
   Work work = group_.all_gather(own);

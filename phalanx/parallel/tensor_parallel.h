@@ -9,28 +9,43 @@
 // rank, (8·L + 4) · n: two all_reduces of a layer forward and two backward, and two for the vocabulary's
 // ends; or, under sequence parallelism, (10·L + 5) · n: an all_reduce is a reduce-scatter and an all-gather,
 // and backward gathers the inputs of layers again instead of keeping them. Besides, 24·T·(tp − 1) bytes for
-// the loss.
+// the loss. Products next to a gather or a reduce may be cut into chunks (stream_chunks.h): the bytes stay.
 #pragma once
 
 #include "phalanx/base/task.h"
 #include "phalanx/comm/mesh.h"
+#include "phalanx/parallel/stream_chunks.h"
 #include "phalanx/tensor/tensor.h"
 
 namespace phalanx {
 
+/// How the stream lies on tp, and how layers communicate.
+struct StreamConfig {
+  bool sequence = false;  ///< sequence parallelism: each rank has its own rows
+  bool overlap = false;   ///< products in chunks, of which some travel meanwhile
+};
+
 class TensorParallel {
  public:
-  TensorParallel(Mesh& mesh, bool sequence)
-      : group_(mesh.group(Axis::tp)), sequence_(sequence && group_.size() > 1) {}
+  TensorParallel(Mesh& mesh, const StreamConfig& config)
+      : group_(mesh.group(Axis::tp)),
+        sequence_(config.sequence && group_.size() > 1),
+        overlap_(config.overlap && group_.size() > 1) {}
 
   int ranks() const { return group_.size(); }
   int rank() const { return group_.rank(); }
   bool sequence() const { return sequence_; }
+  bool overlaps() const { return overlap_; }
 
   /// Stream to all rows: an all-gather under sequence parallelism, else x itself.
   Task<Tensor> gather(Tensor x);
   /// Σ over ranks of y [T, D], as a stream: a reduce-scatter, or an all_reduce (in place).
   Task<Tensor> reduce(Tensor y);
+
+  /// The same for products: what they take, as it comes, and a summand's place, which they write. One chunk,
+  /// or several if they overlap. Both start to communicate at once.
+  GatherChunks gather_chunks(Tensor x);
+  ReduceChunks reduce_chunks(const Shape& shape, DType dtype);
 
   /// What belongs to the stream's rows here, of a tensor [T, …] that all ranks have alike.
   Tensor stream_rows(const Tensor& all) const { return sequence_ ? own_rows(all) : all; }
@@ -49,6 +64,7 @@ class TensorParallel {
  private:
   Group& group_;
   bool sequence_;
+  bool overlap_;
 };
 
 }  // namespace phalanx

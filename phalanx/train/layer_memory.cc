@@ -40,7 +40,7 @@ BranchMemory LayerMemory::mlp(int layer) const {
   const bool gated = c_.mlp == MlpKind::swiglu || c_.mlp == MlpKind::moe;
   BranchMemory m = dense(c_.mlp_width / tp_, gated);
   m.saved += norm() + x();
-  m.working += x() + dropped() + 2 * gathered();
+  m.working += x() + dropped() + reducing();
   m.deferred += normed() + x() + gathered();
   return m;
 }

@@ -3,6 +3,7 @@
 
 #include "phalanx/comm/mesh.h"
 #include "phalanx/model/config.h"
+#include "phalanx/parallel/tensor_parallel.h"
 #include "phalanx/tensor/dtype.h"
 #include "phalanx/tensor/size_class.h"
 
@@ -21,7 +22,7 @@ struct BranchMemory {
 class LayerMemory {
  public:
   LayerMemory(const ModelConfig& model, DType dtype, int64_t tokens, int slices, const Layout& layout,
-              bool sequence, int ulysses)
+              const StreamConfig& stream, int ulysses)
       : c_(model),
         item_(static_cast<int64_t>(dtype_size(dtype))),
         slices_(slices),
@@ -32,7 +33,8 @@ class LayerMemory {
         ring_(layout.cp / ulysses),
         ep_(layout.ep),
         etp_(layout.etp),
-        sequence_(sequence && layout.tp > 1) {}
+        sequence_(stream.sequence && layout.tp > 1),
+        overlap_(stream.overlap && layout.tp > 1) {}
 
   int slices() const { return slices_; }
   /// The same for the slice of that number.
@@ -52,6 +54,9 @@ class LayerMemory {
   int64_t x() const { return block(stream_rows() * c_.width); }
   /// All rows, where a layer gathers them.
   int64_t gathered() const { return sequence_ ? block(t_ * c_.width) : 0; }
+  /// A sum of all rows' gradients, of which the own ones are left; in chunks the gathered input is still
+  /// here.
+  int64_t reducing() const { return sequence_ ? gathered() + (overlap_ ? gathered() : x()) : 0; }
   /// A layer's input as its weight gradients need it.
   int64_t normed() const { return sequence_ ? gathered() : x(); }
   /// A norm saves its input and statistics; what it gives is saved by the layer behind it.
@@ -116,6 +121,7 @@ class LayerMemory {
   int64_t ep_;
   int64_t etp_;
   bool sequence_;
+  bool overlap_;
 };
 
 }  // namespace phalanx

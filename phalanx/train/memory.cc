@@ -52,7 +52,7 @@ class BackwardWalk {
 
   // A head's product with logits, its weights transposed or its input's gradient beside them.
   void head() {
-    at(layers_.x() + 2 * layers_.gathered());
+    at(layers_.x() + layers_.reducing());
     before_ -= layers_.head();
     kept_ += layers_.logits() + (deferring_ ? layers_.normed() : 0);
   }
@@ -190,7 +190,7 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   const RowShare share = row_share(config.train.batch, config.train.microbatch, layout.dp, 0);
   const int slices = config.train.slices;
   const int64_t tokens = share.microbatch * (model.context / slices) / layout.cp;
-  const LayerMemory layers(model, config.train.dtype, tokens, slices, layout, config.parallel.sequence,
+  const LayerMemory layers(model, config.train.dtype, tokens, slices, layout, stream_config(config.parallel),
                            ulysses_ranks(model, layout, config.parallel.ulysses));
   const Schedule schedule = schedule_of(config, share.microbatches());
   const std::vector<StagePart> parts =

@@ -187,6 +187,8 @@ void add_parallel(ConfigTable& table, ParallelConfig& p) {
   s.add("ranks", &p.ranks, "number of ranks; 0: those of the layout").at_least(0).at_most(1 << 16);
   s.add("layout", &p.layout, "sizes of the axes, as in dp=4,ep=2; dp may be left out");
   s.add("sequence", &p.sequence, "sequence parallelism: between layers each rank of tp has its own rows");
+  s.add("tp_overlap", &p.tp_overlap,
+        "cut products next to a gather or a sum over tp, so that chunks travel meanwhile");
   s.add("ulysses", &p.ulysses, "ranks of cp that exchange heads, in a ring; 0: the most")
       .at_least(0)
       .at_most(1 << 16);

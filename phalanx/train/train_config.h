@@ -11,6 +11,7 @@
 #include "phalanx/model/config.h"
 #include "phalanx/model/layer.h"
 #include "phalanx/parallel/schedule/schedule.h"
+#include "phalanx/parallel/tensor_parallel.h"
 #include "phalanx/tensor/dtype.h"
 #include "phalanx/train/data.h"
 #include "phalanx/train/lr_schedule.h"
@@ -53,6 +54,7 @@ struct ParallelConfig {
   double progress_timeout = 600;  ///< seconds in which a waiting rank must get a step further
   double liveness_timeout = 10;   ///< seconds of silence after which a process is taken for dead
   int ulysses = 0;                ///< ranks of cp that exchange heads; 0: as many as the heads allow
+  bool tp_overlap = false;        ///< products in chunks, some of which travel between ranks of tp meanwhile
 };
 
 struct TrainConfig {
@@ -85,6 +87,11 @@ Layout layout_of(const ParallelConfig& config);
 Schedule schedule_of(const TrainConfig& config, int64_t microbatches);
 /// The layers of each stage, as parallel.layers gives them; none: as many as go round.
 std::vector<int> stage_layers(const ParallelConfig& config);
+
+/// How layers communicate over tp.
+inline StreamConfig stream_config(const ParallelConfig& config) {
+  return {.sequence = config.sequence, .overlap = config.tp_overlap};
+}
 
 /// How to start the ranks that [parallel] asks for; `config` is checked().
 LaunchOptions launch_options(const ParallelConfig& config);

@@ -97,7 +97,7 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c, RoutingWatch& watc
     Mesh mesh(world, c.layout);
     ParameterStore store(mesh, o.dtype, {.stage = c.zero, .shard = c.shard}, {.narrow = o.narrow});
     const Schedule schedule = schedule_of(c, o.microbatches);
-    Transformer model(store, o.model, o.seed, c.sequence, c.ulysses,
+    Transformer model(store, o.model, o.seed, {.sequence = c.sequence, .overlap = c.tp_overlap}, c.ulysses,
                       parts_of_rank(schedule, mesh.coordinate(Axis::pp), o.model.layers));
     store.initialise(o.seed);
     Optimizer optimizer(

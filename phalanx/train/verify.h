@@ -21,7 +21,8 @@ struct VerifyCase {
   int shard = 0;    ///< ranks that share one copy of the state; 0: all
   int ulysses = 0;  ///< ranks of cp that exchange heads (model/config.h)
   Recompute recompute = Recompute::none;
-  int slices = 1;  ///< of a microbatch, along its sequences
+  int slices = 1;           ///< of a microbatch, along its sequences
+  bool tp_overlap = false;  ///< products next to tp's communication in chunks
 };
 
 struct VerifyOptions {
@@ -62,8 +63,8 @@ enum class Coverage : uint8_t {
   pairs,  ///< every layout, and any two settings (axes' sizes, schedule, ZeRO, …) in some case together
   exhaustive,  ///< every layout with everything
 };
-/// Cases of the layouts: every schedule that runs on pp, sequence parallelism over tp or not, each stage of
-/// ZeRO.
+/// Cases of the layouts: every schedule that runs on pp, sequence parallelism over tp or not, overlapped
+/// or not, each stage of ZeRO.
 std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector<Layout>& layouts,
                                      Coverage coverage);
 

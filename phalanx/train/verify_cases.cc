@@ -31,6 +31,11 @@ void add_each_zero(VerifyCase c, std::vector<VerifyCase>& cases) {
   }
 }
 
+std::vector<StreamConfig> tp_choices(const Layout& layout) {
+  if (layout.tp == 1) return {StreamConfig()};
+  return {StreamConfig(), {.sequence = true}, {.overlap = true}, {.sequence = true, .overlap = true}};
+}
+
 // What is to meet in pairs: the axes that cut something, and how.
 Settings settings_of(const VerifyCase& c) {
   Settings s = {c.layout.text(),
@@ -39,7 +44,10 @@ Settings settings_of(const VerifyCase& c) {
   const Layout& l = c.layout;
   if (l.cp > 1) s.values.push_back(format("ulysses {} of {}", c.ulysses, l.cp));
   s.values.push_back(format("slices {}", c.slices));
-  if (l.tp > 1) s.values.push_back(c.sequence ? "sequence" : "alike");
+  if (l.tp > 1) {
+    s.values.push_back(c.sequence ? "sequence" : "alike");
+    s.values.push_back(c.tp_overlap ? "overlap" : "no overlap");
+  }
   const std::pair<const char*, int> axes[] = {{"pp", l.pp}, {"dp", l.dp}, {"cp", l.cp},
                                               {"tp", l.tp}, {"ep", l.ep}, {"etp", l.etp}};
   for (const auto& [name, size] : axes) {
@@ -78,13 +86,13 @@ std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector
   for (const Layout& layout : layouts) {
     for (const std::string& schedule : schedules_of(model, layout.pp)) {
       for (const int ulysses : ulysses_choices(model, layout)) {
-        for (const bool sequence : {false, true}) {
-          if (sequence && layout.tp == 1) continue;
+        for (const auto& [sequence, overlap] : tp_choices(layout)) {
           for (const Recompute recompute :
                {Recompute::none, Recompute::attention, Recompute::mlp, Recompute::full}) {
             for (const int slices : {1, 2}) {
               if (model.context % slices != 0) continue;
-              add_each_zero({layout, schedule, sequence, Zero::none, 0, ulysses, recompute, slices}, all);
+              add_each_zero({layout, schedule, sequence, Zero::none, 0, ulysses, recompute, slices, overlap},
+                            all);
             }
           }
         }

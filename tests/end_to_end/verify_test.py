@@ -5,8 +5,8 @@ import unittest
 
 from command import MOE, Case
 
-ROW = {"layout", "schedule", "sequence", "ulysses", "zero", "transport", "max_rel_grad_err", "worst_tensor",
-       "first_tensor", "loss_err", "replayed", "pass", "seconds", "slices"}
+ROW = {"layout", "schedule", "sequence", "tp_overlap", "ulysses", "zero", "transport", "max_rel_grad_err",
+       "worst_tensor", "first_tensor", "loss_err", "replayed", "pass", "seconds", "slices"}
 
 
 class Verify(Case):
@@ -34,12 +34,13 @@ class Verify(Case):
         """Any two settings that can meet do, in some row."""
         met = {(row["schedule"], row["zero"]) for row in rows}
         met |= {(row["schedule"], row["sequence"]) for row in rows if "tp" in row["layout"]}
+        met |= {(row["schedule"], f"tp_overlap={row['tp_overlap']}") for row in rows if "tp" in row["layout"]}
         met |= {(row["schedule"], f"slices={row['slices']}") for row in rows}
         met |= {(row["schedule"], axis) for row in rows for axis in row["layout"].split(",")}
         pipelines = ("sequential", "gpipe", "1f1b", "zb-h1", "dualpipe")
         for schedule in (*pipelines, "overlapped"):
             axes = ("dp=2", "cp=2", "tp=2", "ep=2") + (("pp=2",) if schedule in pipelines else ())
-            for other in (0, 1, True, False, "slices=1", "slices=2", *axes):
+            for other in (0, 1, True, False, "slices=1", "slices=2", "tp_overlap=True", *axes):
                 self.assertIn((schedule, other), met)
 
     def test_latent_attention_agrees_in_every_layout(self):

@@ -37,7 +37,7 @@ TEST_P(ContextParallelTraffic, IsTheFormula) {
   run_thread_ranks({.ranks = cp}, [&, cp = cp, ulysses = ulysses](Group& world) {
     Mesh mesh(world, {.cp = cp});
     ParameterStore store(mesh, DType::f64);
-    Transformer model(store, config, 1, false, ulysses);
+    Transformer model(store, config, 1, {}, ulysses);
     store.initialise(1);
     std::mt19937 random(1);
     const Batch batch =

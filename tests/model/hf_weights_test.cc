@@ -137,7 +137,7 @@ void expect_read_back(Group& world, const Layout& layout, Zero zero, const Model
   Mesh mesh(world, layout);
   ParameterStore store(mesh, DType::f64, {.stage = zero});
   const StagePart part = cut_into_stages(c.layers, layout.pp)[static_cast<size_t>(mesh.coordinate(Axis::pp))];
-  const Transformer model(store, resolved(c), 8, false, 0, {part});
+  const Transformer model(store, resolved(c), 8, {}, 0, {part});
   store.initialise(8);
   load_hf_weights(store, model.config(), path);
   for (const Parameter& p : store.all()) {

@@ -202,7 +202,7 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
     Mesh mesh(world, c.layout);
     ParameterStore store(mesh, DType::f64);
-    TensorParallel tensor(mesh, c.sequence);
+    TensorParallel tensor(mesh, {.sequence = c.sequence});
     const ModelConfig model = resolved(config);
     ContextParallel context(mesh, 1);
     DataParallel data(store);

@@ -58,7 +58,7 @@ Choices choices(const ModelConfig& config, const Case& c, const std::vector<floa
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
     Mesh mesh(world, c.layout);
     ParameterStore store(mesh, DType::f32);
-    TensorParallel tensor(mesh, c.sequence);
+    TensorParallel tensor(mesh, {.sequence = c.sequence});
     ContextParallel context(mesh, 1);
     DataParallel data(store);
     Router router({store, data, tensor, context, config}, "router", 0);

@@ -23,24 +23,24 @@ ModelConfig llama() {
 
 struct Case {
   int tp;
-  bool sequence;
+  StreamConfig stream;
 };
 
 class TensorParallelTraffic : public ::testing::TestWithParam<Case> {};
 
-// The formula of the header.
+// The formula of the header, in chunks or not.
 TEST_P(TensorParallelTraffic, IsTheFormula) {
-  const auto [tp, sequence] = GetParam();
+  const auto [tp, stream] = GetParam();
   const ModelConfig config = llama();
   constexpr int64_t kSequences = 4;
   const int64_t rows = kSequences * config.context;
-  const int64_t conversions = sequence ? 10 * config.layers + 5 : 8 * config.layers + 4;
-  const int64_t stream = rows * config.width * 8 / tp * (tp - 1);
+  const int64_t conversions = stream.sequence ? 10 * config.layers + 5 : 8 * config.layers + 4;
+  const int64_t one = rows * config.width * 8 / tp * (tp - 1);
   const int64_t loss = rows * 3 * 8 * (tp - 1);
-  run_thread_ranks({.ranks = tp}, [&, tp = tp, sequence = sequence](Group& world) {
+  run_thread_ranks({.ranks = tp}, [&, tp = tp, stream = stream](Group& world) {
     Mesh mesh(world, {.tp = tp});
     ParameterStore store(mesh, DType::f64);
-    Transformer model(store, resolved(config), 1, sequence);
+    Transformer model(store, resolved(config), 1, stream);
     store.initialise(1);
     std::mt19937 random(1);
     const Batch batch = random_batch(random, kSequences, config);
@@ -48,16 +48,23 @@ TEST_P(TensorParallelTraffic, IsTheFormula) {
     Tape tape;
     run(model.forward(pass, tape));
     run(model.backward(pass, tape));
-    EXPECT_EQ(mesh.group(Axis::tp).traffic().sent, conversions * stream + loss);
-    EXPECT_EQ(mesh.group(Axis::tp).traffic().received, conversions * stream + loss);
+    EXPECT_EQ(mesh.group(Axis::tp).traffic().sent, conversions * one + loss);
+    EXPECT_EQ(mesh.group(Axis::tp).traffic().received, conversions * one + loss);
+    const auto messages = mesh.group(Axis::tp).traffic(Fingerprint::Kind::exchange).calls;
+    EXPECT_EQ(messages > 0, stream.overlap && stream.sequence);
   });
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, TensorParallelTraffic,
-                         ::testing::Values(Case{2, false}, Case{2, true}, Case{4, false}, Case{4, true},
-                                           Case{8, true}),
+                         ::testing::Values(Case{2, {}}, Case{2, {.sequence = true}}, Case{4, {}},
+                                           Case{4, {.sequence = true}}, Case{8, {.sequence = true}},
+                                           Case{4, {.overlap = true}},
+                                           Case{2, {.sequence = true, .overlap = true}},
+                                           Case{8, {.sequence = true, .overlap = true}}),
                          [](const auto& info) {
-                           return format("tp{}{}", info.param.tp, info.param.sequence ? "_sequence" : "");
+                           const StreamConfig& stream = info.param.stream;
+                           return format("tp{}{}{}", info.param.tp, stream.sequence ? "_sequence" : "",
+                                         stream.overlap ? "_in_chunks" : "");
                          });
 
 // Sequence parallelism only changes who holds which rows: the loss has the same bits.
@@ -68,7 +75,7 @@ TEST(TensorParallel, TheLossHasTheSameBitsWithAndWithoutSequenceParallelism) {
       run_thread_ranks({.ranks = tp}, [&](Group& world) {
         Mesh mesh(world, {.tp = tp});
         ParameterStore store(mesh, DType::f32);
-        Transformer model(store, resolved(llama()), 1, sequence);
+        Transformer model(store, resolved(llama()), 1, {.sequence = sequence});
         store.initialise(1);
         std::mt19937 random(1);
         const Batch batch = random_batch(random, 2, llama());
@@ -84,7 +91,7 @@ TEST(TensorParallel, TheLossHasTheSameBitsWithAndWithoutSequenceParallelism) {
 TEST(TensorParallel, OwnOffsetsCutSequencesWhereTheRowsAreCut) {
   run_thread_ranks({.ranks = 3}, [](Group& world) {
     Mesh mesh(world, {.tp = 3});
-    const TensorParallel tensor(mesh, true);
+    const TensorParallel tensor(mesh, {.sequence = true});
     const std::vector<int64_t> offsets = {0, 3, 3, 8, 12};
     const Tensor own = tensor.own_offsets(Tensor::of(Shape{5}, std::span<const int64_t>(offsets)));
     const std::vector<int64_t> expected[] = {{0, 3, 3, 4, 4}, {0, 0, 0, 4, 4}, {0, 0, 0, 0, 4}};

@@ -60,6 +60,13 @@ void expect_as_reference(Random& random, Sizes s, DType dtype) {
   const Tensor y = copy_here(dy);
   matmul_into(y, here(x), here(w_kn));
   expect_close(values(y), plus(values(dy), nn.c), close(nn), "nn added");
+  matmul_into(y, here(x), here(w_kn), Into::replace);
+  expect_close(values(y), nn.c, close(nn), "nn in place of what was there");
+  const Tensor z = copy_here(dy);
+  matmul_nt_into(z, here(x), here(w_nk));
+  expect_close(values(z), plus(values(dy), nt.c), close(nt), "nt added");
+  matmul_nt_into(z, here(x), here(w_nk), Into::replace);
+  expect_close(values(z), nt.c, close(nt), "nt in place of what was there");
 }
 
 TEST_P(DenseProduct, EqualsTheReference) {

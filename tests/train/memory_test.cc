@@ -21,12 +21,13 @@ struct Case {
   std::function<void(TrainConfig&)> change = [](TrainConfig&) {};
 
   // Tokens choose experts as they like; with tp an overlapped forward is not at its end when the backward
-  // beside it holds most; ZeRO-2 and 3 and pipelines hold most at different moments on different ranks. All
-  // else is exact.
+  // beside it holds most; ZeRO-2 and 3 and pipelines hold most at different moments on different ranks; a
+  // quarter of a small model lies in blocks that are hardly filled. All else is exact.
   double tolerance() const {
     if (config == small_moe) return 0.15;
     const bool overlaps = layout.tp > 1 && std::string_view(schedule) == "overlapped";
-    return overlaps || layout.pp > 1 || std::string_view(name).find("slices") != std::string_view::npos ||
+    return overlaps || layout.pp > 1 || layout.tp > 2 ||
+                   std::string_view(name).find("slices") != std::string_view::npos ||
                    std::string_view(name).find("zero") != std::string_view::npos ||
                    std::string_view(name).find("recompute") != std::string_view::npos
                ? 0.1
@@ -70,6 +71,18 @@ void many_tokens(TrainConfig& c) {
 void alike(TrainConfig& c) {
   many_tokens(c);
   c.parallel.sequence = false;
+}
+void in_chunks(TrainConfig& c) {
+  many_tokens(c);
+  c.parallel.tp_overlap = true;
+}
+void alike_in_chunks(TrainConfig& c) {
+  alike(c);
+  c.parallel.tp_overlap = true;
+}
+void mtp_in_chunks(TrainConfig& c) {
+  in_chunks(c);
+  c.model.mtp = 1;
 }
 template <Recompute what, int layers = 0>
 void again(TrainConfig& c) {
@@ -210,6 +223,15 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"llama_many_tp4", small_llama, {.tp = 4}, kSequential, many_tokens},
         Case{"moe_tp2_ep2", small_moe, {.dp = 2, .tp = 2, .ep = 2}, kSequential, many_tokens},
         Case{"moe_tp2_ep2_alike", small_moe, {.tp = 2, .ep = 2}, kSequential, alike},
+        Case{"gpt_tp2_in_chunks", small_gpt, {.tp = 2}, kSequential, in_chunks},
+        Case{"llama_tp4_in_chunks", small_llama, {.tp = 4}, kSequential, in_chunks},
+        Case{"gpt_tp4_in_chunks_overlapped", small_gpt, {.tp = 4}, kOverlapped, in_chunks},
+        Case{"llama_tp2_alike_in_chunks", small_llama, {.tp = 2}, kSequential, alike_in_chunks},
+        Case{"mla_tp2_in_chunks", small_mla, {.tp = 2}, kSequential, in_chunks},
+        Case{"mla_tp4_alike_in_chunks", small_mla, {.tp = 4}, kSequential, alike_in_chunks},
+        Case{"llama_mtp1_tp2_in_chunks", small_llama, {.tp = 2}, kSequential, mtp_in_chunks},
+        Case{"llama_pp2_tp2_zb_h1_in_chunks", small_llama, {.pp = 2, .tp = 2}, "zb-h1", in_chunks},
+        Case{"moe_tp2_ep2_in_chunks", small_moe, {.dp = 2, .tp = 2, .ep = 2}, kSequential, in_chunks},
         Case{"gpt_dp4_zero1", small_gpt, {.dp = 4}, kSequential, zero1},
         Case{"llama_dp2_tp2_zero1", small_llama, {.dp = 2, .tp = 2}, kSequential, zero1},
         Case{"moe_dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, kSequential, zero1},

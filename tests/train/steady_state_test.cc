@@ -50,6 +50,7 @@ struct Case {
   int zero = 0;
   int ulysses = 0;
   int slices = 1;
+  bool tp_overlap = false;
 };
 
 // So many tokens and experts that what ops keep for each piece of work is long.
@@ -78,6 +79,7 @@ TEST_P(SteadyState, AllocatesNothing) {
   config.parallel.zero = GetParam().zero;
   config.parallel.ulysses = GetParam().ulysses;
   config.train.slices = GetParam().slices;
+  config.parallel.tp_overlap = GetParam().tp_overlap;
   config.model.moe.bias_rate = 1e-9;  // takes its path; no token changes its experts
   config.model.moe.z_loss = 1e-3;
   config.model.moe.capacity = 1;
@@ -114,32 +116,35 @@ constexpr const char* kOverlapped = "overlapped";
 
 INSTANTIATE_TEST_SUITE_P(
     Runs, SteadyState,
-    testing::Values(Case{"long", long_run, {}, kSequential}, Case{"gpt", small_gpt, {}, kSequential},
-                    Case{"gpt_overlapped", small_gpt, {}, kOverlapped},
-                    Case{"gpt_dp2", small_gpt, {.dp = 2}, kSequential},
-                    Case{"llama_dp2_overlapped", small_llama, {.dp = 2}, kOverlapped},
-                    Case{"moe", small_moe, {}, kSequential},
-                    Case{"moe_overlapped", small_moe, {}, kOverlapped},
-                    Case{"moe_dp2", small_moe, {.dp = 2}, kSequential},
-                    Case{"gpt_dp2_zero1", small_gpt, {.dp = 2}, kSequential, 1},
-                    Case{"gpt_dp2_zero2", small_gpt, {.dp = 2}, kSequential, 2},
-                    Case{"moe_dp2_ep2_zero3", small_moe, {.dp = 2, .ep = 2}, kOverlapped, 3},
-                    Case{"gpt_pp2_1f1b", small_gpt, {.pp = 2}, "1f1b"},
-                    Case{"moe_pp2_dualpipe", small_moe, {.pp = 2}, "dualpipe"},
-                    Case{"mtp_dp2_ep2_zero3", small_mtp, {.dp = 2, .ep = 2}, kOverlapped, 3},
-                    Case{"mtp_pp2_zb_h1", small_mtp, {.pp = 2}, "zb-h1"},
-                    Case{"llama_cp2", small_llama, {.cp = 2}, kSequential},
-                    Case{"mla_cp2_tp2_overlapped", small_mla, {.cp = 2, .tp = 2}, kOverlapped},
-                    Case{"mla_ring_cp2", small_mla, {.cp = 2}, kSequential, 0, 1},
-                    Case{"moe_ring_cp2_overlapped", small_moe, {.cp = 2}, kOverlapped, 0, 1},
-                    Case{"llama_usp_cp4", small_llama, {.cp = 4}, kSequential, 0, 2},
-                    Case{"gpt_tp2", small_gpt, {.tp = 2}, kSequential},
-                    Case{"moe_dp2_tp2_ep4_overlapped", small_moe, {.dp = 2, .tp = 2, .ep = 4}, kOverlapped},
-                    Case{"moe_tp2_etp2", small_moe, {.tp = 2, .etp = 2}, kSequential},
-                    Case{"moe_dp2_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential},
-                    Case{"moe_dp2_ep2_overlapped", small_moe, {.dp = 2, .ep = 2}, kOverlapped},
-                    Case{"moe_slices_pp2", small_moe, {.pp = 2}, "zb-h1", 0, 0, 4},
-                    Case{"mla_slices_ring_cp2", small_mla, {.cp = 2}, kOverlapped, 0, 1, 2}),
+    testing::Values(
+        Case{"long", long_run, {}, kSequential}, Case{"gpt", small_gpt, {}, kSequential},
+        Case{"gpt_overlapped", small_gpt, {}, kOverlapped},
+        Case{"gpt_dp2", small_gpt, {.dp = 2}, kSequential},
+        Case{"llama_dp2_overlapped", small_llama, {.dp = 2}, kOverlapped},
+        Case{"moe", small_moe, {}, kSequential}, Case{"moe_overlapped", small_moe, {}, kOverlapped},
+        Case{"moe_dp2", small_moe, {.dp = 2}, kSequential},
+        Case{"gpt_dp2_zero1", small_gpt, {.dp = 2}, kSequential, 1},
+        Case{"gpt_dp2_zero2", small_gpt, {.dp = 2}, kSequential, 2},
+        Case{"moe_dp2_ep2_zero3", small_moe, {.dp = 2, .ep = 2}, kOverlapped, 3},
+        Case{"gpt_pp2_1f1b", small_gpt, {.pp = 2}, "1f1b"},
+        Case{"moe_pp2_dualpipe", small_moe, {.pp = 2}, "dualpipe"},
+        Case{"mtp_dp2_ep2_zero3", small_mtp, {.dp = 2, .ep = 2}, kOverlapped, 3},
+        Case{"mtp_pp2_zb_h1", small_mtp, {.pp = 2}, "zb-h1"},
+        Case{"llama_cp2", small_llama, {.cp = 2}, kSequential},
+        Case{"mla_cp2_tp2_overlapped", small_mla, {.cp = 2, .tp = 2}, kOverlapped},
+        Case{"mla_ring_cp2", small_mla, {.cp = 2}, kSequential, 0, 1},
+        Case{"moe_ring_cp2_overlapped", small_moe, {.cp = 2}, kOverlapped, 0, 1},
+        Case{"llama_usp_cp4", small_llama, {.cp = 4}, kSequential, 0, 2},
+        Case{"gpt_tp2", small_gpt, {.tp = 2}, kSequential},
+        Case{"moe_dp2_tp2_ep4_overlapped", small_moe, {.dp = 2, .tp = 2, .ep = 4}, kOverlapped},
+        Case{"moe_tp2_etp2", small_moe, {.tp = 2, .etp = 2}, kSequential},
+        Case{"moe_dp2_ep2", small_moe, {.dp = 2, .ep = 2}, kSequential},
+        Case{"moe_dp2_ep2_overlapped", small_moe, {.dp = 2, .ep = 2}, kOverlapped},
+        Case{"moe_slices_pp2", small_moe, {.pp = 2}, "zb-h1", 0, 0, 4},
+        Case{"mla_slices_ring_cp2", small_mla, {.cp = 2}, kOverlapped, 0, 1, 2},
+        Case{"gpt_tp4_in_chunks", small_gpt, {.tp = 4}, kSequential, 0, 0, 1, true},
+        Case{"moe_tp2_ep2_in_chunks", small_moe, {.tp = 2, .ep = 2}, kOverlapped, 0, 0, 1, true},
+        Case{"mla_slices_pp2_tp2_in_chunks", small_mla, {.pp = 2, .tp = 2}, "zb-h1", 0, 0, 2, true}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace

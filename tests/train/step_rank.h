@@ -18,11 +18,11 @@ std::vector<Batch> batches(const Mesh& mesh, const ContextShare& share, const Mo
 /// Everything one rank needs for a step.
 struct Rank {
   Rank(Group& world, const Layout& layout, const ModelConfig& config, DType dtype, const char* name,
-       uint64_t seed, bool sequence = false, int ulysses = 0, int slices = 1)
+       uint64_t seed, const StreamConfig& stream = {}, int ulysses = 0, int slices = 1)
       : mesh(world, layout),
         store(mesh, dtype),
         schedule(make_schedule(name, {.ranks = layout.pp, .microbatches = kMicrobatches, .slices = slices})),
-        model(store, resolved(config), seed, sequence, ulysses,
+        model(store, resolved(config), seed, stream, ulysses,
               parts_of_rank(schedule, mesh.coordinate(Axis::pp), config.layers)),
         optimizer((store.initialise(seed), store), {}),
         trainer{mesh, store, model, optimizer, Pipeline(schedule, mesh), 1.0} {}

@@ -48,7 +48,8 @@ Outcome train(const Case& c, unsigned seed) {
   Outcome out;
   std::mutex mutex;
   run_thread_ranks({.ranks = c.layout.ranks()}, [&](Group& world) {
-    Rank rank(world, c.layout, c.config, c.dtype, c.schedule, seed, c.sequence, c.ulysses, c.slices);
+    Rank rank(world, c.layout, c.config, c.dtype, c.schedule, seed, {.sequence = c.sequence}, c.ulysses,
+              c.slices);
     const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), c.config, seed, c.slices);
     const StepResult first = compute_gradients(rank.trainer, micro, 5);
     for (const Tape& tape : rank.trainer.tapes) EXPECT_TRUE(tape.empty());

@@ -1,0 +1,26 @@
+#include "phalanx/parallel/stream_products.h"
+
+namespace phalanx {
+
+Task<> multiply_gathered(GatherChunks* x, Product product, std::span<const Tensor> w,
+                         std::span<const Tensor> y) {
+  while (x->more()) {
+    const RowRun rows = co_await x->next();
+    const Tensor chunk = x->all().slice(rows.begin, rows.end);
+    for (size_t i = 0; i < w.size(); ++i)
+      product(y[i].slice(rows.begin, rows.end), chunk, w[i], Into::replace);
+  }
+}
+
+void multiply_and_send(ReduceChunks& sum, Product product, std::span<const Tensor> x,
+                       std::span<const Tensor> w) {
+  while (sum.more()) {
+    const RowRun rows = sum.rows();
+    for (size_t i = 0; i < w.size(); ++i) {
+      product(sum.part(), x[i].slice(rows.begin, rows.end), w[i], i == 0 ? Into::replace : Into::add);
+    }
+    sum.send();
+  }
+}
+
+}  // namespace phalanx

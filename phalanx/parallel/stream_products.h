@@ -1,0 +1,23 @@
+// Products at the border between the stream and the inside of layers: each chunk is multiplied when it has
+// come, and sent on when it is made. Without chunks, that is with one of all rows, they are plain products.
+#pragma once
+
+#include <span>
+
+#include "phalanx/ops/matmul.h"
+#include "phalanx/parallel/stream_chunks.h"
+
+namespace phalanx {
+
+/// y [M, N] (+)= x [M, K] · w, or · wᵀ: matmul_into or matmul_nt_into.
+using Product = void (*)(Tensor y, const Tensor& x, const Tensor& w, Into into);
+
+/// y[i] [T, N_i] = x · w[i], of all rows of x [T, K], which outlives the task.
+Task<> multiply_gathered(GatherChunks* x, Product product, std::span<const Tensor> w,
+                         std::span<const Tensor> y);
+
+/// Writes and sends Σ_i x[i] · w[i], all rows of this rank's summand. Does not wait.
+void multiply_and_send(ReduceChunks& sum, Product product, std::span<const Tensor> x,
+                       std::span<const Tensor> w);
+
+}  // namespace phalanx

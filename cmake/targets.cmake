@@ -128,7 +128,7 @@ function(phalanx_test_folder folder)
     endif()
     add_test(NAME ${folder}/${file}
              COMMAND ${interpreter} ${script} ${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/phalanx ${PROJECT_SOURCE_DIR})
-    set_tests_properties(${folder}/${file} PROPERTIES TIMEOUT 300 LABELS ${folder}
+    set_tests_properties(${folder}/${file} PROPERTIES TIMEOUT 600 LABELS ${folder}
                          ENVIRONMENT "${PHALANX_TEST_ENVIRONMENT}")
     if(file MATCHES "_full_test\\.")
       set_tests_properties(${folder}/${file} PROPERTIES TIMEOUT 1800 LABELS "${folder};full")

@@ -54,6 +54,8 @@ def json_lines(text):
 class Case(unittest.TestCase):
     """A folder of its own with text.txt and config.toml; out/ is where the config trains to."""
 
+    deadline = DEADLINE
+
     def setUp(self):
         holder = tempfile.TemporaryDirectory(prefix="phalanx-test-")
         self.addCleanup(holder.cleanup)
@@ -71,7 +73,7 @@ class Case(unittest.TestCase):
 
     def run_command(self, *arguments):
         return subprocess.run([PHALANX, *arguments], cwd=self.folder, capture_output=True, text=True,
-                              timeout=DEADLINE, check=False)
+                              timeout=self.deadline, check=False)
 
     def succeed(self, *arguments):
         """Runs `phalanx arguments`, which must end with status 0; gives its standard output."""

@@ -10,6 +10,8 @@ ROW = {"layout", "schedule", "sequence", "tp_overlap", "ulysses", "zero", "trans
 
 
 class Verify(Case):
+    deadline = 240  # a hundred cases
+
     def test_every_layout_agrees_with_one_rank(self):
         told = json.loads(self.succeed("verify", self.config, *MOE, "--ranks", "4", "--json", "-"))
         self.assertEqual(told["failed"], 0)

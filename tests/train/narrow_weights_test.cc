@@ -86,14 +86,22 @@ TEST(NarrowWeights, EveryLayoutGivesOneRanksAnswer) {
   ModelConfig model = small_moe({}, "sequential").model;
   model.vocabulary = 23;
   model.context = 8;
-  const std::vector<VerifyCase> cases = verify_cases(
-      resolved(model), {{.dp = 4}, {.dp = 2, .tp = 2, .ep = 2}, {.pp = 2, .dp = 2}, {.cp = 2, .tp = 2}},
-      Coverage::pairs);
+  std::vector<VerifyCase> cases;
+  const Layout layouts[] = {{.dp = 4}, {.dp = 2, .tp = 2, .ep = 2}, {.pp = 2, .dp = 2}, {.cp = 2, .tp = 2}};
+  for (const Layout& layout : layouts) {
+    for (const Zero zero : {Zero::none, Zero::optimizer, Zero::gradients, Zero::weights}) {
+      cases.push_back({.layout = layout,
+                       .schedule = layout.pp > 1 ? "zb-h1" : "overlapped",
+                       .sequence = layout.tp > 1,
+                       .zero = zero});
+    }
+  }
   const auto check = [](const VerifyRow& row) {
     EXPECT_TRUE(row.pass) << row.run.layout.text() << " " << row.run.schedule << " zero "
                           << static_cast<int>(row.run.zero) << ": " << row.error << " " << row.worst_tensor
                           << " " << row.max_rel_grad_err << " " << row.weights_err;
   };
+  ASSERT_EQ(cases.size(), 16u);
   verify({.model = resolved(model), .narrow = true, .seed = std::random_device{}()}, cases, check);
 }
 

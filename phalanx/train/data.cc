@@ -148,7 +148,7 @@ std::vector<Batch> Dataset::validation(int64_t batches, const RowShare& share) c
           whole ? row * context_ : draw(validation_stream_, validation_.size(), context_, row, 0);
       fill_row(batch, r, validation_, offset);
     }
-    add_slices(out, with_ahead(batch, share.depths), context_, share.slices, share.context);
+    add_slices(out, batch, context_, share.slices, share.context);
   }
   return out;
 }

@@ -6,16 +6,12 @@
 #include <limits>
 #include <vector>
 
+#include "phalanx/comm/gather_numbers.h"
+
 namespace phalanx {
 namespace {
 
 constexpr int kRounds = 16;
-
-std::vector<int64_t> gather_numbers(Group& group, int64_t mine) {
-  const Tensor all = group.all_gather(Tensor::of(Shape{1}, std::span<const int64_t>(&mine, 1))).wait();
-  const std::span<int64_t> numbers = all.span<int64_t>();
-  return {numbers.begin(), numbers.end()};
-}
 
 // One number from rank `from` to rank `to`; the others look on.
 int64_t pass(Group& world, int from, int to, int64_t number) {

@@ -3,15 +3,10 @@
 #include <algorithm>
 #include <exception>
 
+#include "phalanx/comm/gather_numbers.h"
+
 namespace phalanx {
 namespace {
-
-// One number of every rank, in rank order.
-std::vector<int64_t> gather_numbers(Group& group, int64_t mine) {
-  const Tensor all = group.all_gather(Tensor::of(Shape{1}, std::span<const int64_t>(&mine, 1))).wait();
-  const std::span<int64_t> numbers = all.span<int64_t>();
-  return {numbers.begin(), numbers.end()};
-}
 
 Tensor tensor_of(std::string_view text) {
   const Tensor t = Tensor::empty({static_cast<int64_t>(text.size())}, DType::u8);

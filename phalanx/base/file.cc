@@ -8,19 +8,17 @@
 #include <cerrno>
 #include <cstdio>
 #include <memory>
-#include <system_error>
 #include <utility>
 
 #include "phalanx/base/check.h"
 #include "phalanx/base/error.h"
+#include "phalanx/base/system_error.h"
 
 namespace phalanx {
 namespace {
 
 constexpr size_t kGather = size_t{1} << 20;       // small writes are gathered to this many bytes
 constexpr size_t kLargestCall = size_t{1} << 30;  // of one read or write: the system's own limit is 2 GiB
-
-std::string reason(int error) { return std::generic_category().message(error); }
 
 void close_quietly(int fd) noexcept {
   if (fd >= 0) ::close(fd);
@@ -38,7 +36,7 @@ int open_retrying(const std::filesystem::path& path, int flags) {
 
 InputFile::InputFile(std::filesystem::path path) : path_(std::move(path)) {
   fd_ = open_retrying(path_, O_RDONLY | O_NONBLOCK);  // a pipe is refused below, not waited for
-  if (fd_ < 0) throw Error("cannot read {}: {}", path_.string(), reason(errno));
+  if (fd_ < 0) throw Error("cannot read {}: {}", path_.string(), errno_text());
   struct stat info {};
   const bool known = ::fstat(fd_, &info) == 0;
   if (!known || !S_ISREG(info.st_mode)) {
@@ -59,7 +57,7 @@ void InputFile::read_at(uint64_t offset, std::span<std::byte> into) const {
     const ssize_t n =
         ::pread(fd_, into.data(), std::min(into.size(), kLargestCall), static_cast<off_t>(end - into.size()));
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw Error("cannot read {}: {}", path_.string(), reason(errno));
+    if (n < 0) throw Error("cannot read {}: {}", path_.string(), errno_text());
     if (n == 0) {
       throw Error("cannot read {}: bytes {}..{} are wanted, it ends {} bytes early", path_.string(), offset,
                   end, into.size());
@@ -70,7 +68,7 @@ void InputFile::read_at(uint64_t offset, std::span<std::byte> into) const {
 
 OutputFile::OutputFile(std::filesystem::path path) : path_(std::move(path)) {
   fd_ = open_retrying(path_, O_WRONLY | O_CREAT | O_EXCL);
-  if (fd_ < 0) throw Error("cannot create {}: {}", path_.string(), reason(errno));
+  if (fd_ < 0) throw Error("cannot create {}: {}", path_.string(), errno_text());
 }
 
 OutputFile::OutputFile(OutputFile&& other) noexcept
@@ -89,7 +87,7 @@ void OutputFile::reserve(uint64_t bytes) {
     error = ::fallocate(fd_, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)) == 0 ? 0 : errno;
   } while (error == EINTR);
   if (error == ENOSPC || error == EFBIG || error == EDQUOT) {
-    throw Error("cannot write {}: no room for {} bytes: {}", path_.string(), bytes, reason(error));
+    throw Error("cannot write {}: no room for {} bytes: {}", path_.string(), bytes, errno_text(error));
   }
 }
 
@@ -113,7 +111,7 @@ void OutputFile::finish() {
   } while (error == EINTR);
   // A failed close may be the first word of an error on a network file system.
   if (::close(std::exchange(fd_, -1)) != 0 && error == 0 && errno != EINTR) error = errno;
-  if (error != 0) throw Error("cannot write {}: {}", path_.string(), reason(error));
+  if (error != 0) throw Error("cannot write {}: {}", path_.string(), errno_text(error));
 }
 
 void OutputFile::flush() {
@@ -126,7 +124,7 @@ void OutputFile::write_through(std::span<const std::byte> bytes) {
     const ssize_t n = ::write(fd_, bytes.data(), std::min(bytes.size(), kLargestCall));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) {
-      throw Error("cannot write {}: {} (after {} bytes)", path_.string(), reason(errno), written_);
+      throw Error("cannot write {}: {} (after {} bytes)", path_.string(), errno_text(), written_);
     }
     written_ += static_cast<uint64_t>(n);
     bytes = bytes.subspan(static_cast<size_t>(n));
@@ -150,7 +148,7 @@ void write_new_file(const std::filesystem::path& path, std::string_view text) {
 }
 
 void write_over(const std::filesystem::path& path, std::string_view text) {
-  const auto refuse = [&] { throw Error("cannot write {}: {}", path.string(), reason(errno)); };
+  const auto refuse = [&] { throw Error("cannot write {}: {}", path.string(), errno_text()); };
   std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "wb"), std::fclose);
   if (file == nullptr) refuse();
   const bool written =
@@ -160,7 +158,9 @@ void write_over(const std::filesystem::path& path, std::string_view text) {
 }
 
 void check_can_write(const std::filesystem::path& path) {
-  const auto refuse = [&](int error) { throw Error("cannot write {}: {}", path.string(), reason(error)); };
+  const auto refuse = [&](int error) {
+    throw Error("cannot write {}: {}", path.string(), errno_text(error));
+  };
   struct stat info {};
   if (::stat(path.c_str(), &info) == 0) {
     if (S_ISDIR(info.st_mode)) refuse(EISDIR);
@@ -175,24 +175,24 @@ void check_can_write(const std::filesystem::path& path) {
 
 void make_directory(const std::filesystem::path& path) {
   if (::mkdir(path.c_str(), 0777) != 0) {
-    throw Error("cannot create directory {}: {}", path.string(), reason(errno));
+    throw Error("cannot create directory {}: {}", path.string(), errno_text());
   }
 }
 
 void rename_path(const std::filesystem::path& from, const std::filesystem::path& to) {
   if (::rename(from.c_str(), to.c_str()) != 0) {
-    throw Error("cannot rename {} to {}: {}", from.string(), to.string(), reason(errno));
+    throw Error("cannot rename {} to {}: {}", from.string(), to.string(), errno_text());
   }
 }
 
 void sync_directory(const std::filesystem::path& path) {
   const int fd = open_retrying(path, O_RDONLY | O_DIRECTORY);
-  if (fd < 0) throw Error("cannot open directory {}: {}", path.string(), reason(errno));
+  if (fd < 0) throw Error("cannot open directory {}: {}", path.string(), errno_text());
   const int error = ::fsync(fd) == 0 ? 0 : errno;
   close_quietly(fd);
   // Some network file systems have no such call and write names at once.
   if (error != 0 && error != EINVAL)
-    throw Error("cannot sync directory {}: {}", path.string(), reason(error));
+    throw Error("cannot sync directory {}: {}", path.string(), errno_text(error));
 }
 
 }  // namespace phalanx

@@ -4,17 +4,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <memory>
-#include <system_error>
 
 #include "phalanx/base/error.h"
+#include "phalanx/base/system_error.h"
 #include "phalanx/base/units.h"
 
 namespace phalanx {
 namespace {
-
-std::string errno_text(int error) { return std::generic_category().message(error); }
 
 // A file without a name, open for reading and writing.
 int open_nameless(const std::filesystem::path& directory) {
@@ -33,7 +30,7 @@ class MappedFile final : public Allocator {
 
   Storage* allocate(size_t bytes) override {
     const int fd = open_nameless(directory_);
-    if (fd < 0) throw Error("{}: no file can be made there: {}", directory_.string(), errno_text(errno));
+    if (fd < 0) throw Error("{}: no file can be made there: {}", directory_.string(), errno_text());
     const int full = posix_fallocate(fd, 0, static_cast<off_t>(bytes));
     void* const at = full ? MAP_FAILED : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     const int error = full ? full : errno;

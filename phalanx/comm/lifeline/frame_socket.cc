@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "phalanx/base/error.h"
+#include "phalanx/base/system_error.h"
 
 namespace phalanx {
 namespace {
@@ -35,8 +36,6 @@ struct Header {
   int32_t to;
   uint64_t bytes;
 };
-
-std::string errno_text() { return std::strerror(errno); }
 
 struct AddressDeleter {
   void operator()(addrinfo* a) const { freeaddrinfo(a); }

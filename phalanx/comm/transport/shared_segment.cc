@@ -9,10 +9,10 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
-#include <cstring>
 #include <memory>
 #include <utility>
 
+#include "phalanx/base/system_error.h"
 #include "phalanx/base/units.h"
 
 namespace phalanx {
@@ -23,8 +23,6 @@ constexpr size_t kLeastRing = 16 << 10;
 constexpr size_t kAllRings = 48 << 20;  // containers often have 64 MiB of /dev/shm
 
 size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
-
-std::string errno_text() { return std::strerror(errno); }
 
 std::string new_name() {
   uint64_t random = 0;
@@ -69,7 +67,7 @@ SharedSegment SharedSegment::create(int ranks) {
     throw Error(
         "{} ranks as processes share {} of memory, and /dev/shm has no room for it ({}): enlarge it, or "
         "use parallel.transport=threads",
-        ranks, human_bytes(layout.total), std::strerror(e));
+        ranks, human_bytes(layout.total), errno_text(e));
   }
   SharedSegment segment(name, ranks, map(file.fd, layout.total, name), true);
   std::construct_at(&segment.failures());

@@ -167,7 +167,7 @@ void Engine::wait_for(Operation& operation) {
 
 void Engine::check(const Call& doing) {
   if (!given_up_.empty()) fail(std::exchange(given_up_, {}));
-  if (failures_.failed()) raise(doing);
+  if (const auto failure = failures_.first()) raise(*failure, doing);
 }
 
 // Whether the operations in flight can still finish.
@@ -264,17 +264,19 @@ void Engine::caught(Operation& operation) {
   try {
     throw;
   } catch (const CommError& e) {
-    fail(format("{}, in {}", e.what(), operation.call().text()));
-    raise(operation.call());
+    const Failure own{.rank = transport_.rank(),
+                      .message = format("{}, in {}", e.what(), operation.call().text())};
+    fail(own.message);
+    raise(failures_.first().value_or(own), operation.call());
   } catch (const std::exception& e) {
     fail(format("rank {}: {}, in {}", transport_.rank(), e.what(), operation.call().text()));
     throw;
   }
 }
 
-void Engine::raise(const Call& doing) {
-  if (failures_.rank() == transport_.rank()) throw CommError(failures_.message());
-  throw CommError(format("{} [rank {} was in {}]", failures_.message(), transport_.rank(), doing.text()));
+void Engine::raise(const Failure& failure, const Call& doing) {
+  if (failure.rank == transport_.rank()) throw CommError(failure.message);
+  throw CommError(format("{} [rank {} was in {}]", failure.message, transport_.rank(), doing.text()));
 }
 
 }  // namespace phalanx

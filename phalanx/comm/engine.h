@@ -62,7 +62,7 @@ class Engine {
   std::string outside() const;
   void give_up(const Operation& operation) noexcept;
   void caught(Operation& operation);
-  [[noreturn]] void raise(const Call& doing);
+  [[noreturn]] void raise(const Failure& failure, const Call& doing);
 
   Transport& transport_;
   FailureBoard& failures_;

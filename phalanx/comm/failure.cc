@@ -11,4 +11,9 @@ bool FailureBoard::fail(int rank, std::string_view message) noexcept {
   return true;
 }
 
+std::optional<Failure> FailureBoard::first() const {
+  if (!failed()) return std::nullopt;
+  return Failure{.rank = rank_, .message = text_.data()};
+}
+
 }  // namespace phalanx

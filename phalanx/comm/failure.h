@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -26,6 +27,11 @@ void copy_text(std::array<char, kBytes>& to, std::string_view text) noexcept {
   to[n] = '\0';
 }
 
+struct Failure {
+  int rank = -1;
+  std::string message;
+};
+
 /// Shared by the ranks of one world. Plain memory, so that processes can share it too.
 class FailureBoard {
  public:
@@ -33,9 +39,9 @@ class FailureBoard {
   /// cut.
   bool fail(int rank, std::string_view message) noexcept;
   bool failed() const { return state_.load(std::memory_order_seq_cst) == kFailed; }
-  /// The rank that reported first and what it said; valid once failed().
-  int rank() const { return rank_; }
-  std::string message() const { return std::string(text_.data()); }
+  /// Who reported first and what it said. None while nobody has, and none while it is being written, which
+  /// another whose fail() came second can see.
+  std::optional<Failure> first() const;
 
  private:
   static constexpr int kClear = 0;

@@ -176,6 +176,34 @@ TEST(Failure, AnExceptionThatIsSwallowedDoesNotHideTheWorkThatItDropped) {
   EXPECT_THAT(r.of_world, HasSubstr("gave up all_reduce(f32[9000], sum) #0 of group world"));
 }
 
+// Two ranks fail at once: whoever comes second sees the first's report whole or not at all.
+TEST(Failure, ABoardShowsNoReportThatIsStillBeingWritten) {
+  const std::array<std::string, 2> texts = {std::string(3000, 'a'), std::string(3000, 'b')};
+  for (int i = 0; i < 300; ++i) {
+    FailureBoard board;
+    EXPECT_FALSE(board.first());
+    std::latch both(2);
+    std::array<bool, 2> first{};
+    std::array<std::optional<Failure>, 2> seen;
+    const auto rank = [&](size_t r) {
+      both.arrive_and_wait();
+      first[r] = board.fail(static_cast<int>(r), texts[r]);
+      seen[r] = board.first();
+    };
+    std::thread other(rank, 1);
+    rank(0);
+    other.join();
+    ASSERT_NE(first[0], first[1]);
+    const size_t winner = first[0] ? 0 : 1;
+    ASSERT_TRUE(seen[winner]);
+    EXPECT_EQ(seen[winner]->rank, static_cast<int>(winner));
+    EXPECT_EQ(seen[winner]->message, texts[winner]);
+    if (seen[1 - winner]) {
+      EXPECT_EQ(seen[1 - winner]->message, texts[winner]);
+    }
+  }
+}
+
 struct Mismatch {
   const char* name;
   void (*first)(Group&);   // on rank 0

@@ -189,9 +189,9 @@ class MpiTransport final : public Transport {
   }
   // The others hear of it over the lifeline.
   void wake_all() noexcept override {
-    if (!failures().failed() || failures().rank() != rank_) return;
     try {
-      lifeline_.fail(failures().message());
+      const auto failure = failures().first();
+      if (failure && failure->rank == rank_) lifeline_.fail(failure->message);
     } catch (const std::exception&) {  // then they find this rank's connection closed
     }
   }

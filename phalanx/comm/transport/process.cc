@@ -219,7 +219,10 @@ void join_process_ranks(const ProcessPlace& place, const RankBody& body) {
                                                      : std::max(1, cores / place.ranks));
   ProcessTransport transport(segment, place.rank, place.ranks, place.ranks > cores);
   const std::exception_ptr error = run_rank(transport, place.deadlines, body);
-  if (error) lifeline.fail(segment.failures().message());  // the hub need not wait for the others
+  if (error) {  // the hub need not wait for the others
+    const auto failure = segment.failures().first();
+    lifeline.fail(failure ? failure->message : segment.page(place.rank).report_text());
+  }
   lifeline.leave();
   if (error) std::rethrow_exception(error);
 }

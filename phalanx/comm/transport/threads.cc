@@ -225,10 +225,11 @@ void run_thread_ranks(const ThreadWorldOptions& options, const WrapTransport& wr
     });
   }
   for (std::thread& t : ranks) t.join();
-  if (!world.failures().failed()) return;
-  const std::exception_ptr first = errors[static_cast<size_t>(world.failures().rank())];
-  if (first) std::rethrow_exception(first);
-  throw CommError(world.failures().message());
+  const auto failure = world.failures().first();
+  if (!failure) return;
+  const std::exception_ptr error = errors[static_cast<size_t>(failure->rank)];
+  if (error) std::rethrow_exception(error);
+  throw CommError(failure->message);
 }
 
 void run_thread_ranks(const ThreadWorldOptions& options, const RankBody& body) {

@@ -1,0 +1,73 @@
+"""Two hosts on one machine: network namespaces with names and addresses of their own, joined by a virtual
+cable. Nothing but TCP goes between them, so that MPI cannot take shared memory."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+
+NAMES = [f"phx{os.getpid()}{side}" for side in "ab"]  # of namespaces, cable ends and hosts
+ADDRESSES = ["10.213.77.1", "10.213.77.2"]
+
+# What mpirun starts its daemon on the other host with, in ssh's place.
+AGENT = """#!/bin/sh
+shift
+exec ip netns exec {1} unshare --uts sh -c "hostname {1}; $*"
+"""
+
+
+def run(*command, check=True):
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=check)
+
+
+def why_not(program):
+    """Why there can be no two hosts for that program here; "" if there can. They need root, iproute2 and
+    mpirun."""
+    if os.geteuid() != 0:
+        return "not root"
+    for tool in ("ip", "mpirun", "unshare"):
+        if not shutil.which(tool):
+            return f"no {tool}"
+    if "libtsan" in run("ldd", program).stdout:
+        return "OpenMPI is not instrumented for ThreadSanitizer"
+    if run("ip", "netns", "add", NAMES[0], check=False).returncode != 0:
+        return "no network namespaces here"
+    run("ip", "netns", "del", NAMES[0])
+    return ""
+
+
+class Hosts:
+    """Both hosts, until close()."""
+
+    def __init__(self):
+        for name in NAMES:
+            run("ip", "netns", "add", name)
+        run("ip", "link", "add", NAMES[0], "type", "veth", "peer", "name", NAMES[1])
+        for name, address in zip(NAMES, ADDRESSES):
+            run("ip", "link", "set", name, "netns", name)
+            run("ip", "-n", name, "addr", "add", f"{address}/24", "dev", name)
+            run("ip", "-n", name, "link", "set", "lo", "up")
+            run("ip", "-n", name, "link", "set", name, "up")
+        self.folder = tempfile.mkdtemp()
+        self.agent = os.path.join(self.folder, "agent.sh")
+        with open(self.agent, "w", encoding="utf-8") as f:
+            f.write(AGENT.format(*NAMES))
+        os.chmod(self.agent, 0o755)
+
+    def close(self):
+        for name in NAMES:
+            run("ip", "netns", "del", name, check=False)
+        shutil.rmtree(self.folder)
+
+    def mpirun(self, ranks_a_host, *command, deadline=90):
+        """`command` on so many ranks of each host, ranks 0 … on the first one."""
+        words = ["mpirun", "--allow-run-as-root", "--mca", "plm_rsh_agent", self.agent,
+                 "--host", ",".join(f"{a}:{ranks_a_host}" for a in ADDRESSES),
+                 "--mca", "btl", "tcp,vader,self", "--mca", "btl_tcp_if_include", ADDRESSES[0] + "/24",
+                 "--mca", "oob_tcp_if_include", ADDRESSES[0] + "/24",
+                 "-n", str(2 * ranks_a_host), *command]
+        inside = f"hostname {NAMES[0]}; exec " + " ".join(words)
+        return subprocess.run(["ip", "netns", "exec", NAMES[0], "unshare", "--uts", "sh", "-c", inside],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                              env=dict(os.environ, ASAN_OPTIONS="detect_leaks=0"), text=True,
+                              timeout=deadline, check=False)

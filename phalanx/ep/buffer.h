@@ -34,6 +34,10 @@ struct Combined {
 /// implementation, over all_to_all; backward of dispatch is combine, and the reverse. Ranks of `etp` have
 /// slices of the same experts (slices.h): dispatch gives each the rows of all of them, and combine sums what
 /// they made of those.
+///
+/// Bytes that a rank of R sends over ep, with n of its (token, rank) pairs going to other ranks, m coming
+/// from them, b bytes a row of x, and K slots a token with weights of w bytes: dispatch n · (b + K · (8 + w))
+/// and 8 · (R − 1) for the counts; a cached one n · b; combine m · b, and m · K · w for weights.
 class Buffer {
  public:
   /// Error: the ranks do not divide the experts.

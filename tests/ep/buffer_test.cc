@@ -7,6 +7,7 @@
 
 #include <mutex>
 #include <random>
+#include <utility>
 
 #include "phalanx/base/error.h"
 #include "phalanx/comm/mesh.h"
@@ -222,6 +223,41 @@ TEST_P(BufferTest, CombineSumsWhatTheRanksMadeOfAToken) {
       const auto n = static_cast<int64_t>(i);
       ASSERT_EQ(at(out.weights_TK, n / c.top_k, n % c.top_k), weights_TK[i]);
     }
+  });
+}
+
+TEST_P(BufferTest, MovesTheBytesOfTheHeader) {
+  SCOPED_TRACE(seed_);
+  const Case& c = GetParam();
+  std::vector<std::vector<int64_t>> pairs;  // by receiver, then source
+  for (int r = 0; r < c.ranks; ++r) {
+    std::vector<int64_t>& from = pairs.emplace_back(static_cast<size_t>(c.ranks));
+    for (const Source& s : received(r)) ++from[static_cast<size_t>(s.rank)];
+  }
+  run_thread_ranks({.ranks = c.ranks}, [&](Group& world) {
+    Buffer buffer(world, c.ranks * c.local_experts);
+    const auto me = static_cast<size_t>(world.rank());
+    int64_t n = 0;
+    int64_t m = 0;
+    for (size_t r = 0; r < pairs.size(); ++r) {
+      if (r == me) continue;
+      n += pairs[r][me];
+      m += pairs[me][r];
+    }
+    const auto w = static_cast<int64_t>(dtype_size(c.dtype));
+    auto sent = [&, before = int64_t{0}]() mutable {
+      const int64_t now = world.traffic().sent;
+      return now - std::exchange(before, now);
+    };
+    const Tokens& mine = tokens_[me];
+    const Dispatched in = run(buffer.dispatch(mine.x_TD, mine.idx_TK, mine.weights_TK));
+    EXPECT_EQ(sent(), n * (kWidth * w + c.top_k * (8 + w)) + 8 * (c.ranks - 1));
+    run(buffer.dispatch(mine.x_TD, in.handle));
+    EXPECT_EQ(sent(), n * kWidth * w);
+    run(buffer.combine(all_rows(in.x_RD.data), in.handle, Tensor()));
+    EXPECT_EQ(sent(), m * kWidth * w);
+    run(buffer.combine(all_rows(in.x_RD.data), in.handle, in.weights_RK));
+    EXPECT_EQ(sent(), m * (kWidth + c.top_k) * w);
   });
 }
 

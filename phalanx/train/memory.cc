@@ -4,6 +4,8 @@
 #include <map>
 #include <vector>
 
+#include "phalanx/base/error.h"
+#include "phalanx/base/units.h"
 #include "phalanx/model/stage.h"
 #include "phalanx/parallel/parameter_store.h"
 #include "phalanx/train/layer_memory.h"
@@ -225,6 +227,18 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   account.activations = peak.saved + streams_of(schedule, pp_rank) * slices * layers.x();
   account.working = peak.working;
   return account;
+}
+
+void check_memory(const MemoryAccount& account, uint64_t machine) {
+  const auto bytes = [](int64_t n) { return human_bytes(static_cast<uint64_t>(n)); };
+  if (static_cast<uint64_t>(account.kept()) <= machine) return;
+  throw Error(
+      "a rank's weights ({}), gradients ({}) and optimizer state ({}) are {} and this machine has {}; share "
+      "them "
+      "out (parallel.zero=3, pp, tp, ep), keep less (train.weights=bf16, optimizer.offload=DIR) or take a "
+      "smaller model.width or fewer model.layers",
+      bytes(account.weights), bytes(account.gradients), bytes(account.optimizer), bytes(account.kept()),
+      human_bytes(machine));
 }
 
 }  // namespace phalanx

@@ -15,9 +15,14 @@ struct MemoryAccount {
   int64_t batch = 0;        ///< tokens, targets and positions of the step's microbatches
   int64_t activations = 0;  ///< saved for backward, of all microbatches, or slices, that are live
   int64_t working = 0;      ///< gradients of activations and other tensors of the layer that runs
-  int64_t total() const { return weights + gradients + optimizer + batch + activations + working; }
+  int64_t kept() const { return weights + gradients + optimizer; }
+  int64_t total() const { return kept() + batch + activations + working; }
 };
 /// Of the ranks with that coordinate of pp. `config` is checked; `vocabulary` is the tokenizer's.
 MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int pp_rank = 0);
+
+/// Error: what such a rank keeps from step to step (weights, gradients, optimizer state) is alone more than
+/// the `machine` bytes of its machine.
+void check_memory(const MemoryAccount& account, uint64_t machine);
 
 }  // namespace phalanx

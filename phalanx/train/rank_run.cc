@@ -2,8 +2,7 @@
 
 #include <unistd.h>
 
-#include "phalanx/base/error.h"
-#include "phalanx/base/units.h"
+#include "phalanx/train/memory.h"
 
 namespace phalanx {
 namespace {
@@ -17,25 +16,13 @@ RowShare share_of(const RunConfig& config, const Mesh& mesh) {
   return row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
 }
 
-// Error: a rank's weights, gradients and optimizer state alone are more than the machine's memory.
-void check_memory(ParameterStore& parameters, OptimizerConfig::Kind optimizer) {
-  int64_t elements = 0;
-  for (const Parameter& p : parameters.all()) elements += p.slice().local.numel();
-  const uint64_t copies = optimizer == OptimizerConfig::Kind::adamw ? 4 : 2;
-  const uint64_t needed = static_cast<uint64_t>(elements) * dtype_size(parameters.dtype()) * copies;
-  const auto memory =
-      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  if (needed <= memory) return;
-  throw Error(
-      "the model has {} parameters a rank: with gradients and optimizer {}, this machine has {}; take a "
-      "smaller "
-      "model.width or fewer model.layers",
-      grouped(static_cast<uint64_t>(elements)), human_bytes(needed), human_bytes(memory));
+uint64_t physical_memory() {
+  return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
 // The parameters exist once the model is built, and the optimizer's state takes their layout.
-ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& config) {
-  check_memory(parameters, config.optimizer.kind);
+ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& config, const Mesh& mesh) {
+  check_memory(memory_account(config, config.model.vocabulary, mesh.coordinate(Axis::pp)), physical_memory());
   parameters.initialise(config.train.seed);
   return parameters;
 }
@@ -55,7 +42,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
              config.parallel.ulysses,
              parts_of_rank(schedule_, mesh_.coordinate(Axis::pp), config.model.layers,
                            stage_layers(config.parallel))),
-      optimizer_(initialised(parameters_, config), config.optimizer),
+      optimizer_(initialised(parameters_, config_, mesh_), config.optimizer),
       trainer_{mesh_,       parameters_,           model_, optimizer_, Pipeline(schedule_, mesh_),
                config.clip, config.train.recompute} {
   share_.context = model_.context_share();

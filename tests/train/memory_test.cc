@@ -319,5 +319,28 @@ TEST(SliceMemory, ActivationsFallWithTheSlicesThatAreLive) {
   EXPECT_LT(cut[0], 0.6 * whole[0]);
 }
 
+// A model that no rank can keep whole, on a machine whose memory lies between.
+TEST(CheckMemory, SharesNarrowWeightsAndOffloadMakeAModelFit) {
+  TrainConfig config = small_llama({.dp = 4}, kSequential);
+  config.model.width *= 16;
+  const auto kept = [&] { return memory_account(config, 60).kept(); };
+  const auto check = [&](int64_t machine) {
+    check_memory(memory_account(config, 60), static_cast<uint64_t>(machine));
+  };
+  const int64_t whole = kept();
+  EXPECT_NO_THROW(check(whole));
+  EXPECT_THROW(check(whole - 1), Error);
+  const auto fits_now = [&](double share) {
+    EXPECT_LT(static_cast<double>(kept()), share * static_cast<double>(whole));
+    EXPECT_NO_THROW(check(kept()));
+  };
+  config.optimizer.offload = "a_folder";
+  fits_now(0.51);
+  config.train.weights = KeptWeights::bf16;
+  fits_now(0.5);
+  config.parallel.zero = 3;
+  fits_now(0.4);
+}
+
 }  // namespace
 }  // namespace phalanx

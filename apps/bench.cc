@@ -141,7 +141,8 @@ void run_train(const Options& o) {
               {"step_gflop", profile.operations / 1e9},
               {"matmul_gflop_per_s", profile.matmul_flops / 1e9},
               {"matmul_percent", 100 * profile.gemm_share()},
-              {"copy_gb_per_s", profile.copy_speed / 1e9}});
+              {"copy_gb_per_s", profile.copy_speed / 1e9},
+              {"sent_mib", static_cast<double>(profile.sent) / (1 << 20)}});
   show(report, o.json);
 }
 

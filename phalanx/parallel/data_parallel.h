@@ -3,7 +3,8 @@
 //
 // Bytes that a rank sends, with R sharers, Ψ elements of a bucket and n = (R − 1)/R · Ψ: without ZeRO 2n a
 // step (an all_reduce); stage 1 the same (a reduce-scatter, an all-gather); stage 2 n for each backward pass
-// and n; stage 3 n for each backward pass and n for each time that its unit runs, twice a microbatch. With
+// and n; stage 3 n for each backward pass and n for each time that its unit runs, twice a microbatch. A tied
+// table belongs to two units, the embedding (which backward does not run again) and the output head. With
 // hybrid sharding the sum of a share over its r replicas besides: 2(r − 1)/r · Ψ/R. Of a narrow store the
 // gathers' elements are bf16.
 #pragma once

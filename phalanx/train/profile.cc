@@ -11,12 +11,6 @@
 namespace phalanx {
 namespace {
 
-// Bytes that this rank has sent and received so far.
-int64_t traffic(const Mesh& mesh) {
-  const Traffic t = mesh.traffic();
-  return t.sent + t.received;
-}
-
 double sum_over(Group& group, double value) {
   const Tensor sum = Tensor::of(Shape{1}, std::span<const double>(&value, 1));
   group.all_reduce(sum).wait();
@@ -46,7 +40,8 @@ double seconds_of(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 struct MeasuredStep {
   double seconds = 0;
   std::vector<Span> spans;
-  int64_t traffic = 0;
+  int64_t sent = 0;
+  int64_t received = 0;
 };
 
 // Of communication the groups' counters know the bytes, not its spans.
@@ -85,7 +80,7 @@ void account(StepProfile& profile, const MeasuredStep& step, const Speeds& speed
     known += op.achieved;
   }
   profile.parts[static_cast<size_t>(TraceKind::communication)].floor =
-      static_cast<double>(step.traffic) / speeds.copy.of_memory();
+      static_cast<double>(step.sent + step.received) / speeds.copy.of_memory();
   profile.parts[static_cast<size_t>(TraceKind::other)].achieved = step.seconds - known;
 }
 
@@ -97,14 +92,16 @@ class Profiler {
   MeasuredStep step() {
     ring_.clear();
     MeasuredStep measured;
-    measured.traffic = -traffic(rank_.mesh());
+    const Traffic before = rank_.mesh().traffic();
     const int64_t begin = trace_now();
     {
       const TraceScope scope(&ring_);
       train();
     }
     measured.seconds = seconds_of(trace_now() - begin);
-    measured.traffic += traffic(rank_.mesh());
+    const Traffic after = rank_.mesh().traffic();
+    measured.sent = after.sent - before.sent;
+    measured.received = after.received - before.received;
     measured.spans = ring_.spans();
     return measured;
   }
@@ -170,6 +167,7 @@ StepProfile profile_steps(RankRun& rank, const Dataset& data, Group& world, cons
   account(profile, *middle, speeds);
   const auto tokens = static_cast<double>(config.train.batch * config.model.context);
   profile.seconds = middle->seconds;
+  profile.sent = middle->sent;
   profile.tokens_per_s = tokens / middle->seconds;
   profile.operations = tokens * training_flops_per_token(rank.model().config()).total();
   profile.matmul_flops = sum_over(world, speeds.flops);

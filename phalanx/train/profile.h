@@ -37,6 +37,7 @@ struct StepProfile {
   std::array<StepPart, kTraceKinds> parts{};
   std::vector<OpPart> ops;  ///< the same time by op, the longest first
   double tokens_per_s = 0;
+  int64_t sent = 0;         ///< bytes, by this rank, in all its groups
   double operations = 0;    ///< of a step of all ranks: 6N + 12·L·H·d·T a token (model/flops.h)
   double matmul_flops = 0;  ///< of all ranks together, the median of those measured
   double copy_speed = 0;    ///< bytes a second of one rank, measured on memory

@@ -141,8 +141,8 @@ def sum_of_gradients(ranks, weights):
 
 
 def sent_by_data(ranks, zero):
-    """phalanx/parallel/data_parallel.h. A layer runs twice a microbatch; the table once as embedding and twice
-    as output head, and both scatter its gradient."""
+    """phalanx/parallel/data_parallel.h. A layer runs twice a microbatch; the table once as embedding,
+    twice as output head, and both scatter its gradient."""
     s = Sizes
     n = (ranks - 1) / ranks * s.dense()
     passes = s.microbatches // ranks
@@ -151,14 +151,15 @@ def sent_by_data(ranks, zero):
 
 
 def sent_by_pipeline(_):
-    """phalanx/parallel/pipeline.h: rank 0 sends activations, and gets gradients; both ends have the tied table,
-    whose gradient is summed."""
+    """phalanx/parallel/pipeline.h: rank 0 sends activations, and gets gradients; both ends have the tied
+    table, whose gradient is summed."""
     s = Sizes
     return s.microbatches * s.microbatch * s.width + sum_of_gradients(2, s.vocabulary * s.width)
 
 
 def sent_by_tensor(ranks, sequence):
-    """phalanx/parallel/tensor_parallel.h; of norms, which see other rows on each rank, gradients are summed."""
+    """phalanx/parallel/tensor_parallel.h; norms see other rows on each rank: their
+    gradients are summed."""
     s = Sizes
     n = (ranks - 1) / ranks * s.microbatch * s.width
     streams = (10 * s.layers + 5) * n if sequence else (8 * s.layers + 4) * n

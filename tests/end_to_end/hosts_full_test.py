@@ -10,6 +10,8 @@ sys.path.append(os.path.join(SOURCE, "tests"))
 
 from two_hosts import Hosts, why_not  # noqa: E402
 
+SHORT = ["train.dtype=f64", "train.microbatch=1", "train.steps=6", "train.eval_batches=2"]
+
 # Ranks 0 and 1 are one host, 2 and 3 the other (phalanx/comm/mesh.h: the order of the axes).
 HYBRIDS = {
     "pp between hosts, tp within": ["parallel.layout=pp=2,tp=2"],
@@ -34,8 +36,7 @@ class TwoHosts(Case):
     def test_hybrids_have_the_losses_of_threads(self):
         for name, settings in HYBRIDS.items():
             with self.subTest(name):
-                words = [w for s in ["train.dtype=f64", "train.microbatch=1", "train.steps=6", "train.eval_batches=2", *settings]
-                         for w in ("--set", s)]
+                words = [w for s in [*SHORT, *settings] for w in ("--set", s)]
                 threads = self.train("--ranks", "4", *words, "--set", "parallel.transport=threads")
                 result = self.hosts.mpirun(2, PHALANX, "train", self.config, "--json", *words)
                 self.assertEqual(result.returncode, 0, result.stderr)

@@ -8,6 +8,7 @@
 #include "apps/console.h"
 #include "apps/options.h"
 #include "phalanx/base/file.h"
+#include "phalanx/train/layout_choice.h"
 #include "phalanx/train/verify.h"
 
 namespace phalanx {
@@ -61,7 +62,7 @@ std::vector<VerifyCase> cases_of(const Options& o, const ModelConfig& model) {
   const bool exhaustive = o.layouts == "exhaustive";
   if (o.layouts == "all" || exhaustive) {
     const int ranks = o.config.ranks != 0 ? o.config.ranks : o.config.load().parallel.ranks;
-    return verify_cases(model, verify_layouts(model, ranks),
+    return verify_cases(model, layouts_of_model(model, ranks),
                         exhaustive ? Coverage::exhaustive : Coverage::pairs);
   }
   if (o.layouts.empty()) {

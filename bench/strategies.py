@@ -23,6 +23,7 @@ import subprocess
 import sys
 
 MOE = ["--set", "model.mlp=moe"]
+EVEN = [*MOE, "--set", "moe.capacity=1"]  # experts take no more than an even share, and nearly that
 ZERO, ZERO2, ZERO3 = (["--set", f"parallel.zero={stage}"] for stage in (1, 2, 3))
 ALIKE = ["--set", "parallel.sequence=false"]
 OVERLAPPED = ["--set", "parallel.tp_overlap=true"]
@@ -51,6 +52,8 @@ SPEED = {  # name: (settings, layout, its yardstick)
     "cp=2, ring": (microbatch(16, *RING), "cp=2", "one rank"),
     "experts, one rank": (microbatch(16, *MOE), "dp=1", None),
     "experts, ep=2": (microbatch(8, *MOE), "dp=2,ep=2", "experts, one rank"),
+    "even loads, one rank": (microbatch(16, *EVEN), "dp=1", None),
+    "even loads, ep=2": (microbatch(8, *EVEN), "dp=2,ep=2", "even loads, one rank"),
 }
 SMALL = ["--set", "model.layers=4", "--set", "model.width=256", "--set", "model.mlp_width=704", "--set",
          "train.batch=32", "--set", "train.microbatch=4", "--set", "model.context=128"]

@@ -1,11 +1,9 @@
 #include "phalanx/train/train_config.h"
 
-#include <charconv>
 #include <cmath>
 
 #include "phalanx/base/error.h"
 #include "phalanx/base/file.h"
-#include "phalanx/model/stage.h"
 
 namespace phalanx {
 namespace {
@@ -248,151 +246,11 @@ std::string to_toml(const TrainConfig& config) {
   return train_table(copy).toml();
 }
 
-namespace {
-
-// Error: ranks of cp and tp cannot share the rows of a microbatch.
-void check_rows(const TrainConfig& c, const Layout& layout) {
-  const int64_t rows = c.train.microbatch * c.model.context;
-  if (rows % layout.cp != 0) {
-    throw Error(
-        "train.microbatch {} · model.context {} = {} rows are not divisible by cp = {} of parallel.layout",
-        c.train.microbatch, c.model.context, rows, layout.cp);
-  }
-  const int tp = layout.tp;
-  const bool shared = c.parallel.sequence || c.model.mlp == MlpKind::moe;
-  if (tp == 1 || !shared || rows / layout.cp % tp == 0) return;
-  const char* hint = c.model.mlp == MlpKind::moe ? "" : "; without parallel.sequence they need not be";
-  throw Error(
-      "train.microbatch {} · model.context {} = {} rows are not divisible by cp·tp = {} of parallel.layout{}",
-      c.train.microbatch, c.model.context, rows, layout.cp * tp, hint);
-}
-
-// Error: the sequences cannot be cut into so many slices, or the ranks cannot share the rows of one. Tells
-// some numbers that fit, of which 1 is one.
-void check_slices(const TrainConfig& c, const Layout& layout) {
-  constexpr int kMost = 64;
-  const bool shared = c.parallel.sequence || c.model.mlp == MlpKind::moe;
-  const int sharers = layout.cp * (shared ? layout.tp : 1);
-  const auto fits = [&](int n) {
-    return c.model.context % n == 0 && c.train.microbatch * (c.model.context / n) % sharers == 0;
-  };
-  if (fits(c.train.slices)) return;
-  std::string fitting;
-  for (int n = 1; n <= kMost; ++n) {
-    if (fits(n)) fitting += (n == 1 ? "" : ", ") + format("{}", n);
-  }
-  throw Error(
-      "train.slices {} must divide model.context {}, and the train.microbatch {} · context / slices rows of "
-      "a "
-      "slice must be divisible by the {} ranks of cp and tp that share them: up to {} these fit: {}",
-      c.train.slices, c.model.context, c.train.microbatch, sharers, kMost, fitting);
-}
-
-// Fills in the schedule. Error: it cannot run with so many stages, microbatches and layers.
-void check_pipeline(TrainConfig& c, const Layout& layout, int64_t microbatches) {
-  if (c.train.schedule.empty()) c.train.schedule = layout.pp > 1 ? "1f1b" : "sequential";
-  Schedule schedule;
-  try {
-    schedule = schedule_of(c, microbatches);
-  } catch (const Error& e) {
-    throw Error("train.schedule \"{}\" with pp = {} and {} microbatches a step: {}", c.train.schedule,
-                layout.pp, microbatches, e.what());
-  }
-  const std::vector<int> given = stage_layers(c.parallel);
-  if (given.empty() && schedule.stages() > c.model.layers) {
-    throw Error(
-        "{} stages (train.schedule {} on pp = {} of parallel.layout) for model.layers {}: each has at least "
-        "one; take a smaller pp or fewer parallel.chunks, or say with parallel.layers which are empty",
-        schedule.stages(), c.train.schedule, layout.pp, c.model.layers);
-  }
-  try {
-    cut_into_stages(c.model.layers, schedule.stages(), given);
-  } catch (const Error& e) {
-    throw Error("parallel.layers \"{}\": {}", c.parallel.layers, e.what());
-  }
-}
-
-Layout parsed(const std::string& layout) {
-  try {
-    return Layout::parse(layout);
-  } catch (const Error& e) {
-    throw Error("parallel.layout: {}", e.what());
-  }
-}
-
-}  // namespace
-
-Layout layout_of(const ParallelConfig& config) {
-  Layout layout = parsed(config.layout);
-  if (config.ranks > 0 && config.layout.find("dp=") == std::string::npos) {
-    layout.dp = std::max(1, config.ranks / layout.ranks());
-  }
-  if (config.ranks > 0 && layout.ranks() != config.ranks) {
-    throw Error(
-        "parallel.layout \"{}\" does not fit parallel.ranks {}: its axes pp, dp, cp and tp make {} ranks",
-        config.layout, config.ranks, layout.ranks());
-  }
-  const int stage_ranks = layout.dp * layout.cp * layout.tp;
-  if (stage_ranks % (layout.ep * layout.etp) != 0) {
-    throw Error(
-        "parallel.layout \"{}\": ep·etp = {} does not divide the dp·cp·tp = {} ranks that share the experts",
-        config.layout, layout.ep * layout.etp, stage_ranks);
-  }
-  return layout;
-}
-
-std::vector<int> stage_layers(const ParallelConfig& config) {
-  std::vector<int> layers;
-  const std::string& text = config.layers;
-  for (size_t at = 0; at < text.size();) {
-    const std::string_view item = std::string_view(text).substr(at, text.find(',', at) - at);
-    at += item.size() + 1;
-    int n = -1;
-    const char* end = item.data() + item.size();
-    if (std::from_chars(item.data(), end, n).ptr != end || n < 0 || at == text.size()) {
-      throw Error("parallel.layers \"{}\" is not a list of numbers, as in 3,4,5", text);
-    }
-    layers.push_back(n);
-  }
-  return layers;
-}
-
-Schedule schedule_of(const TrainConfig& config, int64_t microbatches) {
-  const int pp = layout_of(config.parallel).pp;
-  return make_schedule(config.train.schedule, {.ranks = pp,
-                                               .microbatches = static_cast<int>(microbatches),
-                                               .chunks = config.parallel.chunks,
-                                               .slices = config.train.slices});
-}
-
 LaunchOptions launch_options(const ParallelConfig& config) {
   return {.transport = config.transport,
           .ranks = config.ranks,
           .deadlines = {.progress = milliseconds(config.progress_timeout),
                         .liveness = milliseconds(config.liveness_timeout)}};
-}
-
-TrainConfig checked(TrainConfig c) {
-  c.model = resolved(c.model);
-  if (c.model.moe.dense_layers > c.model.layers) {
-    throw Error("moe.dense_layers {} are more than model.layers {}", c.model.moe.dense_layers,
-                c.model.layers);
-  }
-  const Layout layout = layout_of(c.parallel);
-  c.parallel.layout = layout.text();
-  c.parallel.ranks = layout.ranks();
-  const std::string why = misfit(c.model, layout, c.parallel.ulysses);
-  if (!why.empty()) throw Error("parallel.layout \"{}\": {}", c.parallel.layout, why);
-  c.parallel.ulysses = ulysses_ranks(c.model, layout, c.parallel.ulysses);
-  const RowShare share = row_share(c.train.batch, c.train.microbatch, layout.dp, 0);
-  c.train.microbatch = share.microbatch;
-  check_pipeline(c, layout, share.microbatches());
-  check_rows(c, layout);
-  check_slices(c, layout);
-  if (c.lr.decay != Decay::constant && c.lr.min_lr > c.lr.lr) {
-    throw Error("optimizer.min_lr {} is above optimizer.lr {}", c.lr.min_lr, c.lr.lr);
-  }
-  return c;
 }
 
 }  // namespace phalanx

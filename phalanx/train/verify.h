@@ -55,10 +55,6 @@ struct VerifyRow {
   std::string error;  ///< what the run threw; empty if nothing
 };
 
-/// The layouts of `ranks` ranks that fit the model: every pp, tp and cp, dp of the rest, every ep and
-/// etp.
-std::vector<Layout> verify_layouts(const ModelConfig& model, int ranks);
-
 enum class Coverage : uint8_t {
   pairs,  ///< every layout, and any two settings (axes' sizes, schedule, ZeRO, …) in some case together
   exhaustive,  ///< every layout with everything

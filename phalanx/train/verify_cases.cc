@@ -58,28 +58,6 @@ Settings settings_of(const VerifyCase& c) {
 
 }  // namespace
 
-std::vector<Layout> verify_layouts(const ModelConfig& model, int ranks) {
-  std::vector<Layout> layouts;
-  const auto add_experts = [&](Layout layout) {
-    const int stage_ranks = layout.dp * layout.cp * layout.tp;
-    for (layout.ep = 1; layout.ep <= stage_ranks; ++layout.ep) {
-      for (layout.etp = 1; layout.etp <= stage_ranks / layout.ep; ++layout.etp) {
-        const bool divides = stage_ranks % (layout.ep * layout.etp) == 0;
-        if (divides && misfit(model, layout).empty()) layouts.push_back(layout);
-      }
-    }
-  };
-  for (int pp = 1; pp <= std::min(ranks, model.layers); ++pp) {
-    for (int tp = 1; tp <= ranks / pp; ++tp) {
-      for (int cp = 1; cp <= ranks / (pp * tp); ++cp) {
-        const int rest = ranks / (pp * tp * cp);
-        if (rest * pp * tp * cp == ranks) add_experts({.pp = pp, .dp = rest, .cp = cp, .tp = tp});
-      }
-    }
-  }
-  return layouts;
-}
-
 std::vector<VerifyCase> verify_cases(const ModelConfig& model, const std::vector<Layout>& layouts,
                                      Coverage coverage) {
   std::vector<VerifyCase> all;

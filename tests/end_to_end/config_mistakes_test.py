@@ -31,9 +31,10 @@ class ConfigMistakes(Case):
         self.refuse_settings(["model.kv_heads=3"], "model.heads 4", "model.kv_heads 3")
         self.refuse_settings(["model.head_dim=7"], "model.head_dim 7")
         self.refuse_settings(["train.microbatch=3"], "train.microbatch 3", "8 sequences")
-        self.refuse(["train", self.config, "--ranks", "3"], "train.batch 8", "3 data-parallel ranks")
+        self.refuse(["train", self.config, "--ranks", "3"], "train.batch 8", "3 data-parallel ranks",
+                    'these layouts of 2 ranks fit: "dp=2", "cp=2", "tp=2"')
         self.refuse(["train", self.config, *MOE, "--set", "train.batch=9", "--layout", "dp=3,ep=3"],
-                    "moe.experts 4", "ep = 3")
+                    "moe.experts 4", "ep = 3", 'these layouts of 3 ranks fit: "dp=3"')
         self.refuse(["train", self.config, *MOE, "--set", "moe.top_k=5"], "moe.top_k 5", "moe.experts 4")
 
     def test_ranks_and_layout_must_agree(self):
@@ -41,7 +42,7 @@ class ConfigMistakes(Case):
         self.refuse(["train", self.config, "--layout", "dp=2,ep=4"], "dp=2,ep=4", "ep")
         self.refuse(["train", self.config, "--layout", "dp=two"], "dp=two")
         self.refuse(["train", self.config, "--layout", "zp=2"], "zp=2", "dp")
-        self.refuse(["train", self.config, "--layout", "pp=8"], "8 stages")
+        self.refuse(["train", self.config, "--layout", "pp=8"], "8 stages", 'of 8 ranks fit: "pp=2,dp=4"')
         self.refuse(["train", self.config, "--layout", "tp=3"], "tp = 3", "model.heads 4", "1, 2 or 4")
         self.refuse(["train", self.config, "--ranks", "-1"], "-1")
 

@@ -172,19 +172,20 @@ TEST(TrainConfig, SizesThatDoNotFitAreNamedWithTheirPlace) {
   EXPECT_THAT(refusal("[model]\nmlp = \"moe\"\n[moe]\nexperts = 6\ntop_k = 7\n"), HasSubstr("moe.top_k 7"));
   EXPECT_EQ(refusal("[model]\nmlp = \"moe\"\n[moe]\nexperts = 6\n[parallel]\nlayout = \"dp=4,ep=4\"\n"),
             "a.toml:6: parallel.layout \"dp=4,ep=4\": ep = 4 does not divide moe.experts 6: it may be 1, 2, "
-            "3 or 6");
+            "3 or 6; these layouts of 4 ranks fit: \"dp=4,ep=2\", \"dp=4\", \"dp=4,ep=2,etp=2\"");
   EXPECT_EQ(
       refusal("[model]\nmlp = \"moe\"\n[moe]\nexpert_width = 6\n[parallel]\nlayout = \"dp=4,etp=4\"\n"),
       "a.toml:6: parallel.layout \"dp=4,etp=4\": etp = 4 does not divide moe.expert_width 6: it may be 1, "
-      "2, 3 or 6");
+      "2, 3 or 6; these layouts of 4 ranks fit: \"dp=4,etp=2\", \"dp=4\", \"dp=4,ep=2,etp=2\"");
   EXPECT_THAT(refusal("[parallel]\nlayout = \"dp=2,etp=2\"\n"),
               HasSubstr("etp = 2 needs model.mlp = \"moe\""));
-  EXPECT_EQ(refusal("[train]\nbatch = 6\n[parallel]\nranks = 4\n"),
-            "a.toml:2: train.batch 6 is not a multiple of the 4 data-parallel ranks");
+  EXPECT_EQ(
+      refusal("[train]\nbatch = 6\n[parallel]\nranks = 4\n"),
+      "a.toml:2: train.batch 6 is not a multiple of the 4 data-parallel ranks; these layouts of 4 ranks "
+      "fit: \"dp=2,cp=2\", \"dp=2,tp=2\", \"pp=2,dp=2\"");
   EXPECT_EQ(refusal("[train]\nbatch = 12\nmicrobatch = 4\n[parallel]\nranks = 2\n"),
             "a.toml:3: train.microbatch 4 does not divide the 6 sequences that each of 2 data-parallel ranks "
-            "has of "
-            "train.batch 12");
+            "has of train.batch 12; these layouts of 2 ranks fit: \"cp=2\", \"tp=2\", \"pp=2\"");
   EXPECT_EQ(refusal("[moe]\ndense_layers = 5\n", {"model.layers=4"}),
             "a.toml:2: moe.dense_layers 5 are more than model.layers 4");
   EXPECT_EQ(refusal("[optimizer]\nlr = 1e-5\n"),
@@ -216,13 +217,27 @@ TEST(TrainConfig, LayoutAndRanksComplementEachOther) {
             "and tp make 2 ranks");
   EXPECT_THAT(refusal("", {"parallel.layout=ep=2"}), HasSubstr("does not divide the dp·cp·tp = 1 ranks"));
   EXPECT_THAT(refusal("", {"parallel.layout=xp=2"}), HasSubstr("xp=2"));
-  EXPECT_EQ(
+  EXPECT_THAT(
       refusal("", {"parallel.layout=dp=2,ep=2"}),
-      "--set parallel.layout=dp=2,ep=2: parallel.layout \"dp=2,ep=2\": ep = 2 needs model.mlp = \"moe\"");
+      HasSubstr("dp=2,ep=2: parallel.layout \"dp=2,ep=2\": ep = 2 needs model.mlp = \"moe\"; these layouts"));
   EXPECT_EQ(
       refusal("", {"parallel.layout=tp=3", "model.heads=8", "model.width=128"}),
       "--set parallel.layout=tp=3: parallel.layout \"tp=3\": tp = 3 does not fit model.heads 8: it may be "
-      "1, 2, 4 or 8");
+      "1, 2, 4 or 8; these layouts of 3 ranks fit: \"dp=3\", \"cp=3\", \"pp=3\"");
+  const auto fitting = [](const char* layout, const Overrides& others) {
+    Overrides all = {std::string("parallel.layout=") + layout, "model.layers=2", "train.batch=16"};
+    all.insert(all.end(), others.begin(), others.end());
+    const std::string told = refusal("", all);
+    return told.substr(std::min(told.size(), told.find("; these")));
+  };
+  EXPECT_EQ(fitting("pp=3", {"model.heads=4", "model.context=64"}),
+            "; these layouts of 2 ranks fit: \"pp=2\", \"dp=2\", \"cp=2\"");
+  EXPECT_EQ(fitting("pp=3", {"train.microbatch=3"}), "");  // no layout's fault
+  EXPECT_EQ(fitting("dp=1", {"train.microbatch=3"}), "");  // there is none
+  EXPECT_EQ(fitting("pp=3,dp=43", {}), "");                // too many to look
+  // Of an even number of stages only, and none for one.
+  EXPECT_EQ(fitting("pp=3,tp=2", {"train.schedule=dualpipe", "train.microbatch=1", "model.heads=4"}),
+            "; these layouts of 4 ranks fit: \"pp=2,tp=2\", \"pp=2,dp=2\", \"pp=2,cp=2\"");
   EXPECT_THAT(refusal("", {"parallel.layout=tp=4", "model.heads=12", "model.width=144", "model.kv_heads=6"}),
               HasSubstr("tp = 4 does not fit model.kv_heads 6: it may be 1, 2, 3, 6 or 12"));
   EXPECT_THAT(refusal("", {"parallel.layout=tp=2", "train.batch=1", "model.context=63"}),

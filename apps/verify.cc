@@ -3,6 +3,7 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "apps/commands.h"
 #include "apps/console.h"
@@ -17,6 +18,7 @@ namespace {
 struct Options {
   ConfigOptions config;
   std::string layouts = "all";
+  std::string part;
   std::string json;
   std::string dtype = "f64";
   int64_t vocabulary = 61;
@@ -58,7 +60,21 @@ nlohmann::json json_of(const VerifyRow& r) {
   return j;
 }
 
-std::vector<VerifyCase> cases_of(const Options& o, const ModelConfig& model) {
+// Of n cases, part "k/n" has each nth from the kth on, so that several processes or machines share them.
+std::vector<VerifyCase> part_of(const std::vector<VerifyCase>& cases, const std::string& part) {
+  size_t k = 0;
+  size_t n = 0;
+  std::istringstream text(part);
+  char slash = ' ';
+  if (!(text >> k >> slash >> n) || slash != '/' || !text.eof() || k < 1 || k > n || n > cases.size()) {
+    throw Error("--part {} is not as in 3/16: the third of 16 parts of {} cases", part, cases.size());
+  }
+  std::vector<VerifyCase> own;
+  for (size_t i = k - 1; i < cases.size(); i += n) own.push_back(cases[i]);
+  return own;
+}
+
+std::vector<VerifyCase> all_cases(const Options& o, const ModelConfig& model) {
   const bool exhaustive = o.layouts == "exhaustive";
   if (o.layouts == "all" || exhaustive) {
     const int ranks = o.config.ranks != 0 ? o.config.ranks : o.config.load().parallel.ranks;
@@ -75,6 +91,11 @@ std::vector<VerifyCase> cases_of(const Options& o, const ModelConfig& model) {
     layouts.push_back(layout_of({.layout = item}));
   }
   return verify_cases(model, layouts, Coverage::pairs);
+}
+
+std::vector<VerifyCase> cases_of(const Options& o, const ModelConfig& model) {
+  const std::vector<VerifyCase> cases = all_cases(o, model);
+  return o.part.empty() ? cases : part_of(cases, o.part);
 }
 
 void print(const VerifyRow& r) {
@@ -139,6 +160,7 @@ void add_verify(CLI::App& app) {
       "--layouts", options->layouts,
       "all (each with some of the other settings, so that any two meet), exhaustive (with all of them), or "
       "a list: \"dp=2;dp=4,ep=2\"");
+  command.add_option("--part", options->part, "Of the cases only a part: 3/16 is the third of 16");
   command.add_option("--json", options->json, "Write the table as JSON to this file (-: standard output)");
   command.add_option("--dtype", options->dtype, "f64 or f32")->check(CLI::IsMember({"f64", "f32"}));
   command.add_option("--vocabulary", options->vocabulary, "Tokens of the random text")

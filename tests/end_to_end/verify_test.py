@@ -68,6 +68,18 @@ class Verify(Case):
         # f32 rounds: no errors at all would mean that nothing was compared.
         self.assertGreater(max(row["max_rel_grad_err"] for row in told["layouts"]), 1e-9)
 
+    def test_parts_make_the_whole(self):
+        def cases(*part):
+            told = json.loads(self.succeed("verify", self.config, "--layouts", "dp=2", "--json", "-", *part))
+            return [{**row, "seconds": 0} for row in told["layouts"]]
+        whole = cases()
+        parts = [cases("--part", f"{k}/3") for k in (1, 2, 3)]
+        self.assertEqual([case for part in parts for case in part], whole[0::3] + whole[1::3] + whole[2::3])
+        for mistake in ("0/3", "4/3", "3", "1/3x", "1/1000000", "-1/3"):
+            result = self.run_command("verify", self.config, "--layouts", "dp=2", "--part", mistake)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(f"--part {mistake} is not as in 3/16", result.stderr)
+
     def test_the_first_tensor_that_differs_is_named(self):
         # Weights so large that f32 cannot agree to 1e-5, in any layer.
         result = self.run_command("verify", self.config, "--layouts", "tp=2", "--dtype", "f32",

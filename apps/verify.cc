@@ -122,6 +122,7 @@ void run_verify(const Options& o) {
   VerifyOptions options;
   options.model = config.model;
   options.model.vocabulary = o.vocabulary;
+  options.documents = !config.data.documents.empty();
   options.narrow = config.train.weights == KeptWeights::bf16;
   options.dtype = o.dtype == "f32" ? DType::f32 : DType::f64;
   options.seed = o.seed;

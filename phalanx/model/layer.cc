@@ -1,6 +1,7 @@
 #include "phalanx/model/layer.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "phalanx/ops/cross_entropy.h"
 
@@ -22,6 +23,17 @@ Tensor places_on(const Tensor& values, int64_t places, std::span<const int64_t> 
 }
 
 }  // namespace
+
+void set_sequences(Batch& batch, std::span<const int64_t> starts) {
+  const auto sequences = static_cast<int64_t>(starts.size());
+  batch.sequence_offsets = Tensor::empty({sequences + 1}, DType::i64);
+  const auto offsets = batch.sequence_offsets.span<int64_t>();
+  std::ranges::copy(starts, offsets.begin());
+  offsets.back() = batch.tokens.rows();
+  batch.positions = Tensor::empty({batch.tokens.rows()}, DType::i32);
+  auto* positions = batch.positions.data<int32_t>();
+  for (size_t s = 0; s < starts.size(); ++s) std::iota(positions + offsets[s], positions + offsets[s + 1], 0);
+}
 
 Batch with_ahead(Batch batch, int depths) {
   const auto offsets = batch.sequence_offsets.span<const int64_t>();

@@ -23,8 +23,8 @@ struct Ahead {
   Tensor targets;  // i32 [T/cp], kIgnore there
 };
 
-/// One microbatch of the ranks of cp: B sequences, one after the other, T tokens in all; this rank's T/cp
-/// rows of it (parallel/context_rows.h), which need not be one run.
+/// One microbatch of the ranks of cp: B sequences (or documents), one after the other, T tokens in all; this
+/// rank's T/cp rows of it (parallel/context_rows.h), which need not be one run.
 struct Batch {
   Tensor tokens;            // i32 [T/cp]
   Tensor targets;           // i32 [T/cp], kIgnore where none
@@ -38,6 +38,9 @@ struct Batch {
   Tensor whole_offsets = {};  // i64 [B+1], of the sequences in the rows of its microbatch
 };
 
+/// Fills in where the sequences of a whole microbatch begin (its rows, ascending from 0), and the positions
+/// in them.
+void set_sequences(Batch& batch, std::span<const int64_t> starts);
 /// The same whole microbatch, with so many depths of what lies ahead.
 Batch with_ahead(Batch batch, int depths);
 /// The same batch with those rows of its tokens.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <span>
 
 #include "phalanx/base/check.h"
@@ -72,61 +73,78 @@ Dataset::Dataset(std::string_view text, const DataConfig& config, int64_t contex
     const bool bpe = config.tokenizer == TokenizerKind::bpe;
     tokenizer_ = make_tokenizer(config.tokenizer, bpe ? train : text, config.bpe_vocabulary);
   }
-  train_ = tokenizer_->encode(train);
-  validation_ = tokenizer_->encode(text.substr(split));
-  check_length("training", train_.size(), context, "take a longer text or a smaller context");
+  train_ = encode(train, config.documents);
+  validation_ = encode(text.substr(split), config.documents);
+  check_length("training", train_.tokens.size(), context, "take a longer text or a smaller context");
   if (config.validation_fraction == 0) return;
   check_length(
-      "validation", validation_.size(), context,
+      "validation", validation_.tokens.size(), context,
       "take a longer text, a smaller context or a larger data.validation_fraction (0: no validation)");
 }
 
+// Each document by itself, so that no token belongs to two.
+Dataset::Part Dataset::encode(std::string_view text, const std::string& separator) const {
+  Part part;
+  while (!text.empty()) {
+    const size_t end = separator.empty() ? std::string_view::npos : text.find(separator);
+    const size_t bytes = end == std::string_view::npos ? text.size() : end + separator.size();
+    const std::vector<int32_t> document = tokenizer_->encode(text.substr(0, bytes));
+    part.documents.push_back(static_cast<int64_t>(part.tokens.size()));
+    part.tokens.insert(part.tokens.end(), document.begin(), document.end());
+    text.remove_prefix(bytes);
+  }
+  return part;
+}
+
 uint64_t Dataset::checksum() const {
-  const std::array parts = {xxh3(std::as_bytes(std::span(train_))),
-                            xxh3(std::as_bytes(std::span(validation_)))};
+  const std::array parts = {xxh3(std::as_bytes(std::span(train_.tokens))),
+                            xxh3(std::as_bytes(std::span(validation_.tokens)))};
   return xxh3(std::as_bytes(std::span(parts)));
 }
 
 int64_t Dataset::train_offset(int64_t step, int64_t row) const {
-  return draw(train_stream_, train_.size(), context_, row, step);
+  return draw(train_stream_, train_.tokens.size(), context_, row, step);
 }
 
-// Positions, offsets and row numbers are known before the tokens.
-Batch Dataset::empty_batch(int64_t first_row, int64_t rows) const {
-  const int64_t tokens = rows * context_;
-  Batch b = {.tokens = Tensor::empty({tokens}, DType::i32),
-             .targets = Tensor::empty({tokens}, DType::i32),
-             .positions = Tensor::empty({tokens}, DType::i32),
-             .sequence_offsets = Tensor::empty({rows + 1}, DType::i64),
-             .rows = Tensor::empty({tokens}, DType::i64)};
-  auto* positions = b.positions.data<int32_t>();
-  auto* row_numbers = b.rows.data<int64_t>();
-  for (int64_t i = 0; i < tokens; ++i) {
-    positions[i] = static_cast<int32_t>(i % context_);
-    row_numbers[i] = first_row * context_ + i;
+// Rows first_row … of a step, that begin at those offsets of the part. Behind the part's end, token 0 and no
+// targets.
+Batch Dataset::batch_of(int64_t first_row, const Part& part, const std::vector<int64_t>& offsets) const {
+  const int64_t rows = static_cast<int64_t>(offsets.size()) * context_;
+  const auto size = static_cast<int64_t>(part.tokens.size());
+  Batch b = {.tokens = Tensor::empty({rows}, DType::i32),
+             .targets = Tensor::empty({rows}, DType::i32),
+             .rows = Tensor::empty({rows}, DType::i64)};
+  std::iota(b.rows.data<int64_t>(), b.rows.data<int64_t>() + rows, first_row * context_);
+  auto* tokens = b.tokens.data<int32_t>();
+  auto* targets = b.targets.data<int32_t>();
+  std::vector<int64_t> starts;
+  for (const int64_t offset : offsets) {
+    starts.push_back(tokens - b.tokens.data<int32_t>());
+    auto next = std::ranges::upper_bound(part.documents, offset);
+    const auto begins_at = [&](int64_t at) { return next != part.documents.end() && *next == at; };
+    for (int64_t at = offset; at < offset + context_; ++at) {
+      if (begins_at(at)) {
+        starts.push_back(tokens - b.tokens.data<int32_t>());
+        ++next;
+      }
+      *tokens++ = at < size ? part.tokens[static_cast<size_t>(at)] : 0;
+      const bool last = at + 1 >= size || begins_at(at + 1);
+      *targets++ = last ? kIgnore : part.tokens[static_cast<size_t>(at + 1)];
+    }
   }
-  for (int64_t r = 0; r <= rows; ++r) b.sequence_offsets.data<int64_t>()[r] = r * context_;
+  set_sequences(b, starts);
   return b;
-}
-
-// The sequence of `tokens` at `offset`; behind their end, token 0 and ignored targets.
-void Dataset::fill_row(Batch& batch, int64_t row, const std::vector<int32_t>& tokens, int64_t offset) const {
-  auto* into = batch.tokens.data<int32_t>() + row * context_;
-  auto* targets = batch.targets.data<int32_t>() + row * context_;
-  const int64_t size = static_cast<int64_t>(tokens.size());
-  for (int64_t i = 0; i < context_; ++i) {
-    const int64_t at = offset + i;
-    into[i] = at < size ? tokens[static_cast<size_t>(at)] : 0;
-    targets[i] = at + 1 < size ? tokens[static_cast<size_t>(at + 1)] : kIgnore;
-  }
 }
 
 std::vector<Batch> Dataset::train_batches(int64_t step, const RowShare& share) const {
   std::vector<Batch> out;
+  std::vector<int64_t> offsets(static_cast<size_t>(share.microbatch));
   for (int64_t m = 0; m < share.microbatches(); ++m) {
     const int64_t first = share.first_row(m);
-    Batch batch = empty_batch(first, share.microbatch);
-    for (int64_t r = 0; r < share.microbatch; ++r) fill_row(batch, r, train_, train_offset(step, first + r));
+    for (int64_t r = 0; r < share.microbatch; ++r) {
+      offsets[static_cast<size_t>(r)] = train_offset(step, first + r);
+    }
+    const Batch batch = batch_of(first, train_, offsets);
     add_slices(out, with_ahead(batch, share.depths), context_, share.slices, share.context);
   }
   return out;
@@ -134,21 +152,20 @@ std::vector<Batch> Dataset::train_batches(int64_t step, const RowShare& share) c
 
 std::vector<Batch> Dataset::validation(int64_t batches, const RowShare& share) const {
   std::vector<Batch> out;
-  if (validation_.empty()) return out;
+  if (validation_.tokens.empty()) return out;
+  std::vector<int64_t> offsets(static_cast<size_t>(share.microbatch));
   const bool whole = batches == 0;
   const int64_t rows_at_once = share.microbatch * share.ranks;
   const int64_t all_rows = (validation_tokens() - 1 + context_ - 1) / context_;
   const int64_t count = whole ? (all_rows + rows_at_once - 1) / rows_at_once : batches * share.microbatches();
   for (int64_t m = 0; m < count; ++m) {
     const int64_t first = share.first_row(m);
-    Batch batch = empty_batch(first, share.microbatch);
     for (int64_t r = 0; r < share.microbatch; ++r) {
       const int64_t row = first + r;
-      const int64_t offset =
-          whole ? row * context_ : draw(validation_stream_, validation_.size(), context_, row, 0);
-      fill_row(batch, r, validation_, offset);
+      offsets[static_cast<size_t>(r)] =
+          whole ? row * context_ : draw(validation_stream_, validation_.tokens.size(), context_, row, 0);
     }
-    add_slices(out, batch, context_, share.slices, share.context);
+    add_slices(out, batch_of(first, validation_, offsets), context_, share.slices, share.context);
   }
   return out;
 }

@@ -17,6 +17,7 @@ struct DataConfig {
   std::string text = "data/shakespeare.txt";
   TokenizerKind tokenizer = TokenizerKind::characters;
   int64_t bpe_vocabulary = 1024;     ///< at most; bpe only
+  std::string documents;             ///< the text behind which a document ends; empty: there is one
   double validation_fraction = 0.1;  ///< of the text's characters, at its end; 0: no validation
 };
 
@@ -50,8 +51,8 @@ class Dataset {
 
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   int64_t context() const { return context_; }
-  int64_t train_tokens() const { return static_cast<int64_t>(train_.size()); }
-  int64_t validation_tokens() const { return static_cast<int64_t>(validation_.size()); }
+  int64_t train_tokens() const { return static_cast<int64_t>(train_.tokens.size()); }
+  int64_t validation_tokens() const { return static_cast<int64_t>(validation_.tokens.size()); }
 
   /// Of all tokens.
   uint64_t checksum() const;
@@ -59,8 +60,9 @@ class Dataset {
   /// Where row `row` of step `step` begins among the training tokens: uniform over all places where context +
   /// 1 tokens follow, by Philox from (seed, "data", step, row).
   int64_t train_offset(int64_t step, int64_t row) const;
-  /// The batches of a step, for one rank: its microbatches, or the slices of each (model/slices.h). No
-  /// element is ignored.
+  /// The batches of a step, for one rank: its microbatches, or the slices of each (model/slices.h). A row may
+  /// hold parts of several documents: each is a sequence of its own, and its last token has no target. All
+  /// others have.
   std::vector<Batch> train_batches(int64_t step, const RowShare& share) const;
 
   /// What this rank evaluates: `batches` · share.batch rows drawn from the validation tokens by a stream of
@@ -69,15 +71,20 @@ class Dataset {
   std::vector<Batch> validation(int64_t batches, const RowShare& share) const;
 
  private:
-  Batch empty_batch(int64_t first_row, int64_t rows) const;
-  void fill_row(Batch& batch, int64_t row, const std::vector<int32_t>& tokens, int64_t offset) const;
+  struct Part {
+    std::vector<int32_t> tokens;
+    std::vector<int64_t> documents;  // where they begin, ascending
+  };
+
+  Part encode(std::string_view text, const std::string& separator) const;
+  Batch batch_of(int64_t first_row, const Part& part, const std::vector<int64_t>& offsets) const;
 
   std::unique_ptr<Tokenizer> tokenizer_;
   int64_t context_;
   RandomStream train_stream_;
   RandomStream validation_stream_;
-  std::vector<int32_t> train_;
-  std::vector<int32_t> validation_;
+  Part train_;
+  Part validation_;
 };
 
 /// The dataset of the file config.text. Error: as above, or the file is missing or unreadable.

@@ -119,6 +119,7 @@ void add_data(ConfigTable& table, DataConfig& d) {
   s.add("bpe_vocabulary", &d.bpe_vocabulary, "tokens of a bpe vocabulary, at most")
       .at_least(256)
       .at_most(1 << 20);
+  s.add("documents", &d.documents, "text behind which a document ends, seen from no other; empty: it is one");
   s.add("validation_fraction", &d.validation_fraction, "of the characters, at the end").at_least(0).below(1);
 }
 

@@ -42,22 +42,25 @@ std::vector<Batch> random_batches(const VerifyOptions& o, const Mesh& mesh, int 
   const int64_t rows = local * context;
   const int64_t first = rows * mesh.coordinate(Axis::dp);
   const RandomStream stream(o.seed, "verify.tokens");
+  const RandomStream documents(o.seed, "verify.documents");
   const auto vocabulary = static_cast<uint32_t>(o.model.vocabulary);
   std::vector<Batch> batches;
   for (int64_t m = 0; m < o.microbatches; ++m) {
-    Batch b = {Tensor::empty({rows}, DType::i32), Tensor::empty({rows}, DType::i32),
-               Tensor::empty({rows}, DType::i32), Tensor::empty({local + 1}, DType::i64),
-               Tensor::empty({rows}, DType::i64)};
+    Batch b = {.tokens = Tensor::empty({rows}, DType::i32),
+               .targets = Tensor::empty({rows}, DType::i32),
+               .rows = Tensor::empty({rows}, DType::i64)};
+    std::vector<int64_t> starts;
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = m * o.sequences * context + first + i;
       const auto key = static_cast<uint64_t>(row) * 3;
       b.tokens.data<int32_t>()[i] = static_cast<int32_t>(stream.bits(key) % vocabulary);
       b.targets.data<int32_t>()[i] =
           stream.bits(key + 1) % 8 == 0 ? kIgnore : static_cast<int32_t>(stream.bits(key + 2) % vocabulary);
-      b.positions.data<int32_t>()[i] = static_cast<int32_t>(i % context);
       b.rows.data<int64_t>()[i] = row;
+      const bool document = o.documents && documents.bits(static_cast<uint64_t>(row)) % 8 == 0;
+      if (i % context == 0 || document) starts.push_back(i);
     }
-    for (int64_t s = 0; s <= local; ++s) b.sequence_offsets.data<int64_t>()[s] = s * context;
+    set_sequences(b, starts);
     add_slices(batches, with_ahead(b, o.model.mtp), context, slices, share);
   }
   return batches;

@@ -28,7 +28,8 @@ struct VerifyCase {
 struct VerifyOptions {
   ModelConfig model;  ///< resolved
   DType dtype = DType::f64;
-  bool narrow = false;  ///< weights kept in bf16, one rank's too
+  bool documents = false;  ///< sequences hold several, of random lengths
+  bool narrow = false;     ///< weights kept in bf16, one rank's too
   int64_t sequences =
       0;  ///< in a microbatch of the whole job; 0: the fewest that every case's dp ranks divide
   int microbatches = 4;

@@ -92,6 +92,17 @@ class Train(Case):
                 for key in ("loss", "grad_norm", "val_loss"):
                     self.assertAlmostEqual(a.get(key, 0), b.get(key, 0), delta=1e-6, msg=(options, key, a))
 
+    def test_documents_are_learnt_alike_in_every_layout(self):
+        def losses(*arguments):
+            return [line["loss"] for line in self.train("--set", "train.steps=5", "--set", "train.dtype=f64",
+                                                        *arguments)]
+        documents = ["--set", "data.documents=home "]
+        alone = losses(*documents)
+        self.assertNotEqual(alone, losses())
+        for layout in ("cp=2,tp=2", "pp=2,dp=2", "cp=4"):
+            for ours, theirs in zip(losses(*documents, "--layout", layout), alone, strict=True):
+                self.assertAlmostEqual(ours, theirs, delta=1e-12)
+
     def test_a_resumed_run_is_the_same_run_in_another_layout_too(self):
         whole = self.train("--set", "train.dtype=f64", "--set", "train.keep=0")
         for layout in ([], ["--ranks", "2"], RING):

@@ -86,6 +86,57 @@ TEST(Dataset, RowsAreConsecutiveTextAndItsNextTokens) {
   }
 }
 
+// Behind each "ab" a document ends: what follows is a sequence of its own, and no target of what precedes.
+TEST(Dataset, RowsHoldDocumentsOneBehindTheOther) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  std::mt19937 random(seed);
+  std::string text;
+  while (text.size() < 400) text += static_cast<char>('a' + random() % 3);
+  const auto begins = [&](size_t at) { return at >= 2 && text.substr(at - 2, 2) == "ab"; };
+  DataConfig config = bytes();
+  config.documents = "ab";
+  const int64_t context = random() % 30 + 1;
+  const Dataset data(text, config, context, seed);
+  for (int64_t step = 0; step < 20; ++step) {
+    const Batch b = data.train_batches(step, row_share(3, 3, 1, 0)).front();
+    std::vector<int64_t> offsets;
+    std::vector<int32_t> positions;
+    std::vector<int32_t> targets;
+    for (int64_t r = 0; r < 3; ++r) {
+      const int64_t offset = data.train_offset(step, r);
+      for (int64_t i = 0; i < context; ++i) {
+        const auto at = static_cast<size_t>(offset + i);
+        EXPECT_EQ(b.tokens.span<int32_t>()[positions.size()], text[at]);
+        if (i == 0 || begins(at)) offsets.push_back(r * context + i);
+        positions.push_back(static_cast<int32_t>(r * context + i - offsets.back()));
+        targets.push_back(begins(at + 1) ? kIgnore : text[at + 1]);
+      }
+    }
+    offsets.push_back(3 * context);
+    EXPECT_EQ(ids(b.positions), positions);
+    EXPECT_EQ(ids(b.targets), targets);
+    const auto told = b.sequence_offsets.span<const int64_t>();
+    EXPECT_EQ(std::vector<int64_t>(told.begin(), told.end()), offsets);
+  }
+}
+
+TEST(Dataset, NoTokenBelongsToTwoDocuments) {
+  std::string text;
+  for (int i = 0; i < 200; ++i) text += "one, and another.\n\nThe next";
+  const DataConfig config = {.tokenizer = TokenizerKind::bpe, .bpe_vocabulary = 400, .documents = "\n\n"};
+  const Dataset data(text, config, 50, 1);
+  const Batch b = data.train_batches(0, row_share(8, 8, 1, 0)).front();
+  const auto offsets = b.sequence_offsets.span<const int64_t>();
+  EXPECT_GT(offsets.size(), 8u + 8u);
+  for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+    const auto tokens = b.tokens.slice(offsets[s], offsets[s + 1]).span<const int32_t>();
+    const std::string document = data.tokenizer().decode(tokens);
+    const size_t inside = document.substr(0, std::max<size_t>(document.size(), 2) - 2).find("\n\n");
+    EXPECT_EQ(inside, std::string::npos) << document;
+  }
+}
+
 using Rows = std::map<int64_t, std::pair<std::vector<int32_t>, std::vector<int32_t>>>;
 
 // By row number: tokens and targets. Every row must come once.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <numeric>
 
 namespace phalanx {
 namespace {
@@ -59,12 +61,12 @@ std::string other_layouts(const ModelConfig& model, const Layout& wanted,
                           const std::function<bool(const Layout&)>& fits) {
   const int ranks = wanted.ranks();
   if (ranks == 1 || ranks > kMostRanks) return {};
-  for (int off = 0; off <= ranks; ++off) {
-    for (const int n : {ranks - off, ranks + off}) {
-      if (n < 2) continue;
-      const std::string layouts = nearest_of(layouts_of_model(model, n), wanted, fits);
-      if (!layouts.empty()) return format("; these layouts of {} ranks fit: {}", n, layouts);
-    }
+  std::vector<int> sizes(static_cast<size_t>(2 * ranks - 1));
+  std::iota(sizes.begin(), sizes.end(), 2);
+  std::ranges::stable_sort(sizes, {}, [&](int n) { return std::abs(n - ranks); });
+  for (const int n : sizes) {
+    const std::string layouts = nearest_of(layouts_of_model(model, n), wanted, fits);
+    if (!layouts.empty()) return format("; these layouts of {} ranks fit: {}", n, layouts);
   }
   return {};
 }

@@ -234,9 +234,8 @@ void check_memory(const MemoryAccount& account, uint64_t machine) {
   if (static_cast<uint64_t>(account.kept()) <= machine) return;
   throw Error(
       "a rank's weights ({}), gradients ({}) and optimizer state ({}) are {} and this machine has {}; share "
-      "them "
-      "out (parallel.zero=3, pp, tp, ep), keep less (train.weights=bf16, optimizer.offload=DIR) or take a "
-      "smaller model.width or fewer model.layers",
+      "them out (parallel.zero=3, pp, tp, ep), keep less (train.weights=bf16, optimizer.offload=DIR) or take "
+      "a smaller model.width or fewer model.layers",
       bytes(account.weights), bytes(account.gradients), bytes(account.optimizer), bytes(account.kept()),
       human_bytes(machine));
 }

@@ -55,8 +55,32 @@ SPEED = {  # name: (settings, layout, its yardstick)
     "even loads, one rank": (microbatch(16, *EVEN), "dp=1", None),
     "even loads, ep=2": (microbatch(8, *EVEN), "dp=2,ep=2", "even loads, one rank"),
 }
-SMALL = ["--set", "model.layers=4", "--set", "model.width=256", "--set", "model.mlp_width=704", "--set",
-         "train.batch=32", "--set", "train.microbatch=4", "--set", "model.context=128"]
+
+
+class Sizes:
+    """Of the model and step whose memory and bytes are looked at, on one rank; in elements."""
+    layers, width, mlp_width, heads, experts, top_k = 4, 256, 704, 8, 8, 2
+    sequence, sequences, microbatches = 128, 4, 8
+    microbatch = sequence * sequences  # tokens
+    vocabulary = 65
+    item = 4  # bytes
+
+    @classmethod
+    def weights(cls, mlp):
+        """Of the whole model, its mlp of so many a layer."""
+        layer = 4 * cls.width**2 + mlp + 2 * cls.width
+        return cls.vocabulary * cls.width + cls.layers * layer + cls.width
+
+    @classmethod
+    def dense(cls):
+        return cls.weights(3 * cls.width * cls.mlp_width)
+
+
+SMALL = [word for setting in (
+    f"model.layers={Sizes.layers}", f"model.width={Sizes.width}", f"model.heads={Sizes.heads}",
+    f"model.mlp_width={Sizes.mlp_width}", f"model.context={Sizes.sequence}", f"moe.experts={Sizes.experts}",
+    f"moe.top_k={Sizes.top_k}", f"train.microbatch={Sizes.sequences}",
+    f"train.batch={Sizes.sequences * Sizes.microbatches}") for word in ("--set", setting)]
 MEMORY = {  # name: (settings, axes of n ranks)
     "dp": ([], "dp={n}"),
     "dp, ZeRO-1": (ZERO, "dp={n}"),
@@ -120,25 +144,6 @@ def memory(args):
     return rows
 
 
-class Sizes:
-    """Of SMALL, in elements."""
-    layers, width, mlp_width, heads, sequence = 4, 256, 704, 8, 128
-    batch, item, experts, top_k, expert_width = 32, 4, 8, 2, 704
-    microbatch = 4 * sequence  # tokens
-    microbatches = 8
-    vocabulary = 65
-
-    @classmethod
-    def weights(cls, mlp):
-        """Of the whole model, its mlp of so many a layer."""
-        layer = 4 * cls.width**2 + mlp + 2 * cls.width
-        return cls.vocabulary * cls.width + cls.layers * layer + cls.width
-
-    @classmethod
-    def dense(cls):
-        return cls.weights(3 * cls.width * cls.mlp_width)
-
-
 def sum_of_gradients(ranks, weights):
     return 2 * (ranks - 1) / ranks * weights
 
@@ -161,8 +166,8 @@ def sent_by_pipeline(_):
 
 
 def sent_by_tensor(ranks, sequence):
-    """phalanx/parallel/tensor_parallel.h; norms see other rows on each rank: their
-    gradients are summed."""
+    """phalanx/parallel/tensor_parallel.h; norms see other rows on each rank, so that
+    their gradients are summed."""
     s = Sizes
     n = (ranks - 1) / ranks * s.microbatch * s.width
     streams = (10 * s.layers + 5) * n if sequence else (8 * s.layers + 4) * n

@@ -70,6 +70,8 @@ Cost cost(const Fingerprint& call, int ranks, int rank) {
       return {.steps = ceil_log2(ranks)};
     case Fingerprint::Kind::all_to_all:
     case Fingerprint::Kind::exchange:
+    case Fingerprint::Kind::share:
+    case Fingerprint::Kind::unshare:
       break;
   }
   PHX_CHECK(false, "the bytes of {} are its caller's", call.text());

@@ -6,14 +6,16 @@ namespace phalanx {
 
 const char* kind_name(Fingerprint::Kind kind) {
   static constexpr std::array<const char*, Fingerprint::kKinds> kNames = {
-      "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "exchange", "barrier"};
+      "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast",
+      "exchange",   "share",          "unshare",    "barrier"};
   return static_cast<size_t>(kind) < kNames.size() ? kNames[static_cast<size_t>(kind)] : "?";
 }
 
 std::string Fingerprint::text() const {
   static constexpr std::array kReductions = {"sum", "max", "min"};
   std::string s = kind_name(kind);
-  if (kind == Kind::barrier || kind == Kind::exchange) return s;
+  if (kind == Kind::barrier || kind == Kind::unshare || kind == Kind::exchange) return s;
+  if (kind == Kind::share) return s + format("({})", dtype_name(dtype));
   s += format(kind == Kind::all_to_all ? "({}, rows of {}" : "({}[{}]", dtype_name(dtype), numel);
   if (kind == Kind::all_reduce || kind == Kind::reduce_scatter) {
     s += format(", {}", kReductions[static_cast<size_t>(reduce) % kReductions.size()]);

@@ -20,15 +20,17 @@ struct Fingerprint {
     all_to_all,
     broadcast,
     exchange,
+    share,
+    unshare,
     barrier
   };
-  static constexpr int kKinds = 7;
+  static constexpr int kKinds = 9;
 
   Kind kind = Kind::barrier;
   DType dtype = DType::u8;
   Reduce reduce = Reduce::sum;
   int32_t root = 0;
-  int64_t numel = 0;  ///< of the tensor that each rank brings; all_to_all: of a row; exchange: 0
+  int64_t numel = 0;  ///< of the tensor that each rank brings; all_to_all: of a row; exchange and share: 0
   friend bool operator==(const Fingerprint&, const Fingerprint&) = default;
 
   /// "all_reduce(f32[1024], max)".

@@ -15,6 +15,11 @@ Task<> exchange_once(Call call, PooledVector<P2P> messages) {
   co_await Suspend(exchange);
 }
 
+Task<> counted_barrier(Call call, int64_t sent, int64_t received) {
+  call.count(sent, received);
+  co_await call.transport().barrier(call);
+}
+
 int64_t sum(std::span<const int64_t> v) { return std::accumulate(v.begin(), v.end(), int64_t{0}); }
 
 }  // namespace
@@ -90,6 +95,17 @@ Work Group::exchange(PooledVector<P2P> messages) {
 Work Group::barrier() {
   const Call call = next_call({.kind = Kind::barrier});
   return engine_->start(call, engine_->transport().barrier(call), {}, 0);
+}
+
+Work Group::share(Tensor x, std::span<Tensor> peers) {
+  PHX_CHECK(std::ssize(peers) == size(), "share: {} peers of {} ranks", peers.size(), size());
+  const Call call = next_call({.kind = Kind::share, .dtype = x.dtype()});
+  return engine_->start(call, engine_->transport().share(call, std::move(x), peers), {}, 0);
+}
+
+Work Group::unshare(int64_t sent, int64_t received) {
+  const Call call = next_call({.kind = Kind::unshare});
+  return engine_->start(call, counted_barrier(call, sent, received), {}, static_cast<size_t>(sent));
 }
 
 Group Group::subgroup(std::string name, std::span<const int> members) const {

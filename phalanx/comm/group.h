@@ -54,6 +54,16 @@ class Group {
   Work exchange(PooledVector<P2P> messages);
   Work barrier();
 
+  /// True when the ranks of this group can read and write each other's memory.
+  bool shares_memory() const { return engine_->transport().shares_memory(*info_); }
+  /// peers[r] = rank r's x, of any shape, to read and write in place; gives an empty tensor. Nothing is
+  /// moved. A tensor lives as long as any rank refers to it; peers lie somewhere until the Work has finished.
+  /// Only where shares_memory.
+  Work share(Tensor x, std::span<Tensor> peers);
+  /// A barrier: all ranks have done with each other's tensors what they wanted. Counts the bytes that this
+  /// one gave to them (sent) and took from them.
+  Work unshare(int64_t sent, int64_t received);
+
   /// The group of `members` (ranks of this group, ascending; this rank among them). Every member of the new
   /// group calls it with the same name and members; other ranks need not know.
   Group subgroup(std::string name, std::span<const int> members) const;

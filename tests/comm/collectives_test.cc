@@ -55,6 +55,41 @@ TEST(Collectives, AnAllToAllOutlivesTheRankThatGoesOn) {
   }
 }
 
+// Every rank reads and writes the others' tensors, of other shapes, and may keep them longer than their
+// owner.
+TEST(Collectives, SharedTensorsAreTheOthersOwn) {
+  for (int ranks = 1; ranks <= 5; ++ranks) {
+    run_thread_ranks({.ranks = ranks}, [&](Group& world) {
+      ASSERT_TRUE(world.shares_memory());
+      const int me = world.rank();
+      std::vector<Tensor> peers(static_cast<size_t>(ranks));
+      for (int round = 0; round < 40; ++round) {
+        Tensor mine = Tensor::empty({me + 1, ranks}, DType::i64);
+        std::ranges::fill(mine.span<int64_t>(), -1);
+        EXPECT_FALSE(world.share(mine, peers).wait().defined());
+        EXPECT_EQ(peers[static_cast<size_t>(me)].raw(), mine.raw());
+        for (int r = 0; r < ranks; ++r) {
+          const Tensor& theirs = peers[static_cast<size_t>(r)];
+          ASSERT_EQ(theirs.shape(), Shape({r + 1, ranks}));
+          theirs.data<int64_t>()[r * ranks + me] = 100 * round + me;  // their last row
+        }
+        world.unshare(8 * me, 8).wait();
+        mine = Tensor();
+        for (int r = 0; r < ranks; ++r) {
+          for (int from = 0; from < ranks; ++from) {
+            ASSERT_EQ(peers[static_cast<size_t>(r)].data<int64_t>()[r * ranks + from], 100 * round + from);
+          }
+        }
+      }
+      EXPECT_EQ(world.traffic(), (Traffic{80, 40 * 8 * me, 40 * 8}));
+    });
+  }
+}
+
+TEST(Collectives, RanksThatShareNoMemorySaySo) {
+  run_thread_ranks({.ranks = 2}, faked({}), [](Group& world) { EXPECT_FALSE(world.shares_memory()); });
+}
+
 // Ranks without a core of their own come late to work that others have done for them.
 TEST(Collectives, UnevenRowsOnMoreRanksThanCores) {
   const unsigned seed = std::random_device{}();

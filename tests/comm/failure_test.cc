@@ -316,6 +316,33 @@ INSTANTIATE_TEST_SUITE_P(Calls, MismatchTest,
                                   name_of(std::get<1>(test.param));
                          });
 
+TEST(Failure, SharedTensorsOfOtherDtypes) {
+  const Reports r = reports_of({.ranks = 2}, [](Group& world) {
+    std::array<Tensor, 2> peers;
+    world.share(zeros(8, world.rank() == 0 ? DType::f32 : DType::bf16), peers).wait();
+  });
+  EXPECT_THAT(r.of_world, AllOf(HasSubstr("share(f32)"), HasSubstr("share(bf16)")));
+}
+
+// What a rank is writing to stays, though its owner has unwound and ended.
+TEST(Failure, ASharedTensorOutlivesARankThatFails) {
+  const Reports r = reports_of({.ranks = 2}, [](Group& world) {
+    std::array<Tensor, 2> peers;
+    {
+      const Tensor mine = zeros(1 << 20);
+      world.share(mine, peers).wait();
+    }
+    if (world.rank() == 0) {
+      peers = {};
+      throw Error("rank 0 has had enough");
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    std::ranges::fill(peers[0].span<float>(), 1.0f);
+    world.barrier().wait();
+  });
+  EXPECT_THAT(r.of_rank[1], HasSubstr("rank 0 has had enough"));
+}
+
 // The operation that fails is another one than the one that is waited for.
 TEST(Failure, AnOperationThatThrowsWhileAnotherIsAwaited) {
   const Reports r = reports_of({.ranks = 2}, [](Group& world) {

@@ -245,4 +245,17 @@ Task<> barrier(Call call) {
   turn.finish();
 }
 
+Task<> share(Call call, Tensor x, std::span<Tensor> peers) {
+  const Turn turn(call);
+  Free free(turn);
+  if (!free.poll()) co_await Suspend(free);
+  turn.publish(x, x);
+  Arrivals arrivals(turn);
+  co_await Suspend(arrivals);
+  Taken taken(turn);
+  taken.take(peers);
+  co_await Suspend(taken);
+  turn.finish();
+}
+
 }  // namespace phalanx::direct

@@ -40,5 +40,6 @@ Task<> all_to_all(Call call, Tensor x, Tensor out, PooledVector<int64_t> send_ro
                   PooledVector<int64_t> recv_rows);
 Task<> broadcast(Call call, Tensor x, int root);
 Task<> barrier(Call call);
+Task<> share(Call call, Tensor x, std::span<Tensor> peers);
 
 }  // namespace phalanx::direct

@@ -177,6 +177,25 @@ PooledVector<int> Arrivals::missing() const {
   return ranks;
 }
 
+void Taken::take(std::span<Tensor> peers) {
+  for (int r = 0; r < turn_.ranks(); ++r) peers[static_cast<size_t>(r)] = turn_.cell(r).keep[0];
+  turn_.mine().completed.store(1, std::memory_order_seq_cst);
+  turn_.link().ring_others();
+}
+
+bool Taken::poll() {
+  while (next_ < turn_.ranks() && has_taken(next_)) ++next_;
+  return next_ == turn_.ranks();
+}
+
+PooledVector<int> Taken::missing() const {
+  PooledVector<int> ranks;
+  for (int r = next_; r < turn_.ranks(); ++r) {
+    if (!has_taken(r)) ranks.push_back(turn_.link().world_rank(r));
+  }
+  return ranks;
+}
+
 void Chunks::work(FunctionRef<void(int64_t)> do_chunk) {
   for (int i = 0; i < turn_.ranks(); ++i) {
     const int owner = (turn_.me() + i) % turn_.ranks();

@@ -163,6 +163,22 @@ class Arrivals final : public CommWaitable {
   int last_;
 };
 
+/// Waits until every rank has taken the tensors that the others published.
+class Taken final : public CommWaitable {
+ public:
+  explicit Taken(const Turn& turn) : turn_(turn) {}
+  /// peers[r] = rank r's tensor, which lives as long as anyone refers to it.
+  void take(std::span<Tensor> peers);
+  bool poll() override;
+  PooledVector<int> missing() const override;
+
+ private:
+  bool has_taken(int rank) const { return turn_.cell(rank).completed.load(std::memory_order_seq_cst) > 0; }
+
+  const Turn& turn_;
+  int next_ = 0;
+};
+
 /// The chunks of a turn. Rank r begins with those of part r, then helps the others.
 class Chunks final : public CommWaitable {
  public:

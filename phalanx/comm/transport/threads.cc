@@ -135,6 +135,11 @@ class ThreadTransport final : public Transport {
   Task<> barrier(Call call) override {
     return call.size() == 1 ? Transport::barrier(call) : direct::barrier(call);
   }
+  bool shares_memory(const GroupInfo&) const override { return true; }
+  Task<> share(Call call, Tensor x, std::span<Tensor> peers) override {
+    if (call.size() == 1) return Transport::share(call, std::move(x), peers);
+    return direct::share(call, std::move(x), peers);
+  }
 
  private:
   Mailbox& mailbox(int rank) { return shared_.mailboxes[static_cast<size_t>(rank)]; }

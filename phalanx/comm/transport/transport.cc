@@ -40,4 +40,11 @@ Task<> Transport::broadcast(Call call, Tensor x, int root) {
 }
 Task<> Transport::barrier(Call call) { return collectives::barrier(call); }
 
+bool Transport::shares_memory(const GroupInfo& group) const { return group.size() == 1; }
+Task<> Transport::share(Call call, Tensor x, std::span<Tensor> peers) {
+  PHX_CHECK(call.size() == 1, "{}: its ranks share no memory", call.text());
+  peers[0] = std::move(x);
+  co_return;
+}
+
 }  // namespace phalanx

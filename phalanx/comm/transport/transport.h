@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <span>
 
 #include "phalanx/base/function_ref.h"
 #include "phalanx/comm/call.h"
@@ -50,6 +51,11 @@ class Transport {
                             PooledVector<int64_t> recv_rows);
   virtual Task<> broadcast(Call call, Tensor x, int root);
   virtual Task<> barrier(Call call);
+
+  /// True when the ranks of a group can read and write each other's memory.
+  virtual bool shares_memory(const GroupInfo& group) const;
+  /// peers[r] = rank r's x. Only where shares_memory.
+  virtual Task<> share(Call call, Tensor x, std::span<Tensor> peers);
 };
 
 }  // namespace phalanx

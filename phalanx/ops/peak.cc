@@ -7,11 +7,14 @@
 
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/ops/matmul.h"
+#include "phalanx/ops/stream_copy.h"
 
 namespace phalanx {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kGrain = 32 << 10;  // bytes of a copy
 
 double since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
@@ -39,8 +42,24 @@ double measure_matmul_flops(DType dtype, int64_t n, double seconds) {
   return 2.0 * static_cast<double>(n * n * n) / best_time(seconds, [&] { matmul_nt(a, b); });
 }
 
+double measure_large_copy(int64_t bytes, double seconds) {
+  const AllocatorScope scope;  // its memory goes back to the system
+  const int64_t half = (bytes / 2 + 63) / 64 * 64;
+  const Tensor from = Tensor::zeros({half}, DType::u8);
+  const Tensor to = Tensor::zeros({half}, DType::u8);
+  const auto best = [&](auto copy) {
+    return best_time(seconds, [&] {
+      parallel_for(half, kGrain, [&](int64_t begin, int64_t end) {
+        copy(to.raw() + begin, from.raw() + begin, static_cast<size_t>(end - begin));
+        stream_fence();
+      });
+    });
+  };
+  const double in_caches = best([](void* t, const void* f, size_t n) { std::memcpy(t, f, n); });
+  return 2 * static_cast<double>(half) / std::min(in_caches, best(stream_copy));
+}
+
 CopySpeed CopySpeed::measure(double seconds) {
-  constexpr int64_t kGrain = 32 << 10;
   const AllocatorScope scope;  // its memory goes back to the system
   CopySpeed speed;
   for (size_t i = 0; i < speed.speeds_.size(); ++i) {

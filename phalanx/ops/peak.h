@@ -12,6 +12,11 @@ namespace phalanx {
 /// the best of the runs that fit into `seconds`, at least one after a warm-up.
 double measure_matmul_flops(DType dtype, int64_t n = 512, double seconds = 0.1);
 
+/// Bytes a second, read and written ones together, of a copy that moves `bytes` with the calling rank's
+/// threads, in the faster of two ways: memcpy, and past the caches. The best of the runs that fit into
+/// `seconds`.
+double measure_large_copy(int64_t bytes, double seconds = 0.1);
+
 /// How fast memory is copied, by how much: small copies stay in caches.
 class CopySpeed {
  public:

@@ -3,17 +3,15 @@
 #pragma once
 
 #include "phalanx/ep/slices.h"
+#include "phalanx/ep/transfer.h"
 #include "phalanx/tensor/rows.h"
 
 namespace phalanx::ep {
 
 /// What combine (and a cached dispatch) needs of a dispatch.
 struct Handle {
-  Tensor send_tokens;  // i64 [S]: the token behind each sent row; rows by destination, then token
-  PooledVector<int64_t> send_rows;   // [ranks]
-  PooledVector<int64_t> recv_rows;   // [ranks]
+  Route route;
   PooledVector<int64_t> slice_rows;  // [etp]: what each rank with a slice of the same experts received
-  int64_t tokens = 0;
 };
 
 /// One row for each (token, rank) pair, by source rank, then token; under etp by its ranks first.
@@ -30,14 +28,14 @@ struct Combined {
   Tensor weights_TK;
 };
 
-/// Experts 0…E−1 lie in equal runs on the ranks of `ep`: rank r owns r·E/R … (r+1)·E/R − 1. The reference
-/// implementation, over all_to_all; backward of dispatch is combine, and the reverse. Ranks of `etp` have
-/// slices of the same experts (slices.h): dispatch gives each the rows of all of them, and combine sums what
-/// they made of those.
+/// Experts 0…E−1 lie in equal runs on the ranks of `ep`: rank r owns r·E/R … (r+1)·E/R − 1. Where the
+/// ranks share memory, rows are written to their place (transfer.h), elsewhere they go as messages; backward
+/// of dispatch is combine, and the reverse. Ranks of `etp` have slices of the same experts (slices.h):
+/// dispatch gives each the rows of all of them, and combine sums what they made of those.
 ///
 /// Bytes that a rank of R sends over ep, with n of its (token, rank) pairs going to other ranks, m coming
 /// from them, b bytes a row of x, and K slots a token with weights of w bytes: dispatch n · (b + K · (8 + w))
-/// and 8 · (R − 1) for the counts; a cached one n · b; combine m · b, and m · K · w for weights.
+/// and the counts (transfer.h); a cached one n · b; combine m · b, and m · K · w for weights.
 class Buffer {
  public:
   /// Error: the ranks do not divide the experts.
@@ -53,6 +51,7 @@ class Buffer {
 
  private:
   Group& group_;
+  std::unique_ptr<Transfer> transfer_;
   Slices slices_;
   int local_experts_;
 };

@@ -224,7 +224,7 @@ TEST_P(StepTraceTest, CommunicationSendsWhatTheGroupsCount) {
       EXPECT_TRUE(has("", unit + " gradients"));
     }
     if (GetParam().layout.ep > 1) {
-      EXPECT_TRUE(has("all_to_all ep", "moe forward m0"));
+      EXPECT_TRUE(has("unshare ep", "moe forward m0"));
     }
   }
 }

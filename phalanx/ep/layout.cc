@@ -1,0 +1,67 @@
+#include "phalanx/ep/layout.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "phalanx/base/parallel_for.h"
+#include "phalanx/base/trace.h"
+#include "phalanx/ops/blocks.h"
+#include "phalanx/ops/stream_copy.h"
+
+namespace phalanx::ep {
+
+Layout layout_of(const Tensor& topk_idx, int64_t local_experts, int ranks) {
+  const int64_t tokens = topk_idx.rows();
+  const int64_t k = topk_idx.dim(1);
+  const int64_t* idx = topk_idx.data<int64_t>();
+  const int64_t most = tokens * std::min<int64_t>(k, ranks);
+  Layout out = {Tensor::empty({tokens + 1}, DType::i64), Tensor::empty({most}, DType::i32),
+                Tensor::empty({most}, DType::i64), PooledVector<int64_t>(static_cast<size_t>(ranks), 0)};
+  int64_t* const first = out.first_T.data<int64_t>();
+  int32_t* const rank = out.rank_P.data<int32_t>();
+  int64_t* const row = out.row_P.data<int64_t>();
+  int64_t pairs = 0;
+  for (int64_t t = 0; t < tokens; ++t) {
+    first[t] = pairs;
+    for (const int64_t e : std::span(idx + t * k, static_cast<size_t>(k))) {
+      PHX_CHECK(e >= -1 && e < local_experts * ranks, "token {} chose expert {} of {}", t, e,
+                local_experts * ranks);
+      if (e < 0) continue;
+      const auto r = static_cast<int32_t>(e / local_experts);
+      int32_t* const at = std::lower_bound(rank + first[t], rank + pairs, r);
+      if (at != rank + pairs && *at == r) continue;
+      std::copy_backward(at, rank + pairs, rank + pairs + 1);
+      *at = r;
+      ++pairs;
+    }
+    for (int64_t p = first[t]; p < pairs; ++p) row[p] = out.rows[static_cast<size_t>(rank[p])]++;
+  }
+  first[tokens] = pairs;
+  return out;
+}
+
+void spread_rows(const Layout& layout, const Tensor& x, std::span<std::byte* const> to) {
+  const size_t bytes = row_bytes(x);
+  const TraceSpan span(TraceKind::elementwise, "spread_rows",
+                       x.bytes() + static_cast<size_t>(layout.pairs()) * bytes);
+  const bool stream = past_caches(layout, x) &&
+                      std::ranges::all_of(to, [&](const std::byte* base) { return can_stream(base, bytes); });
+  parallel_for(layout.tokens(), block_rows(x.row_size()), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const std::byte* const from = x.raw() + static_cast<size_t>(t) * bytes;
+      const Pairs pairs(layout, t);
+      for (size_t p = 0; p < pairs.ranks.size(); ++p) {
+        std::byte* const base = to[static_cast<size_t>(pairs.ranks[p])];
+        std::byte* const row = base + static_cast<size_t>(pairs.rows[p]) * bytes;
+        if (stream) {
+          stream_copy(row, from, bytes);
+        } else if (bytes > 0) {
+          std::memcpy(row, from, bytes);
+        }
+      }
+    }
+    stream_fence();
+  });
+}
+
+}  // namespace phalanx::ep

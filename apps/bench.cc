@@ -1,11 +1,12 @@
-// phalanx bench: what this machine makes of a training step, of single ops, and of collectives.
+// phalanx bench: what this machine makes of a training step, of single ops, and of collectives (bench ep: in
+// bench_ep.cc).
 #include <CLI/CLI.hpp>
 #include <memory>
 
+#include "apps/bench_report.h"
 #include "apps/commands.h"
 #include "apps/console.h"
 #include "apps/options.h"
-#include "bench/report.h"
 #include "phalanx/base/error.h"
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/text.h"
@@ -16,6 +17,7 @@
 #include "phalanx/ops/op_times.h"
 #include "phalanx/ops/peak.h"
 #include "phalanx/train/profile.h"
+#include "phalanx/train/resume.h"
 
 namespace phalanx {
 namespace {
@@ -26,6 +28,7 @@ struct Options {
   std::string json;
   ConfigOptions config = {.path = "configs/nanogpt_cpu.toml"};
   std::string text;
+  std::string resume;
   int steps = 15;
   OpShapes shapes;
   int threads = available_cores();
@@ -33,15 +36,6 @@ struct Options {
   int ranks = 2;
   std::string transport = "threads";
 };
-
-void show(const Report& report, const std::string& json) {
-  if (json == "-") {
-    std::printf("%s", report.json().c_str());
-    return;
-  }
-  std::printf("%s", report.text().c_str());
-  if (!json.empty() && !report.write_json(json)) throw Error("{}: cannot write it", json);
-}
 
 const char* name_of(TraceKind kind) {
   switch (kind) {
@@ -123,14 +117,17 @@ void run_train(const Options& o) {
   run_thread_ranks({.ranks = config.parallel.ranks}, [&](Group& world) {
     RankRun rank(config, data.tokenizer().vocabulary(), world);
     if (world.rank() == 0) line.show("measuring the machine");
-    const StepProfile p =
-        profile_steps(rank, data, world, {.steps = o.steps, .on_step = [&](int done, int steps) {
-                                            line.show(format("step {}/{}", done, steps));
-                                          }});
+    ProfileOptions options = {.steps = o.steps};
+    options.on_step = [&](int done, int steps) { line.show(format("step {}/{}", done, steps)); };
+    Resumed from;
+    if (!o.resume.empty()) from = resume_run(rank, data.tokenizer(), o.resume, world);
+    options.first_step = from.next_step;
+    const StepProfile p = profile_steps(rank, data, world, options);
     if (world.rank() != 0) return;
     profile = p;
     where =
         format("{} ranks of {} threads, {}", world.size(), parallel_threads(), rank.mesh().layout().text());
+    if (!from.path.empty()) where += ", after " + from.path;
   });
   Report report(format("a training step of {}, {}", o.config.path, where));
   add_time(report, profile);
@@ -168,16 +165,8 @@ void run_ops(const Options& o) {
   show(report, o.json);
 }
 
-TransportKind transport_of(const std::string& name) {
-  return name == transport_name(TransportKind::process) ? TransportKind::process : TransportKind::threads;
-}
-
 void run_collectives(const Options& o) {
-  LaunchOptions launch = {.transport = transport_of(o.transport), .ranks = o.ranks, .threads_per_rank = 1};
-  if (const std::optional<Launched> place = launched_by()) {
-    launch.transport = place->transport;
-    launch.ranks = place->ranks;
-  }
+  const LaunchOptions launch = ranks_of(o.ranks, o.transport, 1);
   run_ranks(launch, [&](Group& world) {
     const bool leads = world.rank() == 0;
     ProgressLine line(stderr);  // on_time is called on rank 0 alone
@@ -201,16 +190,8 @@ void run_collectives(const Options& o) {
   });
 }
 
-// A subcommand of bench with its --json.
-CLI::App& add(CLI::App& bench, const char* name, const char* description, const std::shared_ptr<Options>& o) {
-  CLI::App& command = *bench.add_subcommand(name, description);
-  command.add_option("--json", o->json,
-                     "Also write the rows as JSON to this file (-: only that, to standard output)");
-  return command;
-}
-
 void add_ops(CLI::App& bench, const std::shared_ptr<Options>& o) {
-  CLI::App& command = add(bench, "ops", "Ops one by one, beside the machine's speeds", o);
+  CLI::App& command = add_measurement(bench, "ops", "Ops one by one, beside the machine's speeds", o->json);
   const auto shape = [&command](const char* name, auto& value, const char* what) {
     command.add_option(name, value, what)->capture_default_str()->check(CLI::PositiveNumber);
   };
@@ -233,15 +214,19 @@ void add_ops(CLI::App& bench, const std::shared_ptr<Options>& o) {
 
 void add_bench(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  CLI::App& bench =
-      *app.add_subcommand("bench", "Measure a training step, ops or collectives on this machine");
+  CLI::App& bench = *app.add_subcommand(
+      "bench", "Measure a training step, ops, collectives or expert parallelism on this machine");
   bench.require_subcommand(1);
   bench.footer("Example:\n  phalanx bench train configs/nanogpt_6x384.toml");
 
-  CLI::App& train = add(bench, "train", "Where the time and the memory of a training step go", o);
+  CLI::App& train =
+      add_measurement(bench, "train", "Where the time and the memory of a training step go", o->json);
   o->config.add_to(train);
   train.get_option("config")->required(false)->capture_default_str();
   train.add_option("--text", o->text, "The text to learn, instead of the config's data.text");
+  train.add_option(
+      "--resume", o->resume,
+      "A checkpoint to begin with: a trained router spreads its tokens otherwise than a new one");
   train.add_option("--steps", o->steps, "Steps to measure; their median counts")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
@@ -250,16 +235,15 @@ void add_bench(CLI::App& app) {
 
   add_ops(bench, o);
 
-  CLI::App& collectives = add(bench, "collectives", "Collectives by size, 8 B to 64 MiB", o);
-  collectives.add_option("--ranks", o->ranks, "Ranks")->capture_default_str()->check(CLI::PositiveNumber);
-  collectives.add_option("--transport", o->transport, "How ranks reach each other")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"threads", "process"}));
+  CLI::App& collectives =
+      add_measurement(bench, "collectives", "Collectives by size, 8 B to 64 MiB", o->json);
+  add_ranks(collectives, o->ranks, o->transport);
   collectives.footer(
       "Examples:\n"
       "  phalanx bench collectives --ranks 4 --json collectives.json\n"
       "  mpirun -n 4 phalanx bench collectives");
   collectives.callback([o] { run_collectives(*o); });
+  add_bench_ep(bench);
 }
 
 }  // namespace phalanx

@@ -8,7 +8,7 @@
 speed: configs/bench_512.toml (8,192 tokens a step) on two ranks of one core each, beside one rank that has
 both cores, with as large microbatches (a pipeline: as many); the runs of a round one after the other, medians
 over rounds of each run's median step. `overhead` is the time beyond one rank's. `--only`: strategies whose
-names begin so, and their yardsticks.
+names begin so, and their yardsticks. Those of a trained router begin after 100 steps of 2,048 tokens.
 memory: rank 0's peak in a training step on 1, 2, 4 and 8 ranks beside the account that `phalanx bench train`
 makes from the configuration alone (phalanx/train/memory.h).
 bytes: what rank 0 sends in a step on 2 and 4 ranks, counted by its groups, beside the formulas that stand at
@@ -21,9 +21,12 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 
 MOE = ["--set", "model.mlp=moe"]
 EVEN = [*MOE, "--set", "moe.capacity=1"]  # experts take no more than an even share, and nearly that
+BALANCED = [*MOE, "--set", "moe.bias_rate=0.01"]
+TRAINED = [*BALANCED, "--resume", "{trained}"]
 ZERO, ZERO2, ZERO3 = (["--set", f"parallel.zero={stage}"] for stage in (1, 2, 3))
 ALIKE = ["--set", "parallel.sequence=false"]
 OVERLAPPED = ["--set", "parallel.tp_overlap=true"]
@@ -52,6 +55,8 @@ SPEED = {  # name: (settings, layout, its yardstick)
     "cp=2, ring": (microbatch(16, *RING), "cp=2", "one rank"),
     "experts, one rank": (microbatch(16, *MOE), "dp=1", None),
     "experts, ep=2": (microbatch(8, *MOE), "dp=2,ep=2", "experts, one rank"),
+    "trained router, one rank": (microbatch(16, *TRAINED), "dp=1", None),
+    "trained router, ep=2": (microbatch(8, *TRAINED), "dp=2,ep=2", "trained router, one rank"),
     "even loads, one rank": (microbatch(16, *EVEN), "dp=1", None),
     "even loads, ep=2": (microbatch(8, *EVEN), "dp=2,ep=2", "even loads, one rank"),
 }
@@ -96,13 +101,27 @@ MEMORY = {  # name: (settings, axes of n ranks)
 }
 
 
-def bench(args, settings, layout, steps):
-    command = [args.phalanx, "bench", "train", args.config, "--text", args.text, "--layout", layout,
-               "--steps", str(steps), "--json", "-", *settings]
+def output_of(command):
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"strategies: {' '.join(command)}: {done.stderr.strip()}")
-    return json.loads(done.stdout)["rows"]
+    return done.stdout
+
+
+def bench(args, settings, layout, steps):
+    command = [args.phalanx, "bench", "train", args.config, "--text", args.text, "--layout", layout,
+               "--steps", str(steps), "--json", "-", *settings]
+    return json.loads(output_of(command))["rows"]
+
+
+def train_router(args, out):
+    print("training a router: 100 steps …", file=sys.stderr)
+    settings = [f"data.text={args.text}", f"train.out={out}", "train.batch=4", "train.microbatch=4",
+                "train.steps=100", "train.eval_every=0"]
+    command = [args.phalanx, "train", args.config, *BALANCED]
+    for setting in settings:
+        command += ["--set", setting]
+    output_of(command)
 
 
 def chosen(only):
@@ -112,11 +131,18 @@ def chosen(only):
 
 
 def speed(args):
-    ways = chosen(args.only)
+    with tempfile.TemporaryDirectory() as trained:
+        return speed_of(args, chosen(args.only), trained)
+
+
+def speed_of(args, ways, trained):
+    if any("{trained}" in settings for settings, _, _ in ways.values()):
+        train_router(args, trained)
     runs = {name: [] for name in ways}
     for round_ in range(args.rounds):
         for name, (settings, layout, _) in ways.items():
             print(f"round {round_ + 1}/{args.rounds}: {name} …", file=sys.stderr)
+            settings = [s.format(trained=trained) for s in settings]
             runs[name].append(bench(args, settings, layout, 4)[-1])
     rows = []
     for name, (_, layout, yardstick) in ways.items():

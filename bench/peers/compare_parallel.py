@@ -4,7 +4,7 @@
   python3 bench/peers/compare_parallel.py --text data/shakespeare.txt [--torch PYTHON] [--json FILE]
 
 Each round runs, one after the other: ours on dp=2 and with ZeRO-3, PyTorch's DistributedDataParallel, eager
-and compiled, and FSDP2 (llama_torch.py), each with the microbatches that suit it best of those tried before.
+and compiled, and FSDP2 (llama_torch.py), each with the microbatch that suits it best of those tried before.
 A figure is the median over the rounds of each run's median step; `ratio` is ours over theirs: dp=2 over the
 faster DDP, ZeRO-3 over FSDP2. PYTHON is an interpreter that has `torch` (default: this one).
 """
@@ -16,8 +16,7 @@ import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-WHOLE = ["--set", "train.microbatch=8"]
-OURS = {"dp=2": WHOLE, "dp=2, ZeRO-3": ["--set", "parallel.zero=3", *WHOLE]}
+OURS = {"dp=2": [], "dp=2, ZeRO-3": ["--set", "parallel.zero=3"]}
 THEIRS = {"DDP": ["--parallel", "ddp"], "DDP, compiled": ["--parallel", "ddp", "--compile"],
           "FSDP2": ["--parallel", "fsdp"]}
 
@@ -30,9 +29,10 @@ def run(args, command):
     return json.loads(done.stdout)
 
 
-def ours(args, settings):
+def ours(args, settings, microbatch):
     out = run(args, [args.phalanx, "bench", "train", args.config, "--text", args.text, "--layout", "dp=2",
-                     "--steps", str(args.steps), "--json", "-", *settings])
+                     "--steps", str(args.steps), "--json", "-", "--set", f"train.microbatch={microbatch}",
+                     *settings])
     return out["rows"][-1]["tokens_per_s"]
 
 
@@ -51,31 +51,29 @@ def main():
     parser.add_argument("--cores", default="0-1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 2, 8],
-                        help="that PyTorch tries first")
+    parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 2, 4, 8],
+                        help="that each tries first")
     parser.add_argument("--json")
     args = parser.parse_args()
+    ways = {**{name: (ours, settings) for name, settings in OURS.items()},
+            **{name: (theirs, options) for name, options in THEIRS.items()}}
     best = {}
-    for name, options in THEIRS.items():
+    for name, (measure, settings) in ways.items():
         if len(args.microbatches) == 1:
             best[name] = args.microbatches[0]
             continue
-        tried = {m: theirs(args, options, m) for m in args.microbatches}
+        tried = {m: measure(args, settings, m) for m in args.microbatches}
         best[name] = max(tried, key=tried.get)
         print(f"{name}: " + ", ".join(f"microbatch {m} {speed:.0f}" for m, speed in tried.items()),
               file=sys.stderr)
-    speeds = {name: [] for name in [*OURS, *THEIRS]}
+    speeds = {name: [] for name in ways}
     for round_ in range(args.rounds):
         print(f"round {round_ + 1}/{args.rounds} …", file=sys.stderr)
-        for name, settings in OURS.items():
-            speeds[name].append(ours(args, settings))
-        for name, options in THEIRS.items():
-            speeds[name].append(theirs(args, options, best[name]))
+        for name, (measure, settings) in ways.items():
+            speeds[name].append(measure(args, settings, best[name]))
     rows = []
     for name, runs in speeds.items():
-        row = {"run": name, "tokens_per_s": round(statistics.median(runs))}
-        if name in best:
-            row["microbatch"] = best[name]
+        row = {"run": name, "tokens_per_s": round(statistics.median(runs)), "microbatch": best[name]}
         if name in OURS:
             peers = ["FSDP2"] if "ZeRO" in name else ["DDP", "DDP, compiled"]
             ratios = [mine / max(speeds[p][i] for p in peers) for i, mine in enumerate(runs)]

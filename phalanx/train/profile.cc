@@ -86,7 +86,8 @@ void account(StepProfile& profile, const MeasuredStep& step, const Speeds& speed
 
 class Profiler {
  public:
-  Profiler(RankRun& rank, const Dataset& data) : rank_(rank), data_(data) {}
+  Profiler(RankRun& rank, const Dataset& data, int64_t first_step)
+      : rank_(rank), data_(data), next_(first_step) {}
 
   /// Runs and measures the next step.
   MeasuredStep step() {
@@ -132,7 +133,7 @@ class Profiler {
   uint64_t room_ = 1 << 12;
   TraceRing ring_{1 << 12};
   std::vector<Batch> batches_;
-  int64_t next_ = 0;
+  int64_t next_;
 };
 
 }  // namespace
@@ -145,7 +146,7 @@ StepProfile profile_steps(RankRun& rank, const Dataset& data, Group& world, cons
   };
   world.barrier().wait();
   Speeds speeds = {.copy = CopySpeed::measure()};
-  Profiler profiler(rank, data);
+  Profiler profiler(rank, data, options.first_step);
   for (int i = 0; i < options.warmup; ++i) {
     profiler.warm_up();
     tell();

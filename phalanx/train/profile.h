@@ -50,6 +50,7 @@ struct StepProfile {
 struct ProfileOptions {
   int warmup = 3;
   int steps = 15;
+  int64_t first_step = 0;                            ///< of the run, if its weights are a checkpoint's
   std::function<void(int done, int steps)> on_step;  ///< on rank 0; may be empty
 };
 

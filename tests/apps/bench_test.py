@@ -49,6 +49,22 @@ class Bench(unittest.TestCase):
         summary = rows[-1]
         self.assertAlmostEqual(summary["tokens_per_s"] * summary["step_ms"], 1000 * 12 * 16, delta=1)
 
+    def test_train_begins_with_a_checkpoint(self):
+        out = self.directory / "out"
+        sizes = TINY[:TINY.index("--steps")]
+        command = [PHALANX, "train", SOURCE / "configs/nanogpt_cpu.toml", *sizes]
+        for setting in (f"data.text={self.text}", f"train.out={out}", "train.steps=2", "train.batch=2",
+                        "train.microbatch=2"):
+            command += ["--set", setting]
+        trained = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=100)
+        self.assertEqual(trained.returncode, 0, trained.stderr)
+        run = self.train("--resume", out, "--json", "-")
+        self.rows(run)
+        self.assertRegex(json.loads(run.stdout)["name"], f"after {out}/step-0*2")
+        other = self.train("--resume", out, "--set", "model.width=64")
+        self.assertNotEqual(other.returncode, 0)
+        self.assertIn("its model.width is 32, this run's is 64", other.stderr)
+
     def test_train_prints_a_table_and_writes_the_same_rows(self):
         file = self.directory / "step.json"
         run = self.train("--json", file)
@@ -72,8 +88,21 @@ class Bench(unittest.TestCase):
             self.assertEqual({row["operation"] for row in rows}, names)
             self.assertEqual(max(row["bytes"] for row in rows), 64 << 20)
 
+    def test_ep(self):
+        for transport, dtype in (("threads", "bf16"), ("process", "f32")):
+            rows = self.rows(bench("ep", "--ranks", 2, "--tokens", 40, "--width", 64, "--top-k", 3,
+                                   "--experts", 8, "--runs", 2, "--dtype", dtype, "--transport", transport,
+                                   "--json", "-"))
+            self.assertEqual([row["operation"] for row in rows], ["dispatch", "cached dispatch", "combine"])
+            for row in rows:
+                self.assertTrue(40 <= row["rows"] <= 2 * 2 * 40)
+                self.assertGreater(row["logical_gb_per_s"], row["wire_gb_per_s"] / 2)
+                self.assertGreater(row["copy_percent"], 0)
+
     def test_bad_input_is_one_sentence(self):
         for run, words in (
+                (bench("ep", "--top-k", 9, "--experts", 8), ["--top-k 9", "8"]),
+                (bench("ep", "--ranks", 3, "--tokens", 4, "--width", 8, "--experts", 8), ["3", "8 experts"]),
                 (bench("ops", "--tokens", 100, "--context", 64), ["100 tokens", "64"]),
                 (bench("collectives", "--ranks", 0), ["--ranks"]),
                 (self.train("--json", self.directory / "missing" / "x.json"), ["missing/x.json"]),
@@ -83,7 +112,7 @@ class Bench(unittest.TestCase):
                 self.assertIn(word, run.stderr)
 
     def test_help_has_an_example(self):
-        for command in ([], ["train"], ["ops"], ["collectives"]):
+        for command in ([], ["train"], ["ops"], ["collectives"], ["ep"]):
             self.assertRegex(bench(*command, "--help").stdout, r"Examples?:\n  phalanx bench")
 
 

@@ -1,0 +1,95 @@
+// phalanx bench ep: dispatch and combine beside the speed at which this machine copies.
+#include <map>
+#include <memory>
+
+#include "apps/bench_report.h"
+#include "apps/console.h"
+#include "phalanx/base/error.h"
+#include "phalanx/base/parallel_for.h"
+#include "phalanx/base/text.h"
+#include "phalanx/comm/launch.h"
+#include "phalanx/ep/times.h"
+#include "phalanx/ops/peak.h"
+
+namespace phalanx {
+namespace {
+
+const std::map<std::string, DType> kDtypes = {
+    {"bf16", DType::bf16}, {"f16", DType::f16}, {"f32", DType::f32}, {"f64", DType::f64}};
+
+constexpr int64_t kCopyBytes = 256 << 20;  // of each rank
+
+struct Options {
+  std::string json;
+  std::string transport = "threads";
+  int ranks = 2;
+  ep::TimesOptions times;
+};
+
+// Bytes a second at which as many ranks as there are cores copy memory, all at once. Collective.
+double copy_speed(Group& world) {
+  const bool copies = world.rank() < available_cores();
+  world.barrier().wait();
+  const double mine = copies ? measure_large_copy(kCopyBytes) : 0;
+  const Tensor sum = Tensor::of(Shape{1}, std::span<const double>(&mine, 1));
+  world.all_reduce(sum).wait();
+  return sum.data<double>()[0];
+}
+
+void measure(Group& world, const Options& o, const char* transport) {
+  const ep::TimesShape& s = o.times.shape;
+  ProgressLine line(stderr);
+  if (world.rank() == 0) line.show("measuring the machine");
+  const double copy = copy_speed(world);
+  ep::TimesOptions options = o.times;
+  bench::Report report(format(
+      "ep, {} ranks, {}, {} tokens of {} {} each, {} of {} experts, copies of {:.1f} GB/s", world.size(),
+      transport, s.tokens, s.width, dtype_name(s.dtype), s.top_k, s.experts, copy / 1e9));
+  options.on_time = [&](const ep::OperationTime& t) {
+    line.show(t.operation);
+    const auto rate = [&](int64_t bytes) { return static_cast<double>(bytes) / t.seconds / 1e9; };
+    report.add({{"operation", t.operation},
+                {"us", 1e6 * t.seconds},
+                {"rows", t.rows},
+                {"logical_gb_per_s", rate(t.logical)},
+                {"wire_gb_per_s", rate(t.wire)},
+                {"memory_gb_per_s", rate(t.memory)},
+                {"copy_percent", 100 * rate(t.memory) * 1e9 / copy}});
+  };
+  ep::measure_operations(world, options);
+  if (world.rank() == 0) show(report, o.json);
+}
+
+void run_ep(const Options& o) {
+  const ep::TimesShape& s = o.times.shape;
+  if (s.top_k > s.experts) throw Error("--top-k {} of --experts {}", s.top_k, s.experts);
+  const LaunchOptions launch = ranks_of(o.ranks, o.transport, 0);
+  run_ranks(launch, [&](Group& world) { measure(world, o, transport_name(launch.transport)); });
+}
+
+}  // namespace
+
+void add_bench_ep(CLI::App& bench) {
+  auto o = std::make_shared<Options>();
+  CLI::App& command = add_measurement(bench, "ep", "Dispatch and combine of expert parallelism", o->json);
+  ep::TimesShape& s = o->times.shape;
+  const auto add = [&command](const char* name, auto& value, const char* what) {
+    command.add_option(name, value, what)->capture_default_str()->check(CLI::PositiveNumber);
+  };
+  add_ranks(command, o->ranks, o->transport);
+  add("--tokens", s.tokens, "Tokens of each rank");
+  add("--width", s.width, "Elements of a token's row");
+  add("--top-k", s.top_k, "Experts of a token");
+  add("--experts", s.experts, "Experts of all ranks");
+  add("--runs", o->times.runs, "Runs of each operation; their median counts");
+  command.add_option("--dtype", s.dtype, "Of the rows")
+      ->default_str("bf16")
+      ->transform(CLI::CheckedTransformer(kDtypes));
+  command.footer(
+      "Examples:\n"
+      "  phalanx bench ep --ranks 4 --tokens 1024\n"
+      "  mpirun -n 2 phalanx bench ep --tokens 1024");
+  command.callback([o] { run_ep(*o); });
+}
+
+}  // namespace phalanx

@@ -1,0 +1,26 @@
+// What the subcommands of `phalanx bench` share: where their rows go.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "bench/report.h"
+#include "phalanx/comm/launch.h"
+
+namespace phalanx {
+
+/// A subcommand of bench with its --json.
+CLI::App& add_measurement(CLI::App& bench, const char* name, const char* description, std::string& json);
+
+/// Prints the report, or its JSON if `json` is "-"; another `json` is a file to write too.
+void show(const bench::Report& report, const std::string& json);
+
+/// --ranks and --transport.
+void add_ranks(CLI::App& command, int& ranks, std::string& transport);
+/// Those ranks, or the ones that a launcher has started.
+LaunchOptions ranks_of(int ranks, const std::string& transport, int threads_per_rank);
+
+/// bench ep.
+void add_bench_ep(CLI::App& bench);
+
+}  // namespace phalanx

@@ -1,0 +1,131 @@
+#include "phalanx/ep/node_solver.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace phalanx::ep {
+namespace {
+
+constexpr double kStop = 1.001;    // times the bound: no change is tried below
+constexpr double kEnough = 1.002;  // times the bound: no other start is tried below
+constexpr int kStarts = 16;        // sizes of the largest replica that are packed
+constexpr int kImproved = 4;       // of those, the best are improved
+constexpr int kChanges = 1000;     // far more than any start has needed
+
+}  // namespace
+
+// Every GPU has every expert, and the same ones again: all loads are equal.
+void NodeSolver::spread_all(int gpus, int slots) {
+  const auto experts = static_cast<int>(load_E_.size());
+  best_R_.clear();
+  for (int g = 0; g < gpus; ++g) {
+    for (int s = 0; s < slots; ++s) best_R_.push_back(s % experts);
+  }
+  packing_.adopt(best_R_);
+  best_ = packing_.largest_load();
+}
+
+// Each replica beyond an expert's first to the expert whose replicas are largest, up to one a GPU. Gives the
+// largest replica of the experts that could have more.
+double NodeSolver::count_smallest(int gpus, int replicas) {
+  const auto after = [](const Keyed& a, const Keyed& b) {
+    return a.load != b.load ? a.load < b.load : a.index > b.index;
+  };
+  copies_E_.assign(load_E_.size(), 1);
+  heap_.clear();
+  for (size_t e = 0; e < load_E_.size(); ++e) heap_.push_back({load_E_[e], static_cast<int32_t>(e)});
+  std::ranges::make_heap(heap_, after);
+  for (int left = replicas - static_cast<int>(load_E_.size()); left > 0;) {
+    std::ranges::pop_heap(heap_, after);
+    Keyed& most = heap_.back();
+    int32_t& copies = copies_E_[static_cast<size_t>(most.index)];
+    if (copies == gpus) {
+      heap_.pop_back();
+      continue;
+    }
+    most.load = load_E_[static_cast<size_t>(most.index)] / ++copies;
+    std::ranges::push_heap(heap_, after);
+    --left;
+  }
+  return heap_.front().load;
+}
+
+// Replicas of at most `most` where an expert may have so many, and the rest to the smallest experts, whose
+// loads hardly count. False: that takes more replicas than there are.
+bool NodeSolver::count_for(double most, int gpus, int replicas) {
+  int left = replicas;
+  copies_E_.resize(load_E_.size());
+  for (size_t e = 0; e < load_E_.size(); ++e) {
+    const double needed = std::ceil(load_E_[e] / most * (1 - 1e-12));
+    copies_E_[e] = static_cast<int32_t>(std::clamp<double>(needed, 1, gpus));
+    left -= copies_E_[e];
+  }
+  if (left < 0) return false;
+  while (left > 0) {
+    size_t least = load_E_.size();
+    for (size_t e = 0; e < load_E_.size(); ++e) {
+      if (copies_E_[e] < gpus && (least == load_E_.size() || load_E_[e] < load_E_[least])) least = e;
+    }
+    const int32_t more = std::min(left, gpus - copies_E_[least]);
+    copies_E_[least] += more;
+    left -= more;
+  }
+  return true;
+}
+
+// False: some expert has more replicas than there are GPUs.
+bool NodeSolver::begin_at(std::span<const int32_t> start_R, int gpus) {
+  if (start_R.empty()) return false;
+  packing_.adopt(start_R);
+  if (std::ranges::max(packing_.copies_E()) > gpus) return false;
+  packing_.part_duplicates();
+  return true;
+}
+
+void NodeSolver::improve(double target) {
+  packing_.improve(target, kChanges);
+  const double load = packing_.largest_load();
+  if (!best_R_.empty() && load >= best_) return;
+  best_ = load;
+  best_R_.assign(packing_.expert_R().begin(), packing_.expert_R().end());
+}
+
+void NodeSolver::try_larger_replicas(double least, double bound, int gpus, int replicas) {
+  starts_.clear();
+  tried_E_.clear();
+  for (int k = 1; k <= kStarts; ++k) {
+    if (!count_for(least + (bound - least) * k / kStarts, gpus, replicas) || copies_E_ == tried_E_) continue;
+    tried_E_ = copies_E_;
+    packing_.pack(copies_E_);
+    starts_.push_back({packing_.largest_load(), k});
+  }
+  const auto improved = std::min<int64_t>(kImproved, std::ssize(starts_));
+  std::ranges::partial_sort(starts_, starts_.begin() + improved, [](const Keyed& a, const Keyed& b) {
+    return a.load != b.load ? a.load < b.load : a.index < b.index;
+  });
+  for (int64_t i = 0; i < improved && best_ > kEnough * bound; ++i) {
+    const int32_t k = starts_[static_cast<size_t>(i)].index;
+    count_for(least + (bound - least) * k / kStarts, gpus, replicas);
+    packing_.pack(copies_E_);
+    improve(kStop * bound);
+  }
+}
+
+std::span<const int32_t> NodeSolver::solve(std::span<const double> load_E, int gpus, int slots,
+                                           std::span<const int32_t> start_R) {
+  load_E_ = load_E;
+  packing_.begin(load_E, gpus, slots);
+  best_R_.clear();
+  if (slots >= std::ssize(load_E)) {
+    spread_all(gpus, slots);
+    return best_R_;
+  }
+  const double bound = bound_.of(load_E, gpus, slots);
+  const double least = count_smallest(gpus, gpus * slots);
+  if (!begin_at(start_R, gpus)) packing_.pack(copies_E_);
+  improve(kStop * bound);
+  if (best_ > kEnough * bound && least < bound) try_larger_replicas(least, bound, gpus, gpus * slots);
+  return best_R_;
+}
+
+}  // namespace phalanx::ep

@@ -1,0 +1,83 @@
+// The replicas of one node on its GPUs, and the changes that make its largest load smaller.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+namespace phalanx::ep {
+
+/// E experts of given loads, D GPUs of S slots, E ≤ D·S. Keeps its working memory from one problem to the
+/// next. Decides in f64, ties by the lowest index.
+class ReplicaPacking {
+ public:
+  /// A new problem, nothing placed. `load_E` must stay.
+  void begin(std::span<const double> load_E, int gpus, int slots);
+  /// So many replicas of each expert, 1 to D each and D·S in all: those of the largest first, each expert's on
+  /// the least loaded GPUs with room. Two come to one GPU only at the end, and are then exchanged away.
+  void pack(std::span<const int32_t> copies_E);
+  /// The experts in the slots, each at least once.
+  void adopt(std::span<const int32_t> expert_R);
+  /// Exchanges replicas so that no GPU has two of one expert, where such an exchange is found.
+  void part_duplicates();
+  /// From now on at most `most` pairs (GPU, expert) may differ from those of `before_R`.
+  void limit_moves(std::span<const int32_t> before_R, int64_t most);
+
+  /// Exchanges two replicas, or gives the slot of a replica to another expert, such that the most loaded GPU
+  /// gets less and no other as much as it had; never two replicas of an expert to one GPU. Stops at `target`,
+  /// after so many changes, or (false) when no change is left.
+  bool improve(double target, int changes);
+
+  double largest_load() const;
+  std::span<const int32_t> expert_R() const { return expert_R_; }
+  std::span<const int32_t> copies_E() const { return copies_E_; }
+  /// Pairs that differ from those that limit_moves was given.
+  int64_t moves() const { return moves_; }
+
+ private:
+  struct Change;
+
+  int gpu_of(int slot) const { return slot / slots_; }
+  bool holds(int gpu, int32_t expert) const;
+  bool held(int gpu, int32_t expert) const;
+  int new_pairs(int gpu, int32_t out, int32_t in) const;
+  bool allowed(int pairs) const { return moves_ + pairs <= most_moves_; }
+  int most_loaded() const;
+  void set_copies(int32_t expert, int32_t copies);
+  void put(int slot, int32_t expert);
+  void sum_loads();
+  bool part(int slot);
+  void list_slots();
+  Change best_exchange(int gpu, double target) const;
+  void exchanges_with(int gpu, int other, Change& best) const;
+  Change best_recount(int gpu);
+  void spread_from(int gpu, int32_t expert, Change& best);
+  void withdraw_from(int gpu, int slot, Change& best) const;
+  void apply(const Change& change);
+
+  std::span<const double> load_E_;
+  int gpus_ = 0;
+  int slots_ = 0;
+  std::vector<int32_t> copies_E_;
+  std::vector<double> replica_E_;   // load of one replica
+  std::vector<int32_t> expert_R_;
+  std::vector<double> replica_R_;   // load of the replica in each slot
+  std::vector<double> load_D_;
+  std::span<const int32_t> before_R_;
+  int64_t most_moves_ = std::numeric_limits<int64_t>::max();
+  int64_t moves_ = 0;
+  // Working memory.
+  struct Keyed {
+    double load;
+    int32_t index;
+  };
+  std::vector<Keyed> order_;
+  std::vector<Keyed> open_;
+  std::vector<int32_t> filled_D_;
+  std::vector<int32_t> first_E_;    // [E + 1]: where an expert's slots begin in slots_of_
+  std::vector<int32_t> slots_of_;   // [R]: slots by expert
+  std::vector<uint8_t> has_D_;      // GPUs that hold the expert in question
+};
+
+}  // namespace phalanx::ep

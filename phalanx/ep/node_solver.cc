@@ -8,6 +8,7 @@ namespace {
 
 constexpr double kStop = 1.001;    // times the bound: no change is tried below
 constexpr double kEnough = 1.002;  // times the bound: no other start is tried below
+constexpr double kPromising = 1.01;  // times the bound: a start that packs below is improved at once
 constexpr int kStarts = 16;        // sizes of the largest replica that are packed
 constexpr int kImproved = 4;       // of those, the best are improved
 constexpr int kChanges = 1000;     // far more than any start has needed
@@ -90,23 +91,28 @@ void NodeSolver::improve(double target) {
   best_R_.assign(packing_.expert_R().begin(), packing_.expert_R().end());
 }
 
+// Packs one start after the other; those that pack well are improved at once, then the best of the others.
 void NodeSolver::try_larger_replicas(double least, double bound, int gpus, int replicas) {
-  starts_.clear();
-  tried_E_.clear();
-  for (int k = 1; k <= kStarts; ++k) {
-    if (!count_for(least + (bound - least) * k / kStarts, gpus, replicas) || copies_E_ == tried_E_) continue;
-    tried_E_ = copies_E_;
+  const auto pack = [&](int k) {
+    if (!count_for(least + (bound - least) * k / kStarts, gpus, replicas)) return false;
     packing_.pack(copies_E_);
+    return true;
+  };
+  starts_.clear();
+  for (int k = 1; k <= kStarts; ++k) {
+    if (!pack(k)) continue;
     starts_.push_back({packing_.largest_load(), k});
+    if (packing_.largest_load() > kPromising * bound) continue;
+    starts_.pop_back();
+    improve(kStop * bound);
+    if (best_ <= kEnough * bound) return;
   }
   const auto improved = std::min<int64_t>(kImproved, std::ssize(starts_));
   std::ranges::partial_sort(starts_, starts_.begin() + improved, [](const Keyed& a, const Keyed& b) {
     return a.load != b.load ? a.load < b.load : a.index < b.index;
   });
   for (int64_t i = 0; i < improved && best_ > kEnough * bound; ++i) {
-    const int32_t k = starts_[static_cast<size_t>(i)].index;
-    count_for(least + (bound - least) * k / kStarts, gpus, replicas);
-    packing_.pack(copies_E_);
+    pack(starts_[static_cast<size_t>(i)].index);
     improve(kStop * bound);
   }
 }

@@ -2,8 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 namespace phalanx::ep {
+namespace {
+
+constexpr double kLeastGain = 1e-9;  // of a change, as a part of the load: more than rounding makes
+
+}  // namespace
 
 // What `slot` (of the GPU that is to get less) and `other` do.
 struct ReplicaPacking::Change {
@@ -24,6 +30,9 @@ void ReplicaPacking::begin(std::span<const double> load_E, int gpus, int slots) 
   replica_R_.resize(replicas);
   load_D_.resize(static_cast<size_t>(gpus));
   has_D_.resize(static_cast<size_t>(gpus));
+  by_load_.clear();
+  for (size_t e = 0; e < load_E.size(); ++e) by_load_.push_back({load_E[e], static_cast<int32_t>(e)});
+  std::ranges::stable_sort(by_load_, std::greater(), &Keyed::load);
   before_R_ = {};
   most_moves_ = std::numeric_limits<int64_t>::max();
   moves_ = 0;
@@ -48,40 +57,56 @@ void ReplicaPacking::sum_loads() {
   }
 }
 
-void ReplicaPacking::pack(std::span<const int32_t> copies_E) {
-  order_.clear();
-  for (size_t e = 0; e < copies_E.size(); ++e) {
-    set_copies(static_cast<int32_t>(e), copies_E[e]);
-    order_.push_back({replica_E_[e], static_cast<int32_t>(e)});
-  }
-  std::ranges::sort(order_, [](const Keyed& a, const Keyed& b) {
+// Experts by descending load of a replica. Whole ones are in order of their loads already.
+void ReplicaPacking::order_experts() {
+  const auto before = [](const Keyed& a, const Keyed& b) {
     return a.load != b.load ? a.load > b.load : a.index < b.index;
-  });
+  };
+  whole_.clear();
+  split_.clear();
+  for (const Keyed& item : by_load_) {
+    const auto e = static_cast<size_t>(item.index);
+    (copies_E_[e] == 1 ? whole_ : split_).push_back({replica_E_[e], item.index});
+  }
+  std::ranges::sort(split_, before);
+  order_.resize(by_load_.size());
+  std::ranges::merge(whole_, split_, order_.begin(), before);
+}
+
+// A replica of an expert to each of the first `count` open GPUs, which are in order of their loads; they come
+// to their new places in that order, or are full and go.
+void ReplicaPacking::put_on_least_loaded(const Keyed& expert, size_t count) {
+  lifted_.clear();
+  for (size_t i = 0; i < count; ++i) {
+    const Keyed& gpu = open_[i];
+    int32_t& filled = filled_D_[static_cast<size_t>(gpu.index)];
+    put(gpu.index * slots_ + filled++, expert.index);
+    if (filled < slots_) lifted_.push_back({gpu.load + expert.load, gpu.index});
+  }
+  size_t to = 0;
+  size_t from = count;
+  for (const Keyed& gpu : lifted_) {
+    while (from < open_.size() && open_[from].load < gpu.load) open_[to++] = open_[from++];
+    open_[to++] = gpu;
+  }
+  if (to < from) open_.erase(std::move(open_.begin() + static_cast<int64_t>(from), open_.end(),
+                                       open_.begin() + static_cast<int64_t>(to)), open_.end());
+}
+
+void ReplicaPacking::pack(std::span<const int32_t> copies_E) {
+  for (size_t e = 0; e < copies_E.size(); ++e) set_copies(static_cast<int32_t>(e), copies_E[e]);
+  order_experts();
   open_.clear();
   for (int g = 0; g < gpus_; ++g) open_.push_back({0, g});
   filled_D_.assign(static_cast<size_t>(gpus_), 0);
-  const auto fuller = [](const Keyed& a, const Keyed& b) {
-    return a.load != b.load ? a.load > b.load : a.index > b.index;
-  };
   bool doubled = false;
-  for (const Keyed& item : order_) {
-    int32_t copies = copies_E[static_cast<size_t>(item.index)];
+  for (const Keyed& expert : order_) {
+    auto copies = static_cast<size_t>(copies_E[static_cast<size_t>(expert.index)]);
+    doubled = doubled || copies > open_.size();
     while (copies > 0) {
-      // Taken off the heap are the GPUs that get a replica in this round, at its end.
-      const auto round = std::min<int32_t>(copies, static_cast<int32_t>(open_.size()));
-      doubled = doubled || round < copies;
-      for (int32_t i = 0; i < round; ++i) std::pop_heap(open_.begin(), open_.end() - i, fuller);
-      auto kept = open_.end() - round;
-      for (auto at = kept; at != open_.end(); ++at) {
-        int32_t& filled = filled_D_[static_cast<size_t>(at->index)];
-        put(at->index * slots_ + filled++, item.index);
-        at->load += item.load;
-        if (filled == slots_) continue;
-        *kept++ = *at;
-        std::push_heap(open_.begin(), kept, fuller);
-      }
-      open_.erase(kept, open_.end());
-      copies -= round;
+      const size_t count = std::min(copies, open_.size());
+      put_on_least_loaded(expert, count);
+      copies -= count;
     }
   }
   sum_loads();
@@ -188,11 +213,16 @@ void ReplicaPacking::exchanges_with(int gpu, int other, Change& best) const {
   }
 }
 
+// With the least loaded GPU first, since few others can then do better.
 ReplicaPacking::Change ReplicaPacking::best_exchange(int gpu, double target) const {
-  Change best{.worst = load_D_[static_cast<size_t>(gpu)] * (1 - 1e-9)};
+  const double load = load_D_[static_cast<size_t>(gpu)];
+  Change best{.worst = load * (1 - kLeastGain)};
+  const auto least = static_cast<int>(std::ranges::min_element(load_D_) - load_D_.begin());
+  exchanges_with(gpu, least, best);
   for (int h = 0; h < gpus_ && best.worst > target; ++h) {
-    const double sum = load_D_[static_cast<size_t>(gpu)] + load_D_[static_cast<size_t>(h)];
-    if (h != gpu && sum / 2 < best.worst) exchanges_with(gpu, h, best);
+    if (h != gpu && h != least && (load + load_D_[static_cast<size_t>(h)]) / 2 < best.worst) {
+      exchanges_with(gpu, h, best);
+    }
   }
   return best;
 }
@@ -247,7 +277,7 @@ void ReplicaPacking::withdraw_from(int gpu, int slot, Change& best) const {
 
 ReplicaPacking::Change ReplicaPacking::best_recount(int gpu) {
   list_slots();
-  Change best{.worst = load_D_[static_cast<size_t>(gpu)] * (1 - 1e-9)};
+  Change best{.worst = load_D_[static_cast<size_t>(gpu)] * (1 - kLeastGain)};
   for (int i = gpu * slots_; i < (gpu + 1) * slots_; ++i) {
     spread_from(gpu, expert_R_[static_cast<size_t>(i)], best);
     withdraw_from(gpu, i, best);

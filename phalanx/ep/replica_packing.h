@@ -37,6 +37,10 @@ class ReplicaPacking {
 
  private:
   struct Change;
+  struct Keyed {
+    double load;
+    int32_t index;
+  };
 
   int gpu_of(int slot) const { return slot / slots_; }
   bool holds(int gpu, int32_t expert) const;
@@ -47,6 +51,8 @@ class ReplicaPacking {
   void set_copies(int32_t expert, int32_t copies);
   void put(int slot, int32_t expert);
   void sum_loads();
+  void order_experts();
+  void put_on_least_loaded(const Keyed& expert, size_t count);
   bool part(int slot);
   void list_slots();
   Change best_exchange(int gpu, double target) const;
@@ -68,12 +74,12 @@ class ReplicaPacking {
   int64_t most_moves_ = std::numeric_limits<int64_t>::max();
   int64_t moves_ = 0;
   // Working memory.
-  struct Keyed {
-    double load;
-    int32_t index;
-  };
-  std::vector<Keyed> order_;
-  std::vector<Keyed> open_;
+  std::vector<Keyed> by_load_;      // the experts, by descending load
+  std::vector<Keyed> whole_;        // of one replica, in that order
+  std::vector<Keyed> split_;
+  std::vector<Keyed> order_;        // both, by descending load of a replica
+  std::vector<Keyed> open_;         // GPUs with room, by ascending load
+  std::vector<Keyed> lifted_;
   std::vector<int32_t> filled_D_;
   std::vector<int32_t> first_E_;    // [E + 1]: where an expert's slots begin in slots_of_
   std::vector<int32_t> slots_of_;   // [R]: slots by expert

@@ -46,7 +46,8 @@ std::vector<float> loads_of(const Distribution& d, const ep::BalanceSizes& s, ui
     std::iota(rank.begin(), rank.end(), uint64_t{0});
     std::ranges::sort(rank, {}, [&](uint64_t e) { return order.uniform(first + e); });
     for (uint64_t e = 0; e < rank.size(); ++e) {
-      loads.push_back(static_cast<float>(std::round(1e5 * d.load(random, first + e, static_cast<double>(rank[e])))));
+      loads.push_back(
+          static_cast<float>(std::round(1e5 * d.load(random, first + e, static_cast<double>(rank[e])))));
     }
   }
   return loads;
@@ -67,7 +68,8 @@ nlohmann::ordered_json measured(const ep::BalanceSizes& s, const Distribution& d
     for (int round = 0; round < kRounds; ++round) {
       const auto begin = std::chrono::steady_clock::now();
       placement = solve(loads, s);
-      ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+      ms.push_back(
+          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
     }
     const std::vector<double> reached = ep::max_over_mean(loads, placement);
     const std::vector<double> least = ep::lower_bound(loads, s);
@@ -79,9 +81,12 @@ nlohmann::ordered_json measured(const ep::BalanceSizes& s, const Distribution& d
       gaps += (reached[l] / least[l] - 1) / static_cast<double>(kTables * kLayers);
     }
   }
-  return {{"ms", median(ms)},          {"max ÷ mean", format("{:.4f}", worst)},
-          {"bound", format("{:.4f}", bound)}, {"gap %, worst", format("{:.2f}", 100 * gap)},
-          {"mean", format("{:.2f}", 100 * gaps)}, {"duplicates", duplicates}};
+  return {{"ms", median(ms)},
+          {"max ÷ mean", format("{:.4f}", worst)},
+          {"bound", format("{:.4f}", bound)},
+          {"gap %, worst", format("{:.2f}", 100 * gap)},
+          {"mean", format("{:.2f}", 100 * gaps)},
+          {"duplicates", duplicates}};
 }
 
 int compare(int argc, char** argv) {
@@ -99,9 +104,9 @@ int compare(int argc, char** argv) {
   for (const ep::BalanceSizes& s : cases) {
     for (const Distribution& d : kDistributions) {
       for (const bool eplb : {true, false}) {
-        nlohmann::ordered_json row = {
-            {"experts", s.experts}, {"replicas", s.replicas}, {"GPUs", s.gpus},
-            {"nodes", s.nodes},     {"loads", d.name},        {"policy", eplb ? "eplb" : "best"}};
+        nlohmann::ordered_json row = {{"experts", s.experts}, {"replicas", s.replicas},
+                                      {"GPUs", s.gpus},       {"nodes", s.nodes},
+                                      {"loads", d.name},      {"policy", eplb ? "eplb" : "best"}};
         row.update(measured(s, d, eplb ? Solver(ep::rebalance_experts) : Solver(best)));
         report.add(std::move(row));
       }

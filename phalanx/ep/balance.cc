@@ -107,7 +107,8 @@ ReplicaPlacement placement_of(const BalanceSizes& sizes, std::vector<int32_t> ph
   p.log2phy.assign(p.logcnt.size() * static_cast<size_t>(p.most_copies), -1);
   std::vector<int32_t> listed(p.logcnt.size(), 0);
   for (int64_t i = 0; i < std::ssize(p.phy2log); ++i) {
-    const auto expert = static_cast<size_t>(i / sizes.replicas * sizes.experts + p.phy2log[static_cast<size_t>(i)]);
+    const auto expert =
+        static_cast<size_t>(i / sizes.replicas * sizes.experts + p.phy2log[static_cast<size_t>(i)]);
     p.log2phy[expert * static_cast<size_t>(p.most_copies) + static_cast<size_t>(listed[expert]++)] =
         static_cast<int32_t>(i % sizes.replicas);
   }
@@ -122,7 +123,7 @@ std::vector<double> max_over_mean(std::span<const float> weight_LE, const Replic
     const std::span<const float> weight_E = loads_of_layer(weight_LE, placement.sizes, l);
     gpu_loads(weight_E, placement, l, load_D);
     const double mean = sum_of(weight_E) / static_cast<double>(placement.sizes.gpus);
-    ratios.push_back(mean > 0 ? std::ranges::max(load_D) / mean : 1);
+    ratios.push_back(mean > 0 ? std::max(1.0, std::ranges::max(load_D) / mean) : 1);  // but for rounding
   }
   return ratios;
 }
@@ -133,7 +134,7 @@ std::vector<double> lower_bound(std::span<const float> weight_LE, const BalanceS
   for (int64_t l = 0; l < sizes.layers; ++l) {
     const std::span<const float> weight_E = loads_of_layer(weight_LE, sizes, l);
     const double mean = sum_of(weight_E) / static_cast<double>(sizes.gpus);
-    bounds.push_back(mean > 0 ? layer_bound(weight_E, sizes) / mean : 1);
+    bounds.push_back(mean > 0 ? std::max(1.0, layer_bound(weight_E, sizes) / mean * (1 - 1e-12)) : 1);
   }
   return bounds;
 }
@@ -153,9 +154,8 @@ int64_t moved(std::span<const int32_t> phy2log, const ReplicaPlacement& p) {
   int64_t n = 0;
   for (size_t at = 0; at < p.phy2log.size(); at += slots) {
     const auto before = phy2log.subspan(at, slots);
-    visit_gpu(std::span(p.phy2log).subspan(at, slots), [&](int32_t e, bool first) {
-      n += first && std::ranges::find(before, e) == before.end();
-    });
+    visit_gpu(std::span(p.phy2log).subspan(at, slots),
+              [&](int32_t e, bool first) { n += first && std::ranges::find(before, e) == before.end(); });
   }
   return n;
 }

@@ -24,21 +24,25 @@ struct BalanceSizes {
 
   /// S, the replicas of a GPU.
   int64_t slots() const { return replicas / gpus; }
-  /// Nodes that each hold whole groups: as many as given where they divide the groups, else one (EPLB's rule).
+  /// Nodes that each hold whole groups: as many as given where they divide the groups, else one (EPLB's
+  /// rule).
   int64_t closed_nodes() const { return groups % nodes == 0 ? nodes : 1; }
   friend bool operator==(const BalanceSizes&, const BalanceSizes&) = default;
 };
 /// Error: a size below 1 or above 65,536 (layers: 1,048,576), R < E, D does not divide R, and where nodes
 /// divide the groups: groups that do not divide E, nodes that do not divide D.
 void check_sizes(const BalanceSizes& sizes);
+/// Error: check_sizes; a number of loads other than L·E; a load that is negative, NaN or infinite; a layer
+/// whose loads sum to more than float32 holds.
+void check_loads(std::span<const float> weight_LE, const BalanceSizes& sizes);
 
 /// Where the replicas of every layer lie.
 struct ReplicaPlacement {
   BalanceSizes sizes;
-  int64_t most_copies = 0;        // the largest of logcnt
-  std::vector<int32_t> phy2log;   // [L, R]: the expert in each slot
-  std::vector<int32_t> log2phy;   // [L, E, most_copies]: the slots of each expert, then −1
-  std::vector<int32_t> logcnt;    // [L, E]: replicas of each expert, ≥ 1
+  int64_t most_copies = 0;       // the largest of logcnt
+  std::vector<int32_t> phy2log;  // [L, R]: the expert in each slot
+  std::vector<int32_t> log2phy;  // [L, E, most_copies]: the slots of each expert, then −1
+  std::vector<int32_t> logcnt;   // [L, E]: replicas of each expert, ≥ 1
 
   std::span<const int32_t> slots_of_layer(int64_t layer) const {
     return std::span(phy2log).subspan(static_cast<size_t>(layer * sizes.replicas),
@@ -46,10 +50,9 @@ struct ReplicaPlacement {
   }
 };
 
-/// EPLB, equal to DeepSeek's slot by slot, in float32: groups are packed onto nodes, experts replicated inside
-/// each node, replicas packed onto its GPUs; as one group and one node where nodes do not divide the groups.
-/// weight_LE: loads ≥ 0. Error: check_sizes; a number of loads other than L·E; a load that is negative, NaN or
-/// infinite; a layer whose sum is not finite.
+/// EPLB, equal to DeepSeek's slot by slot, in float32: groups are packed onto nodes, experts replicated
+/// inside each node, replicas packed onto its GPUs; as one group and one node where nodes do not divide the
+/// groups. Error: check_loads.
 ReplicaPlacement rebalance_experts(std::span<const float> weight_LE, const BalanceSizes& sizes);
 
 /// The placement that is in use, and how much of it may change.
@@ -67,7 +70,7 @@ struct Incumbent {
 /// below by putting two replicas of an expert on one GPU.
 ///
 /// Given an incumbent, replicas that stay on their GPU stay in their slot, and moves go where they help most;
-/// max_moves = 0 gives it back. Error: as rebalance_experts; an incumbent of another size, with an expert that
+/// max_moves = 0 gives it back. Error: check_loads; an incumbent of another size, with an expert that
 /// does not exist or has no replica, or with an expert on two nodes that each hold whole groups.
 ReplicaPlacement balance_experts(std::span<const float> weight_LE, const BalanceSizes& sizes,
                                  const Incumbent& incumbent = {});

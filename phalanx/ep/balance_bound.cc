@@ -7,7 +7,7 @@
 namespace phalanx::ep {
 namespace {
 
-constexpr int kIntervals = 16;      // of ρ, in `companions`
+constexpr int kIntervals = 16;       // of ρ, in `companions`
 constexpr double kRounding = 1e-12;  // what sums in another order may differ by
 
 // Replicas of at most `most` that a load needs.
@@ -90,7 +90,8 @@ double NodeBound::of(std::span<const double> load_E, int64_t gpus, int64_t slots
 
 double layer_bound(std::span<const float> weight_E, const BalanceSizes& sizes) {
   const std::vector<double> load_E(weight_E.begin(), weight_E.end());
-  return std::max(NodeBound().of(load_E, sizes.gpus, sizes.slots()), node_bound(weight_E, sizes) * (1 - kRounding));
+  return std::max(NodeBound().of(load_E, sizes.gpus, sizes.slots()),
+                  node_bound(weight_E, sizes) * (1 - kRounding));
 }
 
 }  // namespace phalanx::ep

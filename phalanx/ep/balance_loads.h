@@ -10,9 +10,6 @@
 
 namespace phalanx::ep {
 
-/// Error: as rebalance_experts.
-void check_loads(std::span<const float> weight_LE, const BalanceSizes& sizes);
-
 /// [E] of [L, E].
 inline std::span<const float> loads_of_layer(std::span<const float> weight_LE, const BalanceSizes& sizes,
                                              int64_t layer) {
@@ -20,7 +17,9 @@ inline std::span<const float> loads_of_layer(std::span<const float> weight_LE, c
 }
 
 /// In f64, in order.
-inline double sum_of(std::span<const float> loads) { return std::accumulate(loads.begin(), loads.end(), 0.0); }
+inline double sum_of(std::span<const float> loads) {
+  return std::accumulate(loads.begin(), loads.end(), 0.0);
+}
 
 /// Keys order by load, which is ≥ 0 and so orders as its bits do: ascending by `lighter_key`, descending by
 /// `heavier_key`, and of equal loads the lower index comes first in both.

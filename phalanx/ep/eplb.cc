@@ -156,7 +156,8 @@ ReplicaPlacement rebalance_experts(std::span<const float> weight_LE, const Balan
   }
   ReplicaPlacement p = placement_of(sizes, std::move(phy2log));
   for (size_t i = 0; i < rank.size(); ++i) {  // EPLB lists replicas in the order it made them
-    const auto expert = static_cast<size_t>(static_cast<int64_t>(i) / sizes.replicas * sizes.experts + p.phy2log[i]);
+    const auto expert =
+        static_cast<size_t>(static_cast<int64_t>(i) / sizes.replicas * sizes.experts + p.phy2log[i]);
     p.log2phy[expert * static_cast<size_t>(p.most_copies) + static_cast<size_t>(rank[i])] =
         static_cast<int32_t>(static_cast<int64_t>(i) % sizes.replicas);
   }

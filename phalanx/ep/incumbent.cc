@@ -165,15 +165,17 @@ void Migration::place_afresh(LayerSolver& solver, const ReplicaPlacement& eplb) 
     if (load * kGain <= layer.bound) continue;
     const auto found = solver.solve(loads_of_layer(weight_LE_, sizes_, l), eplb.slots_of_layer(l));
     if (solver.largest_load() > load * kGain) continue;
-    Gain gain{.load = load - solver.largest_load(), .moves = -layer.moves(), .layer = l,
+    Gain gain{.load = load - solver.largest_load(),
+              .moves = -layer.moves(),
+              .layer = l,
               .slots = aligned(found, before_R(l), node)};
     for (size_t at = 0; at < gain.slots.size(); at += node) {
       const auto part = std::span(gain.slots).subspan(at, node);
       std::ranges::copy(aligned(part, before_R(l).subspan(at, node), slots), part.begin());
     }
     for (size_t at = 0; at < gain.slots.size(); at += slots) {
-      gain.moves += static_cast<int64_t>(slots) - shared(std::span(gain.slots).subspan(at, slots),
-                                                         before_R(l).subspan(at, slots));
+      gain.moves += static_cast<int64_t>(slots) -
+                    shared(std::span(gain.slots).subspan(at, slots), before_R(l).subspan(at, slots));
     }
     gains.push_back(std::move(gain));
   }

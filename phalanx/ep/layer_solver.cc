@@ -23,7 +23,8 @@ LayerSolver::LayerSolver(const BalanceSizes& sizes)
 void LayerSolver::assign_groups(std::span<const float> weight_E) {
   const auto size = static_cast<size_t>(sizes_.experts / sizes_.groups);
   group_load_.clear();
-  for (size_t at = 0; at < weight_E.size(); at += size) group_load_.push_back(sum_of(weight_E.subspan(at, size)));
+  for (size_t at = 0; at < weight_E.size(); at += size)
+    group_load_.push_back(sum_of(weight_E.subspan(at, size)));
   groups_.begin(group_load_, nodes_, static_cast<int>(sizes_.groups) / nodes_);
   groups_.pack(std::vector<int32_t>(group_load_.size(), 1));
   groups_.improve(0, kGroupChanges);
@@ -62,7 +63,8 @@ void LayerSolver::solve_nodes(std::span<const float> weight_E, std::span<const i
   }
 }
 
-std::span<const int32_t> LayerSolver::solve(std::span<const float> weight_E, std::span<const int32_t> eplb_R) {
+std::span<const int32_t> LayerSolver::solve(std::span<const float> weight_E,
+                                            std::span<const int32_t> eplb_R) {
   const size_t replicas = eplb_R.size() / static_cast<size_t>(nodes_);
   for (size_t i = 0; i < eplb_R.size(); ++i) {
     node_of_E_[static_cast<size_t>(eplb_R[i])] = static_cast<int32_t>(i / replicas);
@@ -70,7 +72,8 @@ std::span<const int32_t> LayerSolver::solve(std::span<const float> weight_E, std
   solve_nodes(weight_E, eplb_R);
   best_ = found_;
   best_R_.swap(found_R_);
-  if (nodes_ == 1 || sizes_.groups == nodes_ || best_ <= kEnough * layer_bound(weight_E, sizes_)) return best_R_;
+  if (nodes_ == 1 || sizes_.groups == nodes_ || best_ <= kEnough * layer_bound(weight_E, sizes_))
+    return best_R_;
   assign_groups(weight_E);
   solve_nodes(weight_E, {});
   if (found_ < best_) {

@@ -17,8 +17,9 @@ class LayerSolver {
  public:
   explicit LayerSolver(const BalanceSizes& sizes);
 
-  /// The expert in each slot [R], valid until the next call; `eplb_R`: EPLB's placement of the same loads. Its
-  /// assignment of groups to nodes is solved first, then, if that is not good enough, one of more even nodes.
+  /// The expert in each slot [R], valid until the next call; `eplb_R`: EPLB's placement of the same loads.
+  /// Its assignment of groups to nodes is solved first, then, if that is not good enough, one of more even
+  /// nodes.
   std::span<const int32_t> solve(std::span<const float> weight_E, std::span<const int32_t> eplb_R);
   /// Of the last solution.
   double largest_load() const { return best_; }
@@ -30,7 +31,7 @@ class LayerSolver {
   BalanceSizes sizes_;
   int nodes_;
   NodeSolver solver_;
-  ReplicaPacking groups_;            // onto nodes
+  ReplicaPacking groups_;  // onto nodes
   std::vector<double> group_load_;
   std::vector<int32_t> node_of_E_;
   std::vector<int32_t> local_of_E_;  // each expert's place in its node's list

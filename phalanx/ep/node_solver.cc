@@ -6,12 +6,13 @@
 namespace phalanx::ep {
 namespace {
 
-constexpr double kStop = 1.001;    // times the bound: no change is tried below
-constexpr double kEnough = 1.002;  // times the bound: no other start is tried below
-constexpr double kPromising = 1.01;  // times the bound: a start that packs below is improved at once
-constexpr int kStarts = 16;        // sizes of the largest replica that are packed
-constexpr int kImproved = 4;       // of those, the best are improved
-constexpr int kChanges = 1000;     // far more than any start has needed
+constexpr double kStop = 1.001;         // times the bound: no change is tried below
+constexpr double kEnough = 1.002;       // times the bound: no other start is tried below
+constexpr double kPromising = 1.01;     // times the bound: a start that packs below is improved at once
+constexpr int kStarts = 16;             // sizes of the largest replica that are packed
+constexpr int kImproved = 4;            // of those, the best are improved
+constexpr int64_t kShakenSlots = 8192;  // slots of a node times shakes
+constexpr int kChanges = 1000;          // far more than any start has needed
 
 }  // namespace
 
@@ -74,27 +75,33 @@ bool NodeSolver::count_for(double most, int gpus, int replicas) {
   return true;
 }
 
-// False: some expert has more replicas than there are GPUs.
-bool NodeSolver::begin_at(std::span<const int32_t> start_R, int gpus) {
-  if (start_R.empty()) return false;
-  packing_.adopt(start_R);
-  if (std::ranges::max(packing_.copies_E()) > gpus) return false;
-  packing_.part_duplicates();
-  return true;
+// At the slots that are given, or where there are none, or some expert has more replicas than there are GPUs,
+// at the counts. With an expert twice on a GPU they may be better than what remains when those are parted.
+void NodeSolver::begin_at(std::span<const int32_t> start_R, int gpus) {
+  if (!start_R.empty()) {
+    packing_.adopt(start_R);
+    stop_ = std::min(stop_, packing_.largest_load());
+    enough_ = std::min(enough_, packing_.largest_load());
+    if (std::ranges::max(packing_.copies_E()) <= gpus) {
+      packing_.part_duplicates();
+      return;
+    }
+  }
+  packing_.pack(copies_E_);
 }
 
-void NodeSolver::improve(double target) {
-  packing_.improve(target, kChanges);
+void NodeSolver::improve() {
+  packing_.improve(stop_, kChanges);
   const double load = packing_.largest_load();
-  if (!best_R_.empty() && load >= best_) return;
+  if (!best_R_.empty() && load > best_) return;  // an equal one leads further
   best_ = load;
   best_R_.assign(packing_.expert_R().begin(), packing_.expert_R().end());
 }
 
 // Packs one start after the other; those that pack well are improved at once, then the best of the others.
-void NodeSolver::try_larger_replicas(double least, double bound, int gpus, int replicas) {
+void NodeSolver::try_larger_replicas(double least, int gpus, int replicas) {
   const auto pack = [&](int k) {
-    if (!count_for(least + (bound - least) * k / kStarts, gpus, replicas)) return false;
+    if (!count_for(least + (bound_ - least) * k / kStarts, gpus, replicas)) return false;
     packing_.pack(copies_E_);
     return true;
   };
@@ -102,18 +109,29 @@ void NodeSolver::try_larger_replicas(double least, double bound, int gpus, int r
   for (int k = 1; k <= kStarts; ++k) {
     if (!pack(k)) continue;
     starts_.push_back({packing_.largest_load(), k});
-    if (packing_.largest_load() > kPromising * bound) continue;
+    if (packing_.largest_load() > kPromising * bound_) continue;
     starts_.pop_back();
-    improve(kStop * bound);
-    if (best_ <= kEnough * bound) return;
+    improve();
+    if (best_ <= enough_) return;
   }
   const auto improved = std::min<int64_t>(kImproved, std::ssize(starts_));
   std::ranges::partial_sort(starts_, starts_.begin() + improved, [](const Keyed& a, const Keyed& b) {
     return a.load != b.load ? a.load < b.load : a.index < b.index;
   });
-  for (int64_t i = 0; i < improved && best_ > kEnough * bound; ++i) {
+  for (int64_t i = 0; i < improved && best_ > enough_; ++i) {
     pack(starts_[static_cast<size_t>(i)].index);
-    improve(kStop * bound);
+    improve();
+  }
+}
+
+// Out of a place where no single change helps: changes at random, improved again.
+void NodeSolver::shake() {
+  std::minstd_rand random(1);  // the same numbers every time
+  const auto shakes = kShakenSlots / std::ssize(best_R_);
+  for (int64_t i = 0; i < shakes && best_ > enough_; ++i) {
+    packing_.adopt(best_R_);
+    packing_.shake(random);
+    improve();
   }
 }
 
@@ -126,11 +144,14 @@ std::span<const int32_t> NodeSolver::solve(std::span<const double> load_E, int g
     spread_all(gpus, slots);
     return best_R_;
   }
-  const double bound = bound_.of(load_E, gpus, slots);
+  bound_ = node_bound_.of(load_E, gpus, slots);
   const double least = count_smallest(gpus, gpus * slots);
-  if (!begin_at(start_R, gpus)) packing_.pack(copies_E_);
-  improve(kStop * bound);
-  if (best_ > kEnough * bound && least < bound) try_larger_replicas(least, bound, gpus, gpus * slots);
+  stop_ = kStop * bound_;
+  enough_ = kEnough * bound_;
+  begin_at(start_R, gpus);
+  improve();
+  if (best_ > enough_ && least < bound_) try_larger_replicas(least, gpus, gpus * slots);
+  if (best_ > enough_) shake();
   return best_R_;
 }
 

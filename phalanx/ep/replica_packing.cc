@@ -7,15 +7,16 @@
 namespace phalanx::ep {
 namespace {
 
+constexpr int kShaken = 2;           // changes of a shake
 constexpr double kLeastGain = 1e-9;  // of a change, as a part of the load: more than rounding makes
 
 }  // namespace
 
 // What `slot` (of the GPU that is to get less) and `other` do.
 struct ReplicaPacking::Change {
-  double worst;             // the largest load of the GPUs that it touches; must be below what the GPU had
-  int slot = -1;            // −1: none
-  int other = -1;           // exchange with this slot; −1: give the slot to `expert`
+  double worst;    // the largest load of the GPUs that it touches; must be below what the GPU had
+  int slot = -1;   // −1: none
+  int other = -1;  // exchange with this slot; −1: give the slot to `expert`
   int32_t expert = -1;
 };
 
@@ -89,8 +90,10 @@ void ReplicaPacking::put_on_least_loaded(const Keyed& expert, size_t count) {
     while (from < open_.size() && open_[from].load < gpu.load) open_[to++] = open_[from++];
     open_[to++] = gpu;
   }
-  if (to < from) open_.erase(std::move(open_.begin() + static_cast<int64_t>(from), open_.end(),
-                                       open_.begin() + static_cast<int64_t>(to)), open_.end());
+  if (to < from)
+    open_.erase(std::move(open_.begin() + static_cast<int64_t>(from), open_.end(),
+                          open_.begin() + static_cast<int64_t>(to)),
+                open_.end());
 }
 
 void ReplicaPacking::pack(std::span<const int32_t> copies_E) {
@@ -126,9 +129,9 @@ void ReplicaPacking::limit_moves(std::span<const int32_t> before_R, int64_t most
   most_moves_ = most;
 }
 
-bool ReplicaPacking::holds(int gpu, int32_t expert) const {
+int ReplicaPacking::copies_on(int gpu, int32_t expert) const {
   const auto* const at = expert_R_.data() + gpu * slots_;
-  return std::find(at, at + slots_, expert) != at + slots_;
+  return static_cast<int>(std::count(at, at + slots_, expert));
 }
 
 bool ReplicaPacking::held(int gpu, int32_t expert) const {
@@ -139,8 +142,7 @@ bool ReplicaPacking::held(int gpu, int32_t expert) const {
 // By how many the pairs that were not there before grow when a GPU gives `out` for `in`, which it has not.
 int ReplicaPacking::new_pairs(int gpu, int32_t out, int32_t in) const {
   if (before_R_.empty()) return 0;
-  const auto* const at = expert_R_.data() + gpu * slots_;
-  const bool last = std::count(at, at + slots_, out) == 1;
+  const bool last = copies_on(gpu, out) == 1;
   return (held(gpu, in) ? 0 : 1) - (last && !held(gpu, out) ? 1 : 0);
 }
 
@@ -170,12 +172,24 @@ bool ReplicaPacking::part(int slot) {
   return true;
 }
 
+// One after the other onto GPU 0, 1, …: with at most D replicas an expert, never two on one.
+void ReplicaPacking::deal() {
+  int i = 0;
+  for (const Keyed& item : by_load_) {
+    for (int32_t c = 0; c < copies_E_[static_cast<size_t>(item.index)]; ++c, ++i) {
+      put(i % gpus_ * slots_ + i / gpus_, item.index);
+    }
+  }
+}
+
 void ReplicaPacking::part_duplicates() {
-  for (int i = 0; i < std::ssize(expert_R_); ++i) {
+  bool parted = true;
+  for (int i = 0; i < std::ssize(expert_R_) && parted; ++i) {
     const auto* const at = expert_R_.data() + gpu_of(i) * slots_;
     const auto* const end = expert_R_.data() + i;
-    if (std::find(at, end, *end) != end) part(i);
+    if (std::find(at, end, *end) != end) parted = part(i);
   }
+  if (!parted) deal();
   sum_loads();
 }
 
@@ -227,28 +241,47 @@ ReplicaPacking::Change ReplicaPacking::best_exchange(int gpu, double target) con
   return best;
 }
 
+// The largest load of the GPUs with a replica of an expert, other than `but`, when each replica gets `more`.
+// A GPU that has two (of an incumbent) gets it twice: its slots follow each other in the list.
+double ReplicaPacking::largest_with(size_t expert, double more, int but, double less) const {
+  double largest = 0;
+  int gpu = -1;
+  double load = 0;
+  for (int32_t i = first_E_[expert]; i < first_E_[expert + 1]; ++i) {
+    const int at = gpu_of(slots_of_[static_cast<size_t>(i)]);
+    if (at == but) continue;
+    const auto g = static_cast<size_t>(at);
+    load = at == gpu ? load + more : load_D_[g] + more - less * has_D_[g];
+    gpu = at;
+    largest = std::max(largest, load);
+  }
+  return largest;
+}
+
 // One more replica of an expert of the GPU, in a slot elsewhere.
 void ReplicaPacking::spread_from(int gpu, int32_t expert, Change& best) {
   const auto e = static_cast<size_t>(expert);
   const double share = load_E_[e] / (copies_E_[e] + 1);
   const double less = replica_E_[e] - share;
-  std::ranges::fill(has_D_, uint8_t{0});
+  std::ranges::fill(has_D_, 0);
   for (int32_t i = first_E_[e]; i < first_E_[e + 1]; ++i) {
-    has_D_[static_cast<size_t>(gpu_of(slots_of_[static_cast<size_t>(i)]))] = 1;
+    ++has_D_[static_cast<size_t>(gpu_of(slots_of_[static_cast<size_t>(i)]))];
   }
+  const double rest = load_D_[static_cast<size_t>(gpu)] - less * has_D_[static_cast<size_t>(gpu)];
+  if (rest >= best.worst) return;
   for (size_t f = 0; f < copies_E_.size(); ++f) {
     if (copies_E_[f] < 2 || f == e) continue;
+    const auto out = static_cast<int32_t>(f);
     const double more = load_E_[f] / (copies_E_[f] - 1) - replica_E_[f];
     for (int32_t k = first_E_[f]; k < first_E_[f + 1]; ++k) {
       const int slot = slots_of_[static_cast<size_t>(k)];
-      const auto h = static_cast<size_t>(gpu_of(slot));
-      if (has_D_[h]) continue;
-      double worst = std::max(load_D_[h] - replica_E_[f] + share, load_D_[static_cast<size_t>(gpu)] - less);
-      for (int32_t i = first_E_[f]; i < first_E_[f + 1] && worst < best.worst; ++i) {
-        const auto other = static_cast<size_t>(gpu_of(slots_of_[static_cast<size_t>(i)]));
-        if (other != h) worst = std::max(worst, load_D_[other] + more - (has_D_[other] ? less : 0));
-      }
-      if (worst >= best.worst || !allowed(new_pairs(gpu_of(slot), static_cast<int32_t>(f), expert))) continue;
+      const int h = gpu_of(slot);
+      if (has_D_[static_cast<size_t>(h)] > 0) continue;
+      const double there =
+          load_D_[static_cast<size_t>(h)] - replica_E_[f] + share + more * (copies_on(h, out) - 1);
+      if (std::max(there, rest) >= best.worst) continue;
+      const double worst = std::max({there, rest, largest_with(f, more, h, less)});
+      if (worst >= best.worst || !allowed(new_pairs(h, out, expert))) continue;
       best = {.worst = worst, .slot = slot, .expert = expert};
     }
   }
@@ -260,13 +293,9 @@ void ReplicaPacking::withdraw_from(int gpu, int slot, Change& best) const {
   const auto f = static_cast<size_t>(expert);
   if (copies_E_[f] < 2) return;
   const double more = load_E_[f] / (copies_E_[f] - 1) - replica_E_[f];
-  double others = 0;
-  for (int32_t i = first_E_[f]; i < first_E_[f + 1]; ++i) {
-    const int h = gpu_of(slots_of_[static_cast<size_t>(i)]);
-    if (h != gpu) others = std::max(others, load_D_[static_cast<size_t>(h)] + more);
-  }
+  const double others = largest_with(f, more, gpu, 0);
   if (others >= best.worst) return;
-  const double rest = load_D_[static_cast<size_t>(gpu)] - replica_E_[f];
+  const double rest = load_D_[static_cast<size_t>(gpu)] - replica_E_[f] + more * (copies_on(gpu, expert) - 1);
   for (size_t e = 0; e < copies_E_.size(); ++e) {
     const double worst = std::max(others, rest + load_E_[e] / (copies_E_[e] + 1));
     if (worst >= best.worst || e == f || holds(gpu, static_cast<int32_t>(e))) continue;
@@ -298,9 +327,27 @@ void ReplicaPacking::apply(const Change& change) {
     set_copies(out, copies_E_[static_cast<size_t>(out)] - 1);
     set_copies(change.expert, copies_E_[static_cast<size_t>(change.expert)] + 1);
     put(change.slot, change.expert);
-    for (size_t i = 0; i < expert_R_.size(); ++i) replica_R_[i] = replica_E_[static_cast<size_t>(expert_R_[i])];
+    for (size_t i = 0; i < expert_R_.size(); ++i)
+      replica_R_[i] = replica_E_[static_cast<size_t>(expert_R_[i])];
   }
   sum_loads();
+}
+
+void ReplicaPacking::shake(std::minstd_rand& random) {
+  const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+  const auto replicas = static_cast<int>(expert_R_.size());
+  int slot = most_loaded() * slots_ + below(slots_);
+  for (int changed = 0, draws = 0; changed < kShaken && draws < 8 * kShaken; ++draws) {
+    const int other = below(replicas);
+    const int32_t out = expert_R_[static_cast<size_t>(slot)];
+    const int32_t in = expert_R_[static_cast<size_t>(other)];
+    const bool recount = copies_E_[static_cast<size_t>(out)] > 1 && below(2) == 0;
+    if (holds(gpu_of(slot), in) || (!recount && holds(gpu_of(other), out))) continue;
+    apply(recount ? Change{.worst = 0, .slot = slot, .expert = in}
+                  : Change{.worst = 0, .slot = slot, .other = other});
+    slot = below(replicas);
+    ++changed;
+  }
 }
 
 bool ReplicaPacking::improve(double target, int changes) {

@@ -57,7 +57,7 @@ void LayerSolver::solve_nodes(std::span<const float> weight_E, std::span<const i
       }
     }
     const auto slots = solver_.solve(node_.load, static_cast<int>(sizes_.gpus) / nodes_,
-                                     static_cast<int>(sizes_.slots()), start_);
+                                     static_cast<int>(sizes_.slots()), start_, bound_);
     for (const int32_t e : slots) found_R_.push_back(node_.expert[static_cast<size_t>(e)]);
     found_ = std::max(found_, solver_.largest_load());
   }
@@ -69,11 +69,11 @@ std::span<const int32_t> LayerSolver::solve(std::span<const float> weight_E,
   for (size_t i = 0; i < eplb_R.size(); ++i) {
     node_of_E_[static_cast<size_t>(eplb_R[i])] = static_cast<int32_t>(i / replicas);
   }
+  bound_ = nodes_ == 1 ? 0 : layer_bound(weight_E, sizes_);
   solve_nodes(weight_E, eplb_R);
   best_ = found_;
   best_R_.swap(found_R_);
-  if (nodes_ == 1 || sizes_.groups == nodes_ || best_ <= kEnough * layer_bound(weight_E, sizes_))
-    return best_R_;
+  if (nodes_ == 1 || sizes_.groups == nodes_ || best_ <= kEnough * bound_) return best_R_;
   assign_groups(weight_E);
   solve_nodes(weight_E, {});
   if (found_ < best_) {

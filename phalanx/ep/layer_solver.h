@@ -39,6 +39,7 @@ class LayerSolver {
   NodeExperts node_;
   std::vector<int32_t> best_R_;
   std::vector<int32_t> found_R_;
+  double bound_ = 0;  // of the layer; 0 with one node, whose solver has its own
   double best_ = 0;
   double found_ = 0;
 };

@@ -77,11 +77,12 @@ bool NodeSolver::count_for(double most, int gpus, int replicas) {
 
 // At the slots that are given, or where there are none, or some expert has more replicas than there are GPUs,
 // at the counts. With an expert twice on a GPU they may be better than what remains when those are parted.
-void NodeSolver::begin_at(std::span<const int32_t> start_R, int gpus) {
+void NodeSolver::begin_at(std::span<const int32_t> start_R, int gpus, double floor) {
   if (!start_R.empty()) {
     packing_.adopt(start_R);
-    stop_ = std::min(stop_, packing_.largest_load());
-    enough_ = std::min(enough_, packing_.largest_load());
+    const double load = std::max(packing_.largest_load(), floor);
+    stop_ = std::min(stop_, load);
+    enough_ = std::min(enough_, load);
     if (std::ranges::max(packing_.copies_E()) <= gpus) {
       packing_.part_duplicates();
       return;
@@ -136,7 +137,7 @@ void NodeSolver::shake() {
 }
 
 std::span<const int32_t> NodeSolver::solve(std::span<const double> load_E, int gpus, int slots,
-                                           std::span<const int32_t> start_R) {
+                                           std::span<const int32_t> start_R, double floor) {
   load_E_ = load_E;
   packing_.begin(load_E, gpus, slots);
   best_R_.clear();
@@ -144,11 +145,11 @@ std::span<const int32_t> NodeSolver::solve(std::span<const double> load_E, int g
     spread_all(gpus, slots);
     return best_R_;
   }
-  bound_ = node_bound_.of(load_E, gpus, slots);
+  bound_ = std::max(floor, node_bound_.of(load_E, gpus, slots));
   const double least = count_smallest(gpus, gpus * slots);
   stop_ = kStop * bound_;
   enough_ = kEnough * bound_;
-  begin_at(start_R, gpus);
+  begin_at(start_R, gpus, floor);
   improve();
   if (best_ > enough_ && least < bound_) try_larger_replicas(least, gpus, gpus * slots);
   if (best_ > enough_) shake();

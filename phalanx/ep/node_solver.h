@@ -18,8 +18,9 @@ class NodeSolver {
  public:
   /// The experts in the slots of `gpus` GPUs of `slots` each; valid until the next call. `start_R`: slots to
   /// start from (or empty); the largest load is then at most theirs, if they hold no expert twice on a GPU.
+  /// `floor`: a load that some other node has anyway; there is no use in staying below.
   std::span<const int32_t> solve(std::span<const double> load_E, int gpus, int slots,
-                                 std::span<const int32_t> start_R);
+                                 std::span<const int32_t> start_R, double floor);
   /// Of the last solution.
   double largest_load() const { return best_; }
 
@@ -27,7 +28,7 @@ class NodeSolver {
   void spread_all(int gpus, int slots);
   double count_smallest(int gpus, int replicas);
   bool count_for(double most, int gpus, int replicas);
-  void begin_at(std::span<const int32_t> start_R, int gpus);
+  void begin_at(std::span<const int32_t> start_R, int gpus, double floor);
   void improve();
   void shake();
   void try_larger_replicas(double least, int gpus, int replicas);

@@ -25,8 +25,9 @@ double node_bound(std::span<const float> weight_E, const BalanceSizes& s) {
     groups.push_back(std::accumulate(group.begin(), group.end(), 0.0));
   }
   std::ranges::sort(groups);
-  const double others = std::accumulate(groups.begin(), groups.begin() + s.groups / nodes - 1, 0.0);
-  return (groups.back() + others) / static_cast<double>(s.gpus / nodes);
+  const double others = std::accumulate(groups.begin(), groups.begin() + (s.groups / nodes - 1), 0.0);
+  const int64_t gpus = s.gpus / nodes;
+  return (groups.back() + others) / static_cast<double>(gpus);
 }
 
 }  // namespace

@@ -106,7 +106,7 @@ void Migration::read_layer(int64_t l) {
     std::vector<int32_t>& experts = node.experts.expert;
     experts.assign(slots.begin(), slots.end());
     std::ranges::sort(experts);
-    experts.erase(std::ranges::unique(experts).begin(), experts.end());
+    experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
     for (const int32_t e : experts) {
       int64_t& at = node_of_E[static_cast<size_t>(e)];
       if (at >= 0) {

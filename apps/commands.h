@@ -14,5 +14,6 @@ void add_export(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_schedule(CLI::App& app);
+void add_place(CLI::App& app);
 
 }  // namespace phalanx

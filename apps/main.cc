@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
   phalanx::add_inspect(app);
   phalanx::add_bench(app);
   phalanx::add_schedule(app);
+  phalanx::add_place(app);
   try {
     app.parse(argc, argv);
     phalanx::finish_output();

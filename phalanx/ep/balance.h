@@ -65,9 +65,10 @@ struct Incumbent {
 
 /// The better solver: replication and packing decided together, each layer's largest load of a GPU as low as
 /// is found within a fixed effort; the same bits always. Replicas keep whole groups inside nodes where EPLB's
-/// do. No GPU holds two replicas of one expert unless S exceeds the experts of a node (with an incumbent:
-/// unless it held them already and moves are short). Its largest load is at most EPLB's, unless EPLB's gets
-/// below by putting two replicas of an expert on one GPU.
+/// do. With one node no GPU holds two replicas of one expert unless S exceeds the experts (with an incumbent:
+/// unless it held them already and moves are short), and the largest load is at most EPLB's, unless EPLB's
+/// gets below by putting two replicas of an expert on one GPU. With several it is never above EPLB's: where
+/// only two such replicas reach that, EPLB's layer is given.
 ///
 /// Given an incumbent, replicas that stay on their GPU stay in their slot, and moves go where they help most;
 /// max_moves = 0 gives it back. Error: check_loads; an incumbent of another size, with an expert that

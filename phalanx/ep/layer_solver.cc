@@ -10,6 +10,7 @@ namespace {
 
 constexpr double kEnough = 1.002;  // times the bound: no other nodes are tried below
 constexpr int kGroupChanges = 1000;
+constexpr double kRounding = 1e-12;
 
 }  // namespace
 
@@ -73,14 +74,27 @@ std::span<const int32_t> LayerSolver::solve(std::span<const float> weight_E,
   solve_nodes(weight_E, eplb_R);
   best_ = found_;
   best_R_.swap(found_R_);
-  if (nodes_ == 1 || sizes_.groups == nodes_ || best_ <= kEnough * bound_) return best_R_;
-  assign_groups(weight_E);
-  solve_nodes(weight_E, {});
-  if (found_ < best_) {
-    best_ = found_;
-    best_R_.swap(found_R_);
+  if (nodes_ == 1) return best_R_;
+  if (sizes_.groups > nodes_ && best_ > kEnough * bound_) {
+    assign_groups(weight_E);
+    solve_nodes(weight_E, {});
+    if (found_ < best_) {
+      best_ = found_;
+      best_R_.swap(found_R_);
+    }
   }
+  keep_if_lower(weight_E, eplb_R);
   return best_R_;
+}
+
+// A placement that may have an expert twice on a GPU.
+void LayerSolver::keep_if_lower(std::span<const float> weight_E, std::span<const int32_t> slots_R) {
+  const std::vector<double> load_E(weight_E.begin(), weight_E.end());
+  whole_.begin(load_E, static_cast<int>(sizes_.gpus), static_cast<int>(sizes_.slots()));
+  whole_.adopt(slots_R);
+  if (whole_.largest_load() >= best_ * (1 - kRounding)) return;
+  best_ = whole_.largest_load();
+  best_R_.assign(slots_R.begin(), slots_R.end());
 }
 
 }  // namespace phalanx::ep

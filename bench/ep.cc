@@ -99,7 +99,7 @@ class MpiExchange {
   MpiExchange& operator=(const MpiExchange&) = delete;
 
   void dispatch() {
-    layout_ = ep::layout_of(idx_, kExperts / ranks_, ranks_);
+    layout_ = ep::layout_of(idx_, ep::ExpertMap::even(kExperts, ranks_));
     PooledVector<int64_t> from(static_cast<size_t>(ranks_));
     MPI_Alltoall(layout_.rows.data(), 1, MPI_INT64_T, from.data(), 1, MPI_INT64_T, MPI_COMM_WORLD);
     const MpiRows out(layout_.rows);

@@ -12,14 +12,13 @@ int64_t total(const PooledVector<int64_t>& rows) {
 }
 
 // Global expert numbers become those of `rank`'s, or −1 with weight 0.
-void keep_local(Tensor topk_idx, Tensor weights, int64_t local_experts, int rank) {
-  const int64_t first = rank * local_experts;
+void keep_local(Tensor topk_idx, Tensor weights, const ExpertMap& experts, int rank) {
   int64_t* local = topk_idx.data<int64_t>();
   visit_float(weights.dtype(), [&](auto t) {
     auto* w = weights.data<decltype(t)>();
     for (int64_t i = 0; i < weights.numel(); ++i) {
-      local[i] -= first;
-      if (local[i] >= 0 && local[i] < local_experts) continue;
+      local[i] -= experts.first(rank);
+      if (local[i] >= 0 && local[i] < experts.count(rank)) continue;
       local[i] = -1;
       w[i] = 0;
     }
@@ -28,20 +27,24 @@ void keep_local(Tensor topk_idx, Tensor weights, int64_t local_experts, int rank
 
 }  // namespace
 
-Buffer::Buffer(Group& ep, int experts, Group* etp)
+Buffer::Buffer(Group& ep, int experts, Group* etp) : Buffer(ep, ExpertMap::even(experts, ep.size()), etp) {}
+
+Buffer::Buffer(Group& ep, ExpertMap experts, Group* etp)
     : group_(ep),
       transfer_(ep.shares_memory() ? direct_transfer(ep) : message_transfer(ep)),
       slices_(etp),
-      local_experts_(experts / ep.size()) {
-  if (experts % ep.size() != 0) throw Error("ep = {} does not divide {} experts", ep.size(), experts);
+      experts_(std::move(experts)) {
+  if (experts_.ranks() != ep.size()) {
+    throw Error("experts of {} ranks for a group of {}", experts_.ranks(), ep.size());
+  }
 }
 
 Task<Dispatched> Buffer::dispatch(Tensor x, Tensor topk_idx, Tensor weights) {
   Dispatched out;
-  out.handle.route = co_await transfer_->plan(layout_of(topk_idx, local_experts_, group_.size()));
+  out.handle.route = co_await transfer_->plan(layout_of(topk_idx, experts_));
   PooledVector<Tensor> rows = {x, topk_idx, weights};
   PooledVector<Tensor> own = co_await transfer_->spread(std::move(rows), out.handle.route);
-  keep_local(own[1], own[2], local_experts_, group_.rank());
+  keep_local(own[1], own[2], experts_, group_.rank());
   out.handle.slice_rows = co_await slices_.count(own[0].rows());
   PooledVector<Tensor> all = co_await slices_.gather(std::move(own), out.handle.slice_rows);
   out.x_RD = all_rows(all[0]);

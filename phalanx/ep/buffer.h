@@ -28,20 +28,22 @@ struct Combined {
   Tensor weights_TK;
 };
 
-/// Experts 0…E−1 lie in equal runs on the ranks of `ep`: rank r owns r·E/R … (r+1)·E/R − 1. Where the
-/// ranks share memory, rows are written to their place (transfer.h), elsewhere they go as messages; backward
-/// of dispatch is combine, and the reverse. Ranks of `etp` have slices of the same experts (slices.h):
-/// dispatch gives each the rows of all of them, and combine sums what they made of those.
+/// Experts 0…E−1 lie in runs on the ranks of `ep`. Where the ranks share memory, rows are written to their
+/// place (transfer.h), elsewhere they go as messages; backward of dispatch is combine, and the reverse. Ranks
+/// of `etp` have slices of the same experts (slices.h): dispatch gives each the rows of all of them, and
+/// combine sums what they made of those.
 ///
 /// Bytes that a rank of R sends over ep, with n of its (token, rank) pairs going to other ranks, m coming
 /// from them, b bytes a row of x, and K slots a token with weights of w bytes: dispatch n · (b + K · (8 + w))
 /// and the counts (transfer.h); a cached one n · b; combine m · b, and m · K · w for weights.
 class Buffer {
  public:
-  /// Error: the ranks do not divide the experts.
+  /// Equal runs. Error: the ranks do not divide the experts.
   Buffer(Group& ep, int experts, Group* etp = nullptr);
+  /// Error: the map is of another number of ranks.
+  Buffer(Group& ep, ExpertMap experts, Group* etp = nullptr);
 
-  int local_experts() const { return local_experts_; }
+  int local_experts() const { return static_cast<int>(experts_.count(group_.rank())); }
   /// x [T, D], topk_idx i64 [T, K] of global experts (−1: none), weights [T, K].
   Task<Dispatched> dispatch(Tensor x_TD, Tensor topk_idx_TK, Tensor weights_TK);
   /// Other rows the same way; nothing but the rows is exchanged.
@@ -53,7 +55,7 @@ class Buffer {
   Group& group_;
   std::unique_ptr<Transfer> transfer_;
   Slices slices_;
-  int local_experts_;
+  ExpertMap experts_;
 };
 
 }  // namespace phalanx::ep

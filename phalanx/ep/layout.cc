@@ -10,7 +10,8 @@
 
 namespace phalanx::ep {
 
-Layout layout_of(const Tensor& topk_idx, int64_t local_experts, int ranks) {
+Layout layout_of(const Tensor& topk_idx, const ExpertMap& experts) {
+  const int ranks = experts.ranks();
   const int64_t tokens = topk_idx.rows();
   const int64_t k = topk_idx.dim(1);
   const int64_t* idx = topk_idx.data<int64_t>();
@@ -24,10 +25,9 @@ Layout layout_of(const Tensor& topk_idx, int64_t local_experts, int ranks) {
   for (int64_t t = 0; t < tokens; ++t) {
     first[t] = pairs;
     for (const int64_t e : std::span(idx + t * k, static_cast<size_t>(k))) {
-      PHX_CHECK(e >= -1 && e < local_experts * ranks, "token {} chose expert {} of {}", t, e,
-                local_experts * ranks);
+      PHX_CHECK(e >= -1 && e < experts.experts(), "token {} chose expert {} of {}", t, e, experts.experts());
       if (e < 0) continue;
-      const auto r = static_cast<int32_t>(e / local_experts);
+      const int32_t r = experts.owner(e);
       int32_t* const at = std::lower_bound(rank + first[t], rank + pairs, r);
       if (at != rank + pairs && *at == r) continue;
       std::copy_backward(at, rank + pairs, rank + pairs + 1);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "phalanx/base/pooled.h"
+#include "phalanx/ep/expert_map.h"
 #include "phalanx/tensor/tensor.h"
 
 namespace phalanx::ep {
@@ -29,9 +30,8 @@ struct Pairs {
   std::span<const int64_t> rows;
 };
 
-/// Of topk_idx i64 [T, K]: expert numbers, or −1 for none. Rank r has the `local_experts` experts from
-/// r · local_experts on.
-Layout layout_of(const Tensor& topk_idx_TK, int64_t local_experts, int ranks);
+/// Of topk_idx i64 [T, K]: expert numbers, or −1 for none.
+Layout layout_of(const Tensor& topk_idx_TK, const ExpertMap& experts);
 
 /// to[r] + row · row_bytes = the token's row of x [T, …], for every pair. Rows of one rank must not overlap.
 void spread_rows(const Layout& layout, const Tensor& x, std::span<std::byte* const> to);

@@ -53,7 +53,7 @@ TEST(Layout, IsTheNaiveCount) {
   for (int i = 0; i < 2000; ++i) {
     const Sizes s = random_sizes(random);
     const Tensor idx = random_choices(s, random);
-    const Layout layout = layout_of(idx, s.local_experts, s.ranks);
+    const Layout layout = layout_of(idx, ExpertMap::even(s.local_experts * s.ranks, s.ranks));
     ASSERT_EQ(layout.tokens(), s.tokens);
     std::vector<int64_t> rows(static_cast<size_t>(s.ranks), 0);
     int64_t pair = 0;
@@ -80,7 +80,7 @@ class RowsTest : public ::testing::TestWithParam<std::tuple<DType, int64_t, int6
     random_.seed(seed_);
     const auto [dtype, width, tokens] = GetParam();
     sizes_ = {tokens, 3, 2, 4};
-    layout_ = layout_of(random_choices(sizes_, random_), 2, 4);
+    layout_ = layout_of(random_choices(sizes_, random_), ExpertMap::even(8, 4));
     x_TD_ = Tensor::empty({tokens, width}, dtype);
     for (size_t i = 0; i < x_TD_.bytes(); ++i) x_TD_.raw()[i] = static_cast<std::byte>(random_());
     for (const int64_t rows : layout_.rows) {

@@ -1,0 +1,230 @@
+// Dispatch and combine on random ranks, experts, tokens and dtypes, against a slow account of every row, bit
+// for bit. Every rank knows what all ranks bring: it is drawn from the case's seed.
+#include "tests/ep/random_cases.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+
+#include "phalanx/comm/transport/fake.h"
+#include "phalanx/ep/buffer.h"
+
+namespace phalanx::ep {
+namespace {
+
+// T tokens of a rank, D width, K top-k, R received rows
+
+struct Sizes {
+  std::vector<int64_t> experts;  // of each rank, some none
+  std::vector<int64_t> tokens;   // of each rank, some none
+  int64_t width = 1;
+  int64_t top_k = 1;
+  int64_t favoured = 1;  // experts below it are chosen more often
+  DType dtype = DType::f32;
+};
+
+Sizes random_sizes(int ranks, std::mt19937& random) {
+  const auto up_to = [&](uint32_t n) { return static_cast<int64_t>(random() % n); };
+  Sizes s;
+  int64_t experts = 0;
+  for (int r = 0; r < ranks; ++r) {
+    s.experts.push_back(up_to(4) == 0 ? 0 : up_to(6));
+    s.tokens.push_back(up_to(4) == 0 ? 0 : up_to(14));
+    experts += s.experts.back();
+  }
+  if (experts == 0) s.experts.back() = experts = 1;
+  s.width = 1 + up_to(up_to(3) == 0 ? 300 : 20);
+  s.top_k = 1 + up_to(up_to(3) == 0 ? 32 : 6);
+  s.favoured = 1 + up_to(static_cast<uint32_t>(experts));
+  constexpr std::array kDtypes = {DType::f64, DType::f32, DType::bf16, DType::f16};
+  s.dtype = kDtypes[static_cast<size_t>(up_to(4))];
+  return s;
+}
+
+Tensor random_floats(const Shape& shape, DType dtype, std::mt19937& random) {
+  const Tensor t = Tensor::empty(shape, dtype);
+  std::uniform_real_distribution<float> value(-4, 4);
+  for (int64_t i = 0; i < t.numel(); ++i) {
+    const float v = value(random);
+    if (dtype == DType::f64) t.data<double>()[i] = v;
+    if (dtype == DType::f32) t.data<float>()[i] = v;
+    if (dtype == DType::bf16) t.data<bf16>()[i] = bf16::from(v);
+    if (dtype == DType::f16) t.data<f16>()[i] = f16::from(v);
+  }
+  return t;
+}
+
+// Adds as wide as sums are made, and narrows once.
+class Sum {
+ public:
+  explicit Sum(DType dtype) : dtype_(dtype) {}
+  void add(const std::byte* at) {
+    double v = 0;
+    if (dtype_ == DType::f64) std::memcpy(&v, at, sizeof v);
+    if (dtype_ == DType::f32) v = *reinterpret_cast<const float*>(at);
+    if (dtype_ == DType::bf16) v = reinterpret_cast<const bf16*>(at)->to_float();
+    if (dtype_ == DType::f16) v = reinterpret_cast<const f16*>(at)->to_float();
+    sum_ = dtype_ == DType::f64 ? sum_ + v : static_cast<float>(sum_) + static_cast<float>(v);
+  }
+  bool equals(const std::byte* at) const {
+    if (dtype_ == DType::f64) return *reinterpret_cast<const double*>(at) == sum_;
+    const auto narrow = static_cast<float>(sum_);
+    if (dtype_ == DType::f32) return *reinterpret_cast<const float*>(at) == narrow;
+    const float got = dtype_ == DType::bf16 ? reinterpret_cast<const bf16*>(at)->to_float()
+                                            : reinterpret_cast<const f16*>(at)->to_float();
+    return got == (dtype_ == DType::bf16 ? bf16::from(narrow).to_float() : f16::from(narrow).to_float());
+  }
+
+ private:
+  DType dtype_;
+  double sum_ = 0;
+};
+
+struct Tokens {
+  Tensor x_TD;
+  Tensor idx_TK;
+  Tensor weights_TK;
+};
+
+// A row that a rank receives.
+struct Source {
+  int rank;
+  int64_t token;
+  friend bool operator==(const Source&, const Source&) = default;
+};
+
+class RandomCase {
+ public:
+  RandomCase(int ranks, unsigned seed) : random_(seed), sizes_(random_sizes(ranks, random_)) {
+    for (int r = 0; r < ranks; ++r) {
+      const int64_t n = sizes_.tokens[static_cast<size_t>(r)];
+      Tokens t = {random_floats({n, sizes_.width}, sizes_.dtype, random_),
+                  Tensor::empty({n, sizes_.top_k}, DType::i64),
+                  random_floats({n, sizes_.top_k}, DType::f32, random_)};
+      for (int64_t& e : t.idx_TK.span<int64_t>()) e = choose();
+      tokens_.push_back(std::move(t));
+    }
+    for (int r = 0; r < ranks; ++r) {
+      sources_.push_back(received(r));
+      const auto rows = static_cast<int64_t>(sources_.back().size());
+      y_.push_back(random_floats({rows, sizes_.width}, sizes_.dtype, random_));
+    }
+  }
+
+  // All that one rank sees.
+  void check(Group& world) const {
+    const auto me = static_cast<size_t>(world.rank());
+    Buffer buffer(world, ExpertMap(sizes_.experts));
+    const Tokens& mine = tokens_[me];
+    const Dispatched in = run(buffer.dispatch(mine.x_TD, mine.idx_TK, mine.weights_TK));
+    ASSERT_EQ(in.x_RD.count(), std::ssize(sources_[me]));
+    ASSERT_NO_FATAL_FAILURE(check_rows(world.rank(), in));
+    const Rows again = run(buffer.dispatch(mine.x_TD, in.handle));
+    ASSERT_EQ(std::memcmp(again.data.raw(), in.x_RD.data.raw(), in.x_RD.live_bytes()), 0);
+    const Combined out = run(buffer.combine(all_rows(y_[me]), in.handle, in.weights_RK));
+    ASSERT_NO_FATAL_FAILURE(check_sums(world.rank(), out));
+  }
+
+ private:
+  int64_t choose() {
+    int64_t experts = 0;
+    for (const int64_t n : sizes_.experts) experts += n;
+    if (random_() % 5 == 0) return -1;
+    return static_cast<int64_t>(random_() %
+                                static_cast<uint64_t>(random_() % 2 == 0 ? sizes_.favoured : experts));
+  }
+
+  // Its number on `rank`, or −1.
+  int64_t local(int64_t expert, int rank) const {
+    for (int r = 0; r < rank; ++r) expert -= expert < 0 ? 0 : sizes_.experts[static_cast<size_t>(r)];
+    return expert >= 0 && expert < sizes_.experts[static_cast<size_t>(rank)] ? expert : -1;
+  }
+
+  std::vector<Source> received(int rank) const {
+    std::vector<Source> rows;
+    for (int s = 0; s < std::ssize(tokens_); ++s) {
+      const Tensor& idx = tokens_[static_cast<size_t>(s)].idx_TK;
+      for (int64_t t = 0; t < idx.rows(); ++t) {
+        const auto slots = idx.slice(t, t + 1).span<int64_t>();
+        if (std::ranges::any_of(slots, [&](int64_t e) { return local(e, rank) >= 0; }))
+          rows.push_back({s, t});
+      }
+    }
+    return rows;
+  }
+
+  void check_rows(int rank, const Dispatched& in) const {
+    for (int64_t i = 0; i < in.x_RD.count(); ++i) {
+      const Source& source = sources_[static_cast<size_t>(rank)][static_cast<size_t>(i)];
+      const Tokens& from = tokens_[static_cast<size_t>(source.rank)];
+      const Tensor x = from.x_TD.slice(source.token, source.token + 1);
+      ASSERT_EQ(std::memcmp(in.x_RD.data.slice(i, i + 1).raw(), x.raw(), x.bytes()), 0) << "row " << i;
+      for (int64_t k = 0; k < sizes_.top_k; ++k) {
+        const int64_t there = source.token * sizes_.top_k + k;
+        const int64_t e = local(from.idx_TK.data<int64_t>()[there], rank);
+        ASSERT_EQ(in.topk_idx_RK.data.data<int64_t>()[i * sizes_.top_k + k], e);
+        ASSERT_EQ(in.weights_RK.data<float>()[i * sizes_.top_k + k],
+                  e < 0 ? 0 : from.weights_TK.data<float>()[there]);
+      }
+    }
+  }
+
+  void check_sums(int rank, const Combined& out) const {
+    const Tokens& mine = tokens_[static_cast<size_t>(rank)];
+    for (int64_t t = 0; t < mine.x_TD.rows(); ++t) {
+      for (int64_t d = 0; d < sizes_.width; ++d) {
+        Sum sum(sizes_.dtype);
+        for (size_t r = 0; r < sources_.size(); ++r) {
+          const auto row = std::ranges::find(sources_[r], Source{rank, t});
+          if (row == sources_[r].end()) continue;
+          sum.add(element(y_[r], row - sources_[r].begin(), d));
+        }
+        ASSERT_TRUE(sum.equals(element(out.x_TD, t, d))) << "token " << t << ", element " << d;
+      }
+      for (int64_t k = 0; k < sizes_.top_k; ++k) {
+        const int64_t at = t * sizes_.top_k + k;
+        const bool chosen = mine.idx_TK.data<int64_t>()[at] >= 0;
+        ASSERT_EQ(out.weights_TK.data<float>()[at], chosen ? mine.weights_TK.data<float>()[at] : 0);
+      }
+    }
+  }
+
+  static const std::byte* element(const Tensor& t, int64_t row, int64_t column) {
+    return t.raw() + static_cast<size_t>(row * t.dim(1) + column) * dtype_size(t.dtype());
+  }
+
+  std::mt19937 random_;
+  Sizes sizes_;
+  std::vector<Tokens> tokens_;
+  std::vector<std::vector<Source>> sources_;  // of each rank
+  std::vector<Tensor> y_;                     // what each rank makes of its rows
+};
+
+}  // namespace
+
+void check_cases(int cases, int cases_a_world, const WrapTransport& wrap) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  for (int first = 0; first < cases; first += cases_a_world) {
+    const int ranks = 1 + first / cases_a_world % 16;
+    run_thread_ranks({.ranks = ranks}, wrap, [&](Group& world) {
+      for (int i = first; i < first + cases_a_world; ++i) {
+        SCOPED_TRACE(i);
+        ASSERT_NO_FATAL_FAILURE(RandomCase(ranks, seed + static_cast<unsigned>(i)).check(world));
+      }
+    });
+  }
+}
+
+WrapTransport directly() {
+  return [](std::unique_ptr<Transport> t) { return t; };
+}
+
+WrapTransport by_messages() {
+  return [](std::unique_ptr<Transport> t) {
+    return fake_transport(std::move(t), {.max_delay = std::chrono::microseconds(20)});
+  };
+}
+
+}  // namespace phalanx::ep

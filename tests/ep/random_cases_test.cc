@@ -1,0 +1,14 @@
+// A few random cases; many are in random_cases_full_test.cc.
+#include <gtest/gtest.h>
+
+#include "tests/ep/random_cases.h"
+
+namespace phalanx::ep {
+namespace {
+
+TEST(RandomCases, Directly) { check_cases(480, 15, directly()); }
+
+TEST(RandomCases, ByMessages) { check_cases(160, 10, by_messages()); }
+
+}  // namespace
+}  // namespace phalanx::ep

@@ -205,8 +205,9 @@ struct Rounds {
   }
 };
 
-nlohmann::ordered_json times_faster(double theirs, double mine) {
-  return theirs > 0 ? nlohmann::ordered_json(theirs / mine) : nlohmann::ordered_json();
+// Null where there is no peer.
+nlohmann::ordered_json number(double value) {
+  return value > 0 ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
 }
 
 void compare(Report& report, int ranks, const std::string& self, const std::string& torch) {
@@ -230,10 +231,10 @@ void compare(Report& report, int ranks, const std::string& self, const std::stri
                 {"us", 1e6 * s},
                 {"GB/s", bytes / s / 1e9},
                 {"share of copies %", 100 * bytes / s / median(copies)},
-                {"MPI_Alltoallv us", 1e6 * mpi.of(k)},
-                {"times faster", times_faster(mpi.of(k), s)},
-                {"gloo us", 1e6 * gloo.of(k)},
-                {"than gloo", times_faster(gloo.of(k), s)}});
+                {"MPI_Alltoallv us", number(1e6 * mpi.of(k))},
+                {"times faster", number(mpi.of(k) / s)},
+                {"gloo us", number(1e6 * gloo.of(k))},
+                {"than gloo", number(gloo.of(k) / s)}});
   }
 }
 

@@ -5,19 +5,15 @@
 #include "apps/bench_report.h"
 #include "apps/console.h"
 #include "phalanx/base/error.h"
-#include "phalanx/base/parallel_for.h"
 #include "phalanx/base/text.h"
 #include "phalanx/comm/launch.h"
 #include "phalanx/ep/times.h"
-#include "phalanx/ops/peak.h"
 
 namespace phalanx {
 namespace {
 
 const std::map<std::string, DType> kDtypes = {
     {"bf16", DType::bf16}, {"f16", DType::f16}, {"f32", DType::f32}, {"f64", DType::f64}};
-
-constexpr int64_t kCopyBytes = 256 << 20;  // of each rank
 
 struct Options {
   std::string json;
@@ -26,21 +22,11 @@ struct Options {
   ep::TimesOptions times;
 };
 
-// Bytes a second at which as many ranks as there are cores copy memory, all at once. Collective.
-double copy_speed(Group& world) {
-  const bool copies = world.rank() < available_cores();
-  world.barrier().wait();
-  const double mine = copies ? measure_large_copy(kCopyBytes) : 0;
-  const Tensor sum = Tensor::of(Shape{1}, std::span<const double>(&mine, 1));
-  world.all_reduce(sum).wait();
-  return sum.data<double>()[0];
-}
-
 void measure(Group& world, const Options& o, const char* transport) {
   const ep::TimesShape& s = o.times.shape;
   ProgressLine line(stderr);
   if (world.rank() == 0) line.show("measuring the machine");
-  const double copy = copy_speed(world);
+  const double copy = ep::measure_copies(world);
   ep::TimesOptions options = o.times;
   bench::Report report(format(
       "ep, {} ranks, {}, {} tokens of {} {} each, {} of {} experts, copies of {:.1f} GB/s", world.size(),

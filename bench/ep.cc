@@ -18,7 +18,6 @@
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/ep/times.h"
-#include "phalanx/ops/peak.h"
 
 #ifdef PHALANX_HAVE_MPI
 #include <mpi.h>
@@ -64,11 +63,8 @@ Times ours(int ranks) {
 double copy_speed() {
   double sum = 0;
   run_thread_ranks({.ranks = available_cores(), .threads_per_rank = 1}, [&](Group& world) {
-    world.barrier().wait();
-    const double mine = measure_large_copy(256 << 20);
-    const Tensor all = Tensor::of(Shape{1}, std::span<const double>(&mine, 1));
-    world.all_reduce(all).wait();
-    if (world.rank() == 0) sum = all.data<double>()[0];
+    const double copies = ep::measure_copies(world);
+    if (world.rank() == 0) sum = copies;
   });
   return sum;
 }
@@ -118,9 +114,7 @@ class MpiExchange {
     const Tensor back = Tensor::empty({in.sum(), kWidth}, DType::bf16);
     MPI_Alltoallv(received_.raw(), out.counts.data(), out.at.data(), row_, back.raw(), in.counts.data(),
                   in.at.data(), row_, MPI_COMM_WORLD);
-    const std::vector<std::byte*> at = bases(back, in);
-    const std::vector<const std::byte*> from(at.begin(), at.end());
-    ep::sum_rows(layout_, from, Tensor::empty(x_.shape(), DType::bf16));
+    ep::sum_rows(layout_, bases(back, in), Tensor::empty(x_.shape(), DType::bf16));
   }
 
  private:

@@ -15,4 +15,12 @@ inline std::vector<int64_t> gather_numbers(Group& group, int64_t mine) {
   return {numbers.begin(), numbers.end()};
 }
 
+/// Every rank's number reduced to one, on every rank. Collective.
+template <class T>
+T reduce_number(Group& group, T mine, Reduce reduce = Reduce::sum) {
+  const Tensor all = Tensor::of(Shape{1}, std::span<const T>(&mine, 1));
+  group.all_reduce(all, reduce).wait();
+  return all.span<T>()[0];
+}
+
 }  // namespace phalanx

@@ -41,21 +41,20 @@ struct Bf16 {
   }
   // As bf16::from: to nearest, ties to even; NaN stays NaN. (The processor's own instruction flushes
   // denormals.)
-  static HWY_INLINE hn::Vec<Bits> narrow(hn::Vec<D> v, D d) {
+  static HWY_INLINE hn::Vec<Bits> narrow(hn::Vec<D> v) {
     const Wide w;
     const auto u = hn::BitCast(w, v);
     const auto odd = hn::And(hn::ShiftRight<16>(u), hn::Set(w, 1u));
     const auto rounded = hn::Add(u, hn::Add(odd, hn::Set(w, 0x7fffu)));
     const auto nan = hn::Or(u, hn::Set(w, 0x400000u));
     const auto bits = hn::IfThenElse(hn::RebindMask(w, hn::IsNaN(v)), nan, rounded);
-    static_cast<void>(d);
     return hn::TruncateTo(Bits(), hn::ShiftRight<16>(bits));
   }
   template <class At>
-  static HWY_INLINE void store(At at, hn::Vec<D> v, D d, uint16_t* p) {
-    at.store(narrow(v, d), Bits(), p);
+  static HWY_INLINE void store(At at, hn::Vec<D> v, D, uint16_t* p) {
+    at.store(narrow(v), Bits(), p);
   }
-  static HWY_INLINE void stream(hn::Vec<D> v, D d, uint16_t* p) { hn::Stream(narrow(v, d), Bits(), p); }
+  static HWY_INLINE void stream(hn::Vec<D> v, D, uint16_t* p) { hn::Stream(narrow(v), Bits(), p); }
 };
 
 struct F16 {

@@ -5,18 +5,14 @@
 #include <random>
 
 #include "phalanx/base/median.h"
+#include "phalanx/base/parallel_for.h"
+#include "phalanx/comm/gather_numbers.h"
+#include "phalanx/ops/peak.h"
 
 namespace phalanx::ep {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-template <class T>
-T of_all(Group& group, T value, Reduce reduce) {
-  const Tensor t = Tensor::of(Shape{1}, std::span<const T>(&value, 1));
-  group.all_reduce(t, reduce).wait();
-  return t.data<T>()[0];
-}
 
 // The median seconds until all ranks have done `operation`, which all begin together.
 double median_time(Group& group, int runs, FunctionRef<void()> operation) {
@@ -26,7 +22,7 @@ double median_time(Group& group, int runs, FunctionRef<void()> operation) {
     const auto begin = Clock::now();
     operation();
     const double mine = std::chrono::duration<double>(Clock::now() - begin).count();
-    const double slowest = of_all(group, mine, Reduce::max);
+    const double slowest = reduce_number(group, mine, Reduce::max);
     if (i >= 0) seconds.push_back(slowest);
   }
   return median(seconds);
@@ -61,6 +57,12 @@ Tensor random_choices(int64_t tokens, int64_t top_k, int experts, uint64_t seed)
   return idx;
 }
 
+double measure_copies(Group& group) {
+  constexpr int64_t kBytes = 256 << 20;  // of each rank
+  group.barrier().wait();
+  return reduce_number(group, group.rank() < available_cores() ? measure_large_copy(kBytes) : 0.0);
+}
+
 std::vector<OperationTime> measure_operations(Group& group, const TimesOptions& options) {
   const TimesShape& s = options.shape;
   const auto seed = static_cast<uint64_t>(group.rank());
@@ -70,13 +72,13 @@ std::vector<OperationTime> measure_operations(Group& group, const TimesOptions& 
   const Tensor weights_TK = Tensor::zeros({s.tokens, s.top_k}, DType::f32);
   const Dispatched in = run(buffer.dispatch(x_TD, idx_TK, weights_TK));
   const int64_t row = s.width * static_cast<int64_t>(dtype_size(s.dtype));
-  const int64_t rows = of_all(group, in.x_RD.count(), Reduce::sum);
+  const int64_t rows = reduce_number(group, in.x_RD.count(), Reduce::sum);
 
   std::vector<OperationTime> times;
   const auto measure = [&](const char* name, FunctionRef<void()> operation) {
     const int64_t before = group.traffic().sent;
     operation();
-    const int64_t sent = of_all(group, group.traffic().sent - before, Reduce::sum);
+    const int64_t sent = reduce_number(group, group.traffic().sent - before, Reduce::sum);
     OperationTime& t = times.emplace_back();
     t = {.operation = name, .seconds = median_time(group, options.runs, operation), .rows = rows};
     t.logical = rows * row;

@@ -37,6 +37,10 @@ struct TimesOptions {
 /// On the ranks of `group`; every member calls it.
 std::vector<OperationTime> measure_operations(Group& group, const TimesOptions& options);
 
+/// Bytes a second, read and written, at which as many ranks as there are cores copy memory, all at once.
+/// Every member calls it.
+double measure_copies(Group& group);
+
 /// `tokens` rows of `top_k` different experts of `experts`; another `seed`, other choices.
 Tensor random_choices(int64_t tokens, int64_t top_k, int experts, uint64_t seed);
 

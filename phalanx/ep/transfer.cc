@@ -24,11 +24,6 @@ PooledVector<std::byte*> bases(std::span<const Tensor> tensors, const Counts& st
   return out;
 }
 
-PooledVector<const std::byte*> sources(std::span<const Tensor> tensors, const Counts& starts) {
-  const PooledVector<std::byte*> all = bases(tensors, starts);
-  return {all.begin(), all.end()};
-}
-
 class Direct final : public Transfer {
  public:
   explicit Direct(Group& group) : group_(group) {}
@@ -72,7 +67,7 @@ class Direct final : public Transfer {
     for (size_t i = 0; i < rows.size(); ++i) {
       const Tensor& y = rows[i];
       out.push_back(Tensor::empty(y.shape().with_rows(route.layout.tokens()), y.dtype()));
-      sum_rows(route.layout, sources(of_tensor(everywhere, i), route.starts), out.back());
+      sum_rows(route.layout, bases(of_tensor(everywhere, i), route.starts), out.back());
       bytes += static_cast<int64_t>(row_bytes(y));
     }
     Work all_have_read = group_.unshare(bytes * others(route.recv_rows), bytes * others(route.layout.rows));
@@ -148,7 +143,7 @@ class Messages final : public Transfer {
     for (Work& work : works) {
       const Tensor back = co_await work;
       out.push_back(Tensor::empty(back.shape().with_rows(layout.tokens()), back.dtype()));
-      sum_rows(layout, sources(std::span(&back, 1), starts), out.back());
+      sum_rows(layout, bases(std::span(&back, 1), starts), out.back());
     }
     co_return out;
   }

@@ -5,17 +5,12 @@
 #include <string_view>
 
 #include "phalanx/base/median.h"
+#include "phalanx/comm/gather_numbers.h"
 #include "phalanx/model/flops.h"
 #include "phalanx/ops/peak.h"
 
 namespace phalanx {
 namespace {
-
-double sum_over(Group& group, double value) {
-  const Tensor sum = Tensor::of(Shape{1}, std::span<const double>(&value, 1));
-  group.all_reduce(sum).wait();
-  return sum.data<double>()[0];
-}
 
 // What the machine gives one rank while all ranks ask.
 struct Speeds {
@@ -171,7 +166,7 @@ StepProfile profile_steps(RankRun& rank, const Dataset& data, Group& world, cons
   profile.sent = middle->sent;
   profile.tokens_per_s = tokens / middle->seconds;
   profile.operations = tokens * training_flops_per_token(rank.model().config()).total();
-  profile.matmul_flops = sum_over(world, speeds.flops);
+  profile.matmul_flops = reduce_number(world, speeds.flops);
   profile.copy_speed = speeds.copy.of_memory();
   profile.memory = memory_account(config, data.tokenizer().vocabulary());
   return profile;

@@ -5,6 +5,7 @@
 #include "phalanx/base/error.h"
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/comm/clock_shift.h"
+#include "phalanx/comm/gather_numbers.h"
 #include "phalanx/model/flops.h"
 #include "phalanx/model/hf_weights.h"
 #include "phalanx/ops/peak.h"
@@ -21,13 +22,6 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// The sum over all ranks of one number.
-double sum_over(Group& group, double value) {
-  const Tensor sum = Tensor::of(Shape{1}, std::span<const double>(&value, 1));
-  group.all_reduce(sum).wait();
-  return sum.data<double>()[0];
-}
-
 // One rank's run from its first step to its last.
 class Run {
  public:
@@ -40,7 +34,7 @@ class Run {
         trace_(hooks.trace, clock_shift_) {
     const TokenFlops flops = training_flops_per_token(rank.model().config());
     world.barrier().wait();  // so that all ranks measure at the same time
-    machine_flops_ = sum_over(world, measure_matmul_flops(rank.parameters().dtype()));
+    machine_flops_ = reduce_number(world, measure_matmul_flops(rank.parameters().dtype()));
     step_flops_ = flops.total() * static_cast<double>(tokens_of_step());
     validation_ = data.validation(config().train.eval_batches, rank.share());
   }
@@ -86,7 +80,7 @@ class Run {
   // The leader's hook decides for all.
   bool stop_asked() {
     const double asked = leads() && hooks_.stop && hooks_.stop() ? 1 : 0;
-    return sum_over(world_, asked) > 0;
+    return reduce_number(world_, asked) > 0;
   }
 
   void check_trace() const {
@@ -99,7 +93,7 @@ class Run {
 
   void tell_trace() {
     const std::string json = trace_.collect(rank_.mesh(), world_);
-    const double lost = sum_over(world_, static_cast<double>(trace_.lost()));
+    const double lost = reduce_number(world_, static_cast<double>(trace_.lost()));
     if (!leads()) return;
     if (hooks_.on_trace) hooks_.on_trace(json);
     if (lost > 0 && hooks_.on_note) {

@@ -48,12 +48,13 @@ class Direct final : public Transfer {
     for (const Tensor& x : rows) {
       out.push_back(Tensor::empty(x.shape().with_rows(route.received()), x.dtype()));
     }
-    const PooledVector<Tensor> everywhere = co_await peers(out);
+    PooledVector<Tensor> everywhere = co_await peers(out);
     int64_t bytes = 0;
     for (size_t i = 0; i < rows.size(); ++i) {
       spread_rows(route.layout, rows[i], bases(of_tensor(everywhere, i), route.starts));
       bytes += static_cast<int64_t>(row_bytes(rows[i]));
     }
+    everywhere.clear();  // before the barrier: after it, an owner's last reference is its own
     Work all_have_written =
         group_.unshare(bytes * others(route.layout.rows), bytes * others(route.recv_rows));
     co_await all_have_written;
@@ -61,7 +62,7 @@ class Direct final : public Transfer {
   }
 
   Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows, Route route) override {
-    const PooledVector<Tensor> everywhere = co_await peers(rows);
+    PooledVector<Tensor> everywhere = co_await peers(rows);
     PooledVector<Tensor> out;
     int64_t bytes = 0;
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -70,6 +71,7 @@ class Direct final : public Transfer {
       sum_rows(route.layout, bases(of_tensor(everywhere, i), route.starts), out.back());
       bytes += static_cast<int64_t>(row_bytes(y));
     }
+    everywhere.clear();
     Work all_have_read = group_.unshare(bytes * others(route.recv_rows), bytes * others(route.layout.rows));
     co_await all_have_read;
     co_return out;

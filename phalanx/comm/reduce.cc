@@ -186,6 +186,8 @@ void reduce_parts_simd(DType dtype, Reduce reduce, Inputs in, Outputs out, int64
       return reduce_format<Plain<int32_t>>(reduce, in, out, n);
     case DType::i8:
     case DType::u8:
+    case DType::f8e4m3:
+    case DType::f8e5m2:
       PHX_CHECK(false, "reduction of {}", dtype_name(dtype));
   }
 }

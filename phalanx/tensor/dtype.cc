@@ -15,6 +15,8 @@ size_t dtype_size(DType dtype) {
       return 2;
     case DType::i8:
     case DType::u8:
+    case DType::f8e4m3:
+    case DType::f8e5m2:
       return 1;
   }
   PHX_CHECK(false, "dtype {}", static_cast<int>(dtype));
@@ -38,9 +40,64 @@ std::string_view dtype_name(DType dtype) {
       return "i8";
     case DType::u8:
       return "u8";
+    case DType::f8e4m3:
+      return "f8e4m3";
+    case DType::f8e5m2:
+      return "f8e5m2";
   }
   return "?";
 }
+
+namespace {
+
+// The format's numbers without sign: `mantissa` bits of significand, exponent bias `bias`, `largest` the bits
+// of the largest number, all ones for NaN.
+struct Float8 {
+  int mantissa;
+  int bias;
+  uint32_t largest;
+
+  uint8_t encode(float value) const {
+    const auto u = std::bit_cast<uint32_t>(value);
+    const uint32_t sign = u >> 24 & 0x80u;
+    const uint32_t magnitude = u & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
+    const uint32_t smallest_normal = static_cast<uint32_t>(128 - bias) << 23;
+    if (magnitude < smallest_normal) {  // adding a number whose unit is that of the subnormals rounds to it
+      const uint32_t unit = static_cast<uint32_t>(128 - bias + 23 - mantissa) << 23;
+      const float shifted = std::bit_cast<float>(magnitude) + std::bit_cast<float>(unit);
+      return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(shifted) - unit));
+    }
+    // The exponent's bias changes; a carry of the rounding into it is right.
+    const int dropped = 23 - mantissa;
+    const uint32_t rebased = magnitude - (static_cast<uint32_t>(127 - bias) << 23);
+    const uint32_t rounded = rebased + ((1u << (dropped - 1)) - 1) + (magnitude >> dropped & 1u);
+    const uint32_t bits = rounded >> dropped;
+    return static_cast<uint8_t>(sign | (bits < largest ? bits : largest));
+  }
+};
+
+constexpr Float8 kE4m3 = {.mantissa = 3, .bias = 7, .largest = 0x7e};
+constexpr Float8 kE5m2 = {.mantissa = 2, .bias = 15, .largest = 0x7b};
+
+}  // namespace
+
+f8e4m3 f8e4m3::from(float value) { return {kE4m3.encode(value)}; }
+
+float f8e4m3::to_float() const {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x80u) << 24;
+  const uint32_t magnitude = bits & 0x7fu;
+  if (magnitude == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
+  if (magnitude < 8) {  // zero or subnormal: units of 2^-9
+    const float value = static_cast<float>(magnitude) * 0x1p-9f;
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
+  }
+  return std::bit_cast<float>(sign | ((magnitude << 20) + (120u << 23)));
+}
+
+f8e5m2 f8e5m2::from(float value) { return {kE5m2.encode(value)}; }
+
+float f8e5m2::to_float() const { return f16{static_cast<uint16_t>(bits << 8)}.to_float(); }
 
 f16 f16::from(float value) {
   const auto u = std::bit_cast<uint32_t>(value);

@@ -11,7 +11,7 @@
 
 namespace phalanx {
 
-enum class DType : uint8_t { f64, f32, bf16, f16, i64, i32, i8, u8 };
+enum class DType : uint8_t { f64, f32, bf16, f16, i64, i32, i8, u8, f8e4m3, f8e5m2 };
 
 /// A float without its lower 16 bits of significand. Ops compute in float; this is how it is stored.
 struct bf16 {
@@ -37,6 +37,27 @@ struct f16 {
   float to_float() const;
 };
 
+/// OCP FP8 with 4 bits of exponent and 3 of significand: no infinities, ±448 are the largest (Micikevicius et
+/// al., FP8 Formats for Deep Learning, 2022, section 3). How values are stored; ops compute in float.
+struct f8e4m3 {
+  uint8_t bits;
+
+  /// Rounds to nearest, ties to even; what is larger becomes ±448, as are infinities; NaN stays NaN.
+  static f8e4m3 from(float value);
+  /// Exact.
+  float to_float() const;
+};
+
+/// OCP FP8 with 5 bits of exponent and 2 of significand, the upper half of an f16: ±57344 are the largest.
+struct f8e5m2 {
+  uint8_t bits;
+
+  /// Rounds to nearest, ties to even; what is larger becomes ±57344, as are infinities; NaN stays NaN.
+  static f8e5m2 from(float value);
+  /// Exact.
+  float to_float() const;
+};
+
 /// Bytes of one element.
 size_t dtype_size(DType dtype);
 /// The name used in messages and files: "f32".
@@ -53,6 +74,8 @@ inline constexpr DType dtype_of = [] {
   if constexpr (std::is_same_v<T, int32_t>) return DType::i32;
   if constexpr (std::is_same_v<T, int8_t>) return DType::i8;
   if constexpr (std::is_same_v<T, uint8_t>) return DType::u8;
+  if constexpr (std::is_same_v<T, f8e4m3>) return DType::f8e4m3;
+  if constexpr (std::is_same_v<T, f8e5m2>) return DType::f8e5m2;
 }();
 
 /// Calls f(T{}) with T the C++ type of a floating dtype that ops compute in (f32, f64).

@@ -36,6 +36,9 @@ void visit_dtype(DType dtype, F&& f) {
       return f(int8_t{});
     case DType::u8:
       return f(uint8_t{});
+    case DType::f8e4m3:
+    case DType::f8e5m2:
+      PHX_CHECK(false, "checks of {}", dtype_name(dtype));
   }
 }
 

@@ -22,6 +22,17 @@ uint64_t next_number() {
   return ++last;
 }
 
+std::unique_ptr<Transfer> transfer_of(Group& group, const BufferOptions& o) {
+  Way way = o.way;
+  if (way == Way::automatic) {
+    way = group.shares_memory() ? Way::direct : o.ranks_of_node > 1 ? Way::two_level : Way::messages;
+  }
+  if (way == Way::two_level) return two_level_transfer(group, o.ranks_of_node);
+  if (way == Way::messages) return message_transfer(group);
+  if (!group.shares_memory()) throw Error("the ranks of {} do not share memory", group.name());
+  return direct_transfer(group);
+}
+
 // Global expert numbers become those of `rank`'s, or −1, as in all rows behind the live ones.
 void keep_local(const Rows& topk_idx, const ExpertMap& experts, int rank) {
   const auto idx = topk_idx.data.span<int64_t>();
@@ -99,7 +110,7 @@ Buffer::Buffer(Group& ep, int experts, BufferOptions options)
 
 Buffer::Buffer(Group& ep, ExpertMap experts, BufferOptions options)
     : group_(ep),
-      transfer_(ep.shares_memory() ? direct_transfer(ep) : message_transfer(ep)),
+      transfer_(transfer_of(ep, options)),
       slices_(options.etp),
       experts_(std::move(experts)),
       singles_(one_a_rank(ep.rank() < experts_.ranks() ? experts_.count(ep.rank()) : 0)),
@@ -139,6 +150,9 @@ Task<Dispatched> Buffer::dispatch(Tensor x, Tensor topk_idx, Tensor weights) {
 
 Task<Dispatched> Buffer::dispatch(Tokens tokens, DispatchOptions options) {
   check_thread();
+  if (options.order != PairOrder::by_rank && !transfer_->takes_any_order()) {
+    throw Error("dispatch: on two levels rows are summed by rank");
+  }
   std::string why;
   const Statement own = examine(tokens, options, choosable(), checked_, &why);
   const bool sound = own.fault == Statement::Fault::none;

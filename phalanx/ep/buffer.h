@@ -8,7 +8,7 @@
 #include "phalanx/ep/expansion.h"
 #include "phalanx/ep/replica_map.h"
 #include "phalanx/ep/slices.h"
-#include "phalanx/ep/transfer.h"
+#include "phalanx/ep/two_level.h"
 
 namespace phalanx::ep {
 
@@ -57,11 +57,22 @@ struct CombineOptions {
   bool quantize = false;
 };
 
+/// How rows move.
+enum class Way : uint8_t {
+  automatic,  ///< directly where all ranks share memory, else on two levels where nodes are told of
+  direct,     ///< into each other's memory (transfer.h)
+  messages,
+  two_level,  ///< one copy of a token to a node, from where it is passed on (two_level.h)
+};
+
 struct BufferOptions {
   /// Ranks with slices of the same experts; null: none.
   Group* etp = nullptr;
   /// Dispatch also refuses tokens that name an expert twice, and weights that are not numbers.
   bool checked = false;
+  Way way = Way::automatic;
+  /// Ranks n·G … n·G + G − 1 are a node, whose ranks share memory; 0: not known.
+  int ranks_of_node = 0;
 };
 
 /// Experts 0…E−1 lie in runs on the ranks of `ep`. Where the ranks share memory, rows are written to their
@@ -83,7 +94,7 @@ class Buffer {
  public:
   /// Equal runs. Error: the ranks do not divide the experts.
   Buffer(Group& ep, int experts, BufferOptions options = {});
-  /// Error: the map is of another number of ranks.
+  /// Error: the map is of another number of ranks; a way that the ranks cannot go.
   Buffer(Group& ep, ExpertMap experts, BufferOptions options = {});
 
   /// From here on tokens choose among map.experts() experts, and dispatch sends each to a replica, so that
@@ -94,6 +105,8 @@ class Buffer {
 
   int local_experts() const { return static_cast<int>(experts_.count(group_.rank())); }
   const ExpertMap& experts() const { return experts_; }
+  /// What this rank has sent so far (LinkBytes).
+  LinkBytes sent() const { return transfer_->sent(); }
   /// x [T, D], topk_idx i64 [T, K] of global experts (−1: none), weights [T, K].
   Task<Dispatched> dispatch(Tensor x_TD, Tensor topk_idx_TK, Tensor weights_TK);
   Task<Dispatched> dispatch(Tokens tokens, DispatchOptions options);

@@ -6,29 +6,10 @@
 #include <cstring>
 #include <numeric>
 
-#include "phalanx/base/error.h"
+#include "phalanx/ep/row_places.h"
 
 namespace phalanx::ep {
 namespace {
-
-using Counts = PooledVector<int64_t>;
-
-// Where each rank's rows begin, if they lie one rank behind the other.
-Counts sums_before(const Counts& rows) {
-  Counts out(rows.size());
-  std::exclusive_scan(rows.begin(), rows.end(), out.begin(), int64_t{0});
-  return out;
-}
-
-// The address of row starts[r] of tensor r, or of the only one.
-PooledVector<std::byte*> bases(std::span<const Tensor> tensors, const Counts& starts) {
-  PooledVector<std::byte*> out;
-  for (size_t r = 0; r < starts.size(); ++r) {
-    const Tensor& t = tensors[tensors.size() == 1 ? 0 : r];
-    out.push_back(t.raw() + static_cast<size_t>(starts[r]) * row_bytes(t));
-  }
-  return out;
-}
 
 using StatementWords = std::array<int64_t, kStatementWords>;
 
@@ -51,6 +32,8 @@ PooledVector<Statement> statements_of(const Tensor& words, int64_t n) {
 class Direct final : public Transfer {
  public:
   explicit Direct(Group& group) : group_(group) {}
+
+  LinkBytes sent() const override { return {.inside = group_.traffic().sent}; }
 
   Task<Plan> plan(Layout layout, Statement own) override {
     const auto ranks = static_cast<size_t>(group_.size());
@@ -77,26 +60,26 @@ class Direct final : public Transfer {
       const int64_t room = std::max(capacity, route.received());
       out.push_back(Tensor::empty(x.shape().with_rows(room), x.dtype()));
     }
-    PooledVector<Tensor> everywhere = co_await peers(out);
+    PooledVector<Tensor> everywhere = co_await everyones(group_, out);
     int64_t bytes = 0;
     for (size_t i = 0; i < rows.size(); ++i) {
-      spread_rows(route.layout, rows[i], bases(of_tensor(everywhere, i), route.starts));
+      spread_rows(route.layout, rows[i], bases(of_tensor(everywhere, i, group_.size()), route.starts));
       bytes += static_cast<int64_t>(row_bytes(rows[i]));
     }
     everywhere.clear();  // before the barrier: after it, an owner's last reference is its own
-    Work all_have_written =
-        group_.unshare(bytes * others(route.layout.rows), bytes * others(route.recv_rows));
+    Work all_have_written = group_.unshare(bytes * others(route.layout.rows, group_.rank()),
+                                           bytes * others(route.recv_rows, group_.rank()));
     co_await all_have_written;
     co_return out;
   }
 
   Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows, Route route,
                                      PooledVector<Tensor> first) override {
-    PooledVector<Tensor> everywhere = co_await peers(rows);
+    PooledVector<Tensor> everywhere = co_await everyones(group_, rows);
     PooledVector<Tensor> out;
     for (size_t i = 0; i < rows.size(); ++i) {
       out.push_back(Tensor::empty(rows[i].shape().with_rows(route.layout.tokens()), rows[i].dtype()));
-      sum_rows(route.layout, bases(of_tensor(everywhere, i), route.starts), out.back(), first);
+      sum_rows(route.layout, bases(of_tensor(everywhere, i, group_.size()), route.starts), out.back(), first);
       first.clear();
     }
     everywhere.clear();
@@ -108,10 +91,10 @@ class Direct final : public Transfer {
   Task<Tensor> collect_quantized(Quantized rows, Route route, DType dtype,
                                  PooledVector<Tensor> first) override {
     PooledVector<Tensor> own = {rows.q_TD, rows.scales_TS};
-    PooledVector<Tensor> everywhere = co_await peers(own);
+    PooledVector<Tensor> everywhere = co_await everyones(group_, own);
     Tensor out = Tensor::empty(rows.q_TD.shape().with_rows(route.layout.tokens()), dtype);
-    const PooledVector<std::byte*> q = bases(of_tensor(everywhere, 0), route.starts);
-    const PooledVector<std::byte*> scales = bases(of_tensor(everywhere, 1), route.starts);
+    const PooledVector<std::byte*> q = bases(of_tensor(everywhere, 0, group_.size()), route.starts);
+    const PooledVector<std::byte*> scales = bases(of_tensor(everywhere, 1, group_.size()), route.starts);
     sum_quantized_rows(route.layout, {q, scales}, out, first);
     everywhere.clear();
     Work done = all_have_read(own, route);
@@ -120,41 +103,11 @@ class Direct final : public Transfer {
   }
 
  private:
-  // Of every rank, those tensors: the first tensor's by rank, then the second's.
-  Task<PooledVector<Tensor>> peers(PooledVector<Tensor> own) {
-    const auto ranks = static_cast<size_t>(group_.size());
-    PooledVector<Tensor> all(own.size() * ranks);
-    PooledVector<Work> works;
-    works.reserve(own.size());
-    for (size_t i = 0; i < own.size(); ++i) {
-      works.push_back(group_.share(own[i], std::span(all).subspan(i * ranks, ranks)));
-    }
-    for (Work& work : works) co_await work;
-    for (size_t i = 0; i < all.size(); ++i) check_alike(all[i], all[i / ranks * ranks], i % ranks);
-    co_return all;
-  }
-
-  // All ranks see all tensors, so that all throw.
-  static void check_alike(const Tensor& x, const Tensor& of_0, size_t rank) {
-    if (x.dtype() == of_0.dtype() && row_bytes(x) == row_bytes(of_0)) return;
-    throw Error("rank {} has rows of {} bytes of {}, rank 0 of {} bytes of {}", rank, row_bytes(x),
-                dtype_name(x.dtype()), row_bytes(of_0), dtype_name(of_0.dtype()));
-  }
-
-  std::span<const Tensor> of_tensor(const PooledVector<Tensor>& all, size_t i) const {
-    const auto ranks = static_cast<size_t>(group_.size());
-    return std::span(all).subspan(i * ranks, ranks);
-  }
-
-  // Of rows to or from each rank, those of other ranks.
-  int64_t others(const Counts& rows) const {
-    return std::accumulate(rows.begin(), rows.end(), -rows[static_cast<size_t>(group_.rank())]);
-  }
-
   Work all_have_read(const PooledVector<Tensor>& rows, const Route& route) {
     int64_t bytes = 0;
     for (const Tensor& y : rows) bytes += static_cast<int64_t>(row_bytes(y));
-    return group_.unshare(bytes * others(route.recv_rows), bytes * others(route.layout.rows));
+    return group_.unshare(bytes * others(route.recv_rows, group_.rank()),
+                          bytes * others(route.layout.rows, group_.rank()));
   }
 
   Group& group_;
@@ -163,6 +116,8 @@ class Direct final : public Transfer {
 class Messages final : public Transfer {
  public:
   explicit Messages(Group& group) : group_(group) {}
+
+  LinkBytes sent() const override { return {.between = group_.traffic().sent}; }
 
   Task<Plan> plan(Layout layout, Statement own) override {
     Counts words;

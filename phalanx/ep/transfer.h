@@ -11,11 +11,20 @@
 
 namespace phalanx::ep {
 
+/// What two levels have besides (two_level.h): G ranks a node.
+struct Relay {
+  Layout to_nodes;                  ///< pairs (token, node)
+  PooledVector<int64_t> recv_rows;  ///< [nodes]: of the rows to pass on, how many come from each
+  Layout onward;                    ///< pairs (row to pass on, source node · G + rank in this node)
+  PooledVector<int64_t> starts;     ///< [nodes · G]: where those begin among the rank's received rows
+};
+
 /// A layout, and what the other ranks' layouts mean for this one.
 struct Route {
   Layout layout;
   PooledVector<int64_t> recv_rows;  ///< [ranks]: how many rows come from each
   PooledVector<int64_t> starts;     ///< [ranks]: where this rank's rows begin among those that each receives
+  Relay relay = {};
 
   int64_t received() const;
 };
@@ -26,10 +35,20 @@ struct Plan {
   PooledVector<Statement> statements;
 };
 
+/// Bytes that a rank has sent, by the links they went over.
+struct LinkBytes {
+  int64_t inside = 0;   ///< a node, or memory that is shared
+  int64_t between = 0;  ///< nodes, or ranks that share no memory
+};
+
 /// One group's way. Tasks of all ranks match: the same calls in the same order.
 class Transfer {
  public:
   virtual ~Transfer() = default;
+  /// False: pairs are by rank.
+  virtual bool takes_any_order() const { return true; }
+  /// So far, all that its groups have sent.
+  virtual LinkBytes sent() const = 0;
   virtual Task<Plan> plan(Layout layout, Statement own) = 0;
   /// Each tensor [T, …] → [max(capacity, received rows), …], by source rank, then token; what is behind the
   /// received rows is undefined.

@@ -49,6 +49,9 @@ struct MoeConfig {
   double bias_rate = 0;
   double z_loss = 0;    ///< coefficient of the router z-loss (route.h)
   double capacity = 0;  ///< of an expert, in even loads of a sequence (within_capacity, route.h); 0: no limit
+  /// A token's experts are summed one by one, by slot: bits do not depend on which rank has which expert
+  /// (ep::PairOrder::every_slot), and neither do those of the gradient norm.
+  bool exact_sums = false;
 };
 
 /// A decoder of `layers` blocks: x += attention(norm(x)); x += mlp(norm(x)).

@@ -141,8 +141,8 @@ void start_step(std::span<Moe* const> layers) {
   for (Moe* moe : layers) std::ranges::fill(moe->router().step_tokens(), 0);
 }
 
-Task<> update_biases(std::span<Moe* const> layers, Group* holders) {
-  if (layers.empty()) co_return;
+Task<Tensor> sum_step_tokens(std::span<Moe* const> layers, Group* holders) {
+  if (layers.empty()) co_return Tensor();
   const auto experts = static_cast<int64_t>(layers.front()->router().step_tokens().size());
   const Tensor tokens_LE = Tensor::empty({std::ssize(layers), experts}, DType::i64);
   const auto all = tokens_LE.span<int64_t>();
@@ -153,9 +153,13 @@ Task<> update_biases(std::span<Moe* const> layers, Group* holders) {
     Work work = holders->all_reduce(tokens_LE);
     co_await work;
   }
+  co_return tokens_LE;
+}
+
+void update_biases(std::span<Moe* const> layers, const Tensor& tokens_LE) {
   for (size_t i = 0; i < layers.size(); ++i) {
-    layers[i]->router().update_bias(
-        all.subspan(i * static_cast<size_t>(experts), static_cast<size_t>(experts)));
+    const auto layer = static_cast<int64_t>(i);
+    layers[i]->router().update_bias(tokens_LE.slice(layer, layer + 1).span<int64_t>());
   }
 }
 
@@ -190,12 +194,14 @@ Experts::Experts(const Builder& b, const std::string& name)
                             .shape = {b.config.moe.experts, 2, b.config.moe.expert_width, b.config.width},
                             .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
                             .init = {.std = b.config.init_std},
-                            .gradient = OverTp::parts})),
+                            .gradient = OverTp::parts,
+                            .rows_move = b.config.moe.exact_sums})),
       down_(b.store.add({.name = name + ".down",
                          .shape = {b.config.moe.experts, b.config.width, b.config.moe.expert_width},
                          .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
                          .init = {.std = b.config.init_std / std::sqrt(2.0 * b.config.layers)},
-                         .gradient = OverTp::parts})) {}
+                         .gradient = OverTp::parts,
+                         .rows_move = b.config.moe.exact_sums})) {}
 
 Task<Rows> Experts::forward(Rows x, Tensor offsets, Tape& tape) {
   const Lease gate_up = co_await gate_up_.use();
@@ -225,6 +231,7 @@ Moe::Moe(const Builder& b, const std::string& name, const std::string& experts, 
       experts_(b, experts),
       buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts,
               ep::BufferOptions{.etp = &b.store.mesh().group(Axis::etp)}),
+      exact_sums_(b.config.moe.exact_sums),
       shared_(b.config.moe.shared_experts == 0
                   ? nullptr
                   : std::make_unique<SwigluMlp>(b, name + ".shared",
@@ -250,7 +257,10 @@ Task<Tensor> Moe::backward(Tensor dy_TD, Pass pass, Tape& tape) {
 Task<Tensor> Moe::routed_forward(Tensor stream_TD, Pass pass, Tape& tape) {
   const Tensor x_TD = tensor_.split(stream_TD);
   const Routing route = co_await router_.forward(x_TD, pass, tape.scope("router"));
-  const ep::Dispatched in = co_await buffer_.dispatch(x_TD, route.topk_idx_TK, route.weights_TK);
+  ep::Tokens tokens = {x_TD, route.topk_idx_TK, route.weights_TK};
+  ep::DispatchOptions options;
+  if (exact_sums_) options.order = ep::PairOrder::every_slot;
+  const ep::Dispatched in = co_await buffer_.dispatch(std::move(tokens), options);
   const ExpertOrder order = order_by_expert(in.topk_idx_RK, buffer_.local_experts());
   const Rows x = permute(in.x_RD, order);
   const Rows y = co_await experts_.forward(x, order.offsets, tape.scope("experts"));

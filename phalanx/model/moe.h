@@ -69,6 +69,7 @@ class Experts {
   /// the sum over etp.
   Task<Rows> forward(Rows x, Tensor offsets, Tape& tape);
   Task<Rows> backward(Rows dy, Tensor offsets, Tape& tape);
+  std::array<Parameter*, 2> parameters() { return {&gate_up_, &down_}; }
 
  private:
   Parameter& gate_up_;
@@ -84,6 +85,9 @@ class Moe final : public Layer {
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
   MoeStatistics& statistics() { return router_.statistics(); }
   Router& router() { return router_; }
+  Experts& experts() { return experts_; }
+  /// From now on this rank's experts are those that the map says; outside a step, their weights moved.
+  void set_places(std::shared_ptr<const ep::ReplicaMap> map) { buffer_.set_replicas(std::move(map)); }
 
  private:
   Task<Tensor> routed_forward(Tensor x_TD, Pass pass, Tape& tape);
@@ -93,13 +97,16 @@ class Moe final : public Layer {
   Router router_;
   Experts experts_;
   ep::Buffer buffer_;
+  bool exact_sums_;
   std::unique_ptr<SwigluMlp> shared_;  // or null
 };
 
 /// Starts the count of a step's tokens.
 void start_step(std::span<Moe* const> layers);
-/// After a step: moves each router's bias by the choices of all tokens of the step, on every rank alike;
-/// collective over the `holders` of the routers (ParameterStore::state_holders).
-Task<> update_biases(std::span<Moe* const> layers, Group* holders);
+/// After a step: i64 [L, E], how often each layer's experts were chosen by all tokens of the step; collective
+/// over the `holders` of the routers (ParameterStore::state_holders).
+Task<Tensor> sum_step_tokens(std::span<Moe* const> layers, Group* holders);
+/// Moves each router's bias by those choices, on every rank alike.
+void update_biases(std::span<Moe* const> layers, const Tensor& tokens_LE);
 
 }  // namespace phalanx

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "phalanx/ops/cast.h"
 #include "phalanx/ops/elementwise.h"
@@ -174,12 +175,37 @@ Task<> DataParallel::publish_values() {
   }
 }
 
+// Σ g² of a parameter whose rows may lie anywhere in ep: summed by row, and rows in the order of their
+// numbers. The same on every rank of ep.
+Task<double> DataParallel::squares_by_row(Parameter* p) {
+  const LocalSlice& slice = p->slice();
+  const Tensor squares = Tensor::zeros({slice.full[0]}, DType::f64);
+  const int64_t rows = slice.local[0];
+  const Tensor grads = store_.own_grad(*p).view({rows, slice.local.numel() / rows});
+  for (int64_t r = 0; r < rows; ++r) {
+    const bool moved = !p->row_numbers().empty();
+    const int64_t number = moved ? p->row_numbers()[static_cast<size_t>(r)] : slice.begin[0] + r;
+    squares.data<double>()[number] = sum_of_squares(grads.slice(r, r + 1));
+  }
+  Work over_ep = store_.mesh().group(Axis::ep).all_reduce(squares);
+  co_await over_ep;
+  const auto all = squares.span<double>();
+  co_return std::accumulate(all.begin(), all.end(), 0.0);
+}
+
 Task<double> DataParallel::grad_norm() {
   const TracePart part("", "gradient norm", TracePhase::reduce);
   double squares = 0;
   for (const Bucket& b : store_.buckets()) {
     const bool mine = b.counts && (!b.replicas || b.replicas->rank() == 0);
-    if (mine) squares += sum_of_squares(store_.share_of_grads(b));
+    if (store_.sums_by_row(b)) {
+      for (Parameter* p : b.parameters) {
+        const double sum = co_await squares_by_row(p);
+        if (mine && store_.mesh().coordinate(Axis::ep) == 0) squares += sum;
+      }
+    } else if (mine) {
+      squares += sum_of_squares(store_.share_of_grads(b));
+    }
   }
   const Tensor all = Tensor::of(Shape{1}, std::span<const double>(&squares, 1));
   Work over_world = store_.mesh().world().all_reduce(all);

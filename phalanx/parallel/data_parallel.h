@@ -75,6 +75,7 @@ class DataParallel {
   void arrive(Bucket& bucket);
   void start_sum(Bucket& bucket);
   Task<> sum(Bucket* bucket);
+  Task<double> squares_by_row(Parameter* parameter);
 
   ParameterStore& store_;
   PooledVector<Task<>> sums_;  // oldest first

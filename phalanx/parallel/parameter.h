@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "phalanx/base/task.h"
 #include "phalanx/comm/placement.h"
@@ -29,6 +30,7 @@ struct ParameterSpec {
   Init init;
   bool weight_decay = true;
   OverTp gradient = OverTp::alike;
+  bool rows_move = false;  // rows of dimension 0, cut over ep, may come to lie elsewhere (set_row_numbers)
   friend bool operator==(const ParameterSpec&, const ParameterSpec&) = default;
 };
 
@@ -66,6 +68,12 @@ class Parameter {
   };
   Use use() { return {*this}; }
 
+  /// Which row of the full tensor each local one is, where rows have moved; else empty: as slice() says.
+  std::span<const int32_t> row_numbers() const { return row_numbers_; }
+  void set_row_numbers(std::span<const int32_t> numbers) {
+    row_numbers_.assign(numbers.begin(), numbers.end());
+  }
+
   /// The local gradient; backward adds to it.
   Tensor grad();
   /// The same, written by now.
@@ -95,6 +103,7 @@ class Parameter {
   friend struct Bucket;
   ParameterSpec spec_;
   LocalSlice slice_;
+  std::vector<int32_t> row_numbers_;
   Bucket* bucket_ = nullptr;
   int64_t at_ = 0;  // in the bucket, in elements
   Tensor value_;

@@ -86,7 +86,8 @@ BranchMemory LayerMemory::mla() const {
 }
 
 double LayerMemory::ranks_of_token() const {
-  double misses = 1;  // that none of the K chosen is among one rank's experts
+  if (c_.moe.exact_sums) return c_.moe.top_k;  // a row for each
+  double misses = 1;                           // that none of the K chosen is among one rank's experts
   const double local = static_cast<double>(c_.moe.experts) / ep_;
   for (int k = 0; k < c_.moe.top_k; ++k) {
     misses *= std::max(0.0, c_.moe.experts - local - k) / (c_.moe.experts - k);

@@ -43,8 +43,10 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
              parts_of_rank(schedule_, mesh_.coordinate(Axis::pp), config.model.layers,
                            stage_layers(config.parallel))),
       optimizer_(initialised(parameters_, config_, mesh_), config.optimizer),
+      places_(parameters_, model_, optimizer_, config.parallel),
       trainer_{mesh_,       parameters_,           model_, optimizer_, Pipeline(schedule_, mesh_),
                config.clip, config.train.recompute} {
+  if (config.parallel.rebalance_every > 0) trainer_.places = &places_;
   share_.context = model_.context_share();
   share_.depths = config_.model.mtp;
   share_.slices = config.train.slices;

@@ -21,6 +21,7 @@ class RankRun {
   Transformer& model() { return model_; }
   Optimizer& optimizer() { return optimizer_; }
   Trainer& trainer() { return trainer_; }
+  ExpertPlaces& places() { return places_; }
   /// Which rows of each step this rank computes.
   const RowShare& share() const { return share_; }
 
@@ -32,6 +33,7 @@ class RankRun {
   ParameterStore parameters_;
   Transformer model_;
   Optimizer optimizer_;
+  ExpertPlaces places_;
   Trainer trainer_;
 };
 

@@ -58,7 +58,7 @@ std::vector<NamedTensor> tensors_of(RankRun& rank) {
 bool may_change(const std::string& key) {
   return key == "model.context" || key == "model.dropout" || key == "model.init_std" ||
          key == "model.mtp_weight" || key == "moe.balance_loss" || key == "moe.z_loss" ||
-         key == "moe.bias_rate" || key == "moe.capacity";
+         key == "moe.bias_rate" || key == "moe.capacity" || key == "moe.exact_sums";
 }
 
 // Error: the checkpoint's weights mean something else in this run.
@@ -103,7 +103,10 @@ SavedReport save_run(RankRun& rank, const Tokenizer& tokenizer, int64_t steps_do
   contents.state.set("optimizer.steps", rank.optimizer().steps());
   contents.state.set("tokenizer", tokenizer.json());
   const int keep = static_cast<int>(rank.config().train.keep);
-  return save_checkpoint(rank.config().train.out, contents, world, {.keep_last = keep});
+  SavedReport report;
+  rank.places().at_home(
+      [&] { report = save_checkpoint(rank.config().train.out, contents, world, {.keep_last = keep}); });
+  return report;
 }
 
 Resumed resume_run(RankRun& rank, const Tokenizer& tokenizer, const std::string& path, Group& world) {

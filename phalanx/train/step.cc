@@ -208,8 +208,11 @@ StepResult train_step(Trainer& t, std::span<const Batch> microbatches, double lr
   const bool clips = t.clip > 0 && result.grad_norm > t.clip;
   t.optimizer.step(lr, clips ? t.clip / (result.grad_norm + 1e-6) : 1);
   watch.lap(result.seconds.update);
-  if (t.model.config().moe.bias_rate > 0) {
-    run(update_biases(t.model.moe_layers(), t.parameters.state_holders()));
+  const bool biased = t.model.config().moe.bias_rate > 0;
+  if (biased || t.places) {
+    const Tensor tokens_LE = run(sum_step_tokens(t.model.moe_layers(), t.parameters.state_holders()));
+    if (biased) update_biases(t.model.moe_layers(), tokens_LE);
+    if (t.places) t.places->step(tokens_LE);
   }
   run(t.model.data().publish_values());
   watch.lap(result.seconds.reduce);

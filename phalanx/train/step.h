@@ -7,6 +7,7 @@
 #include "phalanx/base/error.h"
 #include "phalanx/model/transformer.h"
 #include "phalanx/parallel/pipeline.h"
+#include "phalanx/train/expert_places.h"
 #include "phalanx/train/optimizer.h"
 
 namespace phalanx {
@@ -21,6 +22,7 @@ struct Trainer {
   double clip = 0;    ///< largest gradient norm; 0: no limit
   Recomputation recompute = {};
   RoutingWatch* watch = nullptr;
+  ExpertPlaces* places = nullptr;           ///< null: experts stay where they are
   std::deque<Tape> tapes = {};              ///< by chunk, and in each by microbatch
   std::deque<SliceHistory> histories = {};  ///< by chunk, and in each by microbatch, where they are cut
   std::optional<Pipeline> forwards = {};    ///< of the last evaluation

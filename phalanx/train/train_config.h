@@ -43,13 +43,16 @@ struct RunConfig {
 
 /// Section [parallel].
 struct ParallelConfig {
-  int ranks = 0;            ///< 0: those of the layout
-  std::string layout = "";  ///< "dp=4,ep=2"; without dp, dp takes the ranks that the others leave
-  bool sequence = true;     ///< between layers each rank of tp has its own rows (sequence parallelism)
-  int zero = 0;             ///< ZeRO's stage (parallel/parameter.h)
-  int shard = 0;            ///< ranks that share out one copy of what ZeRO shares; 0: all
-  int chunks = 0;           ///< of the model on each rank of pp; 0: the schedule's own number
-  std::string layers = "";  ///< of each stage of pp, "3,4,5"; "": as many on each as go round
+  int ranks = 0;                 ///< 0: those of the layout
+  std::string layout = "";       ///< "dp=4,ep=2"; without dp, dp takes the ranks that the others leave
+  bool sequence = true;          ///< between layers each rank of tp has its own rows (sequence parallelism)
+  int zero = 0;                  ///< ZeRO's stage (parallel/parameter.h)
+  int shard = 0;                 ///< ranks that share out one copy of what ZeRO shares; 0: all
+  int64_t rebalance_every = 0;   ///< steps between moves of experts (train/expert_places.h); 0: they stay
+  int64_t rebalance_window = 0;  ///< steps whose loads count; 0: rebalance_every
+  int64_t rebalance_moves = 0;   ///< the most experts that move at once, on a stage; 0: any number
+  int chunks = 0;                ///< of the model on each rank of pp; 0: the schedule's own number
+  std::string layers = "";       ///< of each stage of pp, "3,4,5"; "": as many on each as go round
   TransportKind transport = TransportKind::threads;
   double progress_timeout = 600;  ///< seconds in which a waiting rank must get a step further
   double liveness_timeout = 10;   ///< seconds of silence after which a process is taken for dead

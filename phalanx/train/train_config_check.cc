@@ -126,6 +126,21 @@ Schedule schedule_of(const TrainConfig& config, int64_t microbatches) {
 
 namespace {
 
+// Error: experts cannot change places.
+void check_rebalancing(const TrainConfig& c) {
+  if (c.parallel.rebalance_every == 0) return;
+  const auto refuse = [&](const char* why) {
+    throw Error("parallel.rebalance_every {} moves experts between ranks: {}", c.parallel.rebalance_every,
+                why);
+  };
+  if (c.model.mlp != MlpKind::moe) refuse("it needs model.mlp = \"moe\"");
+  if (!c.model.moe.exact_sums) {
+    refuse("set moe.exact_sums = true, or results would depend on where experts are");
+  }
+  if (c.parallel.zero != 0) refuse("it needs parallel.zero = 0");
+  if (c.model.moe.share_layers > 1) refuse("it needs moe.share_layers = 1");
+}
+
 // Fills in what follows from the layout. Error: the rest does not fit it.
 TrainConfig laid_out(TrainConfig c, const Layout& layout) {
   c.parallel.layout = layout.text();
@@ -136,6 +151,7 @@ TrainConfig laid_out(TrainConfig c, const Layout& layout) {
   const RowShare share = row_share(c.train.batch, c.train.microbatch, layout.dp, 0);
   c.train.microbatch = share.microbatch;
   check_pipeline(c, layout, share.microbatches());
+  check_rebalancing(c);
   check_rows(c, layout);
   check_slices(c, layout);
   return c;

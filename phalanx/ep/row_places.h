@@ -1,0 +1,28 @@
+// Where rows lie, here and on other ranks: what the ways of moving them (transfer.h) have in common.
+#pragma once
+
+#include "phalanx/comm/group.h"
+#include "phalanx/ep/layout.h"
+
+namespace phalanx::ep {
+
+using Counts = PooledVector<int64_t>;
+
+/// Where each rank's rows begin, if they lie one rank behind the other.
+Counts sums_before(const Counts& rows);
+/// Of rows to or from each rank, those of all but `rank`.
+int64_t others(const Counts& rows, int rank);
+
+/// The address of row starts[r] of tensor r, or of the only one.
+PooledVector<std::byte*> bases(std::span<const Tensor> tensors, const Counts& starts);
+
+/// Of every rank of a group that shares memory, those tensors (Group::share): the first one's by rank, then
+/// the second's. Drop them before the unshare. Error, on all ranks: rows that differ in bytes or dtype.
+Task<PooledVector<Tensor>> everyones(Group& group, PooledVector<Tensor> own);
+/// Of those the i-th's, by rank.
+inline std::span<const Tensor> of_tensor(const PooledVector<Tensor>& everyones, size_t i, int ranks) {
+  const auto n = static_cast<size_t>(ranks);
+  return std::span(everyones).subspan(i * n, n);
+}
+
+}  // namespace phalanx::ep

@@ -1,0 +1,278 @@
+#include "phalanx/ep/two_level.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+
+#include "phalanx/base/error.h"
+#include "phalanx/ep/row_places.h"
+
+namespace phalanx::ep {
+namespace {
+
+constexpr int kMostOfNode = 63;  // ranks in a mask
+
+// Every n-th rank from `first`, `count` of them.
+Group part_of(Group& group, const char* name, int first, int step, int count) {
+  std::vector<int> members(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) members[static_cast<size_t>(i)] = first + i * step;
+  return group.subgroup(format("{} {}", group.name(), name), members);
+}
+
+Layout empty_layout(int64_t tokens, int64_t pairs, int64_t bins) {
+  return {Tensor::empty({tokens + 1}, DType::i64), Tensor::empty({pairs}, DType::i32),
+          Tensor::empty({pairs}, DType::i64), Counts(static_cast<size_t>(bins), 0)};
+}
+
+// Adds a pair behind those that are there.
+void add_pair(Layout& layout, int64_t& pairs, int32_t bin) {
+  layout.rank_P.data<int32_t>()[pairs] = bin;
+  layout.row_P.data<int64_t>()[pairs] = layout.rows[static_cast<size_t>(bin)]++;
+  ++pairs;
+}
+
+// The pairs (token, node) of pairs (token, rank), and for each which of the node's ranks, as bits.
+struct ByNode {
+  Layout layout;
+  Tensor masks_P;  // i64
+};
+
+ByNode by_node(const Layout& by_rank, int nodes, int of_node) {
+  const int64_t tokens = by_rank.tokens();
+  ByNode out = {empty_layout(tokens, by_rank.pairs(), nodes), Tensor::zeros({by_rank.pairs()}, DType::i64)};
+  int64_t pairs = 0;
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t first = pairs;
+    out.layout.first_T.data<int64_t>()[t] = first;
+    for (const int32_t rank : Pairs(by_rank, t).ranks) {
+      const int32_t node = rank / of_node;
+      if (pairs == first || out.layout.rank_P.data<int32_t>()[pairs - 1] != node) {
+        add_pair(out.layout, pairs, node);
+      }
+      out.masks_P.data<int64_t>()[pairs - 1] |= int64_t{1} << (rank % of_node);
+    }
+  }
+  out.layout.first_T.data<int64_t>()[tokens] = pairs;
+  return out;
+}
+
+// One number for each pair, as rows behind one another by node.
+Tensor by_row(const Layout& layout, const Tensor& of_pair) {
+  const Tensor out = Tensor::empty({layout.pairs()}, DType::i64);
+  const Counts starts = sums_before(layout.rows);
+  for (int64_t p = 0; p < layout.pairs(); ++p) {
+    const auto node = static_cast<size_t>(layout.rank_P.data<int32_t>()[p]);
+    out.data<int64_t>()[starts[node] + layout.row_P.data<int64_t>()[p]] = of_pair.data<int64_t>()[p];
+  }
+  return out;
+}
+
+// Where rows go that were received from the nodes in turn, each for the ranks of its mask.
+Layout onward(const Tensor& masks_F, const Counts& from_node, int of_node) {
+  const auto masks = masks_F.span<const int64_t>();
+  int64_t most = 0;
+  for (const int64_t m : masks) most += std::popcount(static_cast<uint64_t>(m));
+  Layout out = empty_layout(std::ssize(masks), most, std::ssize(from_node) * of_node);
+  int64_t pairs = 0;
+  int64_t row = 0;
+  for (size_t n = 0; n < from_node.size(); ++n) {
+    for (int64_t i = 0; i < from_node[n]; ++i, ++row) {
+      out.first_T.data<int64_t>()[row] = pairs;
+      for (int r = 0; r < of_node; ++r) {
+        if (masks[static_cast<size_t>(row)] >> r & 1) {
+          add_pair(out, pairs, static_cast<int32_t>(n) * of_node + r);
+        }
+      }
+    }
+  }
+  out.first_T.data<int64_t>()[row] = pairs;
+  return out;
+}
+
+class TwoLevel final : public Transfer {
+ public:
+  TwoLevel(Group& group, int of_node)
+      : nodes_(group.size() / of_node),
+        of_node_(of_node),
+        node_(part_of(group, "node", group.rank() / of_node * of_node, 1, of_node)),
+        rail_(part_of(group, "rail", group.rank() % of_node, of_node, nodes_)),
+        flat_(message_transfer(group)) {
+    if (!node_.shares_memory()) throw Error("the ranks of {} do not share memory", node_.name());
+  }
+
+  bool takes_any_order() const override { return false; }
+  LinkBytes sent() const override {
+    return {.inside = node_.traffic().sent, .between = rail_.traffic().sent + flat_->sent().between};
+  }
+
+  Task<Plan> plan(Layout layout, Statement own) override {
+    Plan plan = co_await flat_->plan(std::move(layout), own);
+    Route& route = plan.route;
+    ByNode out = by_node(route.layout, nodes_, of_node_);
+    const Tensor rows = Tensor::of(Shape{nodes_}, std::span<const int64_t>(out.layout.rows));
+    const Counts ones(static_cast<size_t>(nodes_), 1);
+    Work counts = rail_.all_to_all(rows, ones, ones);
+    const Tensor from_nodes = co_await counts;
+    const auto from = from_nodes.span<int64_t>();
+    route.relay.recv_rows.assign(from.begin(), from.end());
+    Work exchange = rail_.all_to_all(by_row(out.layout, out.masks_P), out.layout.rows, route.relay.recv_rows);
+    const Tensor masks = co_await exchange;
+    route.relay.onward = onward(masks, route.relay.recv_rows, of_node_);
+    route.relay.to_nodes = std::move(out.layout);
+    const Shape one = {1, std::ssize(route.recv_rows)};
+    Work gather = node_.all_gather(Tensor::of(one, std::span<const int64_t>(route.recv_rows)));
+    const Tensor recv_rows_GR = co_await gather;
+    route.relay.starts = starts_of(recv_rows_GR);
+    co_return plan;
+  }
+
+  Task<PooledVector<Tensor>> spread(PooledVector<Tensor> rows, Route route, int64_t capacity) override {
+    const Relay& relay = route.relay;
+    PooledVector<Work> works;
+    for (const Tensor& x : rows) {
+      const Tensor packed = Tensor::empty(x.shape().with_rows(relay.to_nodes.pairs()), x.dtype());
+      spread_rows(relay.to_nodes, x, bases(std::span(&packed, 1), sums_before(relay.to_nodes.rows)));
+      works.push_back(rail_.all_to_all(packed, relay.to_nodes.rows, relay.recv_rows));
+    }
+    PooledVector<Tensor> passing;
+    PooledVector<Tensor> out;
+    for (Work& work : works) {
+      Tensor x = co_await work;
+      const int64_t room = std::max(capacity, route.received());
+      out.push_back(Tensor::empty(x.shape().with_rows(room), x.dtype()));
+      passing.push_back(std::move(x));
+    }
+    PooledVector<Tensor> everywhere = co_await everyones(node_, out);
+    for (size_t i = 0; i < passing.size(); ++i) {
+      spread_rows(relay.onward, passing[i], places(everywhere, i, relay.starts));
+    }
+    everywhere.clear();
+    Work all_have_written = node_.unshare(bytes_onward(passing, route), bytes_received(out, route));
+    co_await all_have_written;
+    co_return out;
+  }
+
+  Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows, Route route,
+                                     PooledVector<Tensor> first) override {
+    const Relay& relay = route.relay;
+    PooledVector<Tensor> everywhere = co_await everyones(node_, rows);
+    PooledVector<Tensor> sums;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      sums.push_back(Tensor::empty(rows[i].shape().with_rows(relay.onward.tokens()), rows[i].dtype()));
+      sum_rows(relay.onward, places(everywhere, i, relay.starts), sums.back());
+    }
+    everywhere.clear();
+    Work all_have_read = node_.unshare(bytes_received(rows, route), bytes_onward(rows, route));
+    co_await all_have_read;
+    const PooledVector<Tensor> back = co_await send_back(std::move(sums), route);
+    PooledVector<Tensor> out;
+    for (const Tensor& y : back) {
+      out.push_back(Tensor::empty(y.shape().with_rows(route.layout.tokens()), y.dtype()));
+      sum_rows(relay.to_nodes, bases(std::span(&y, 1), sums_before(relay.to_nodes.rows)), out.back(), first);
+      first.clear();
+    }
+    co_return out;
+  }
+
+  // Inside the node as they are; sums are quantised again.
+  Task<Tensor> collect_quantized(Quantized rows, Route route, DType dtype,
+                                 PooledVector<Tensor> first) override {
+    const Relay& relay = route.relay;
+    PooledVector<Tensor> own = {rows.q_TD, rows.scales_TS};
+    PooledVector<Tensor> everywhere = co_await everyones(node_, own);
+    const Tensor sums = Tensor::empty(rows.q_TD.shape().with_rows(relay.onward.tokens()), dtype);
+    const PooledVector<std::byte*> q = places(everywhere, 0, relay.starts);
+    const PooledVector<std::byte*> scales = places(everywhere, 1, relay.starts);
+    sum_quantized_rows(relay.onward, {q, scales}, sums);
+    everywhere.clear();
+    Work all_have_read = node_.unshare(bytes_received(own, route), bytes_onward(own, route));
+    co_await all_have_read;
+    const Quantized narrow = quantize(sums, ScaleFormat::f32);
+    PooledVector<Tensor> sent = {narrow.q_TD, narrow.scales_TS};
+    const PooledVector<Tensor> back = co_await send_back(std::move(sent), route);
+    Tensor out = Tensor::empty(sums.shape().with_rows(route.layout.tokens()), dtype);
+    const Counts starts = sums_before(relay.to_nodes.rows);
+    const PooledVector<std::byte*> q_back = bases(std::span(&back[0], 1), starts);
+    const PooledVector<std::byte*> scales_back = bases(std::span(&back[1], 1), starts);
+    sum_quantized_rows(relay.to_nodes, {q_back, scales_back}, out, first);
+    co_return out;
+  }
+
+ private:
+  // [nodes · G]: before rows from node n that pass through this rank, a rank of the node receives those of
+  // all lower ranks. recv_rows_GR: what each rank of this node receives from every rank.
+  Counts starts_of(const Tensor& recv_rows_GR) const {
+    Counts out;
+    for (int n = 0; n < nodes_; ++n) {
+      for (int r = 0; r < of_node_; ++r) {
+        const int64_t* const recv = recv_rows_GR.data<int64_t>() + r * recv_rows_GR.dim(1);
+        out.push_back(std::accumulate(recv, recv + n * of_node_ + node_.rank(), int64_t{0}));
+      }
+    }
+    return out;
+  }
+
+  // Of the i-th tensor, where the rows of each (node, rank of this node) begin.
+  PooledVector<std::byte*> places(const PooledVector<Tensor>& everywhere, size_t i,
+                                  const Counts& starts) const {
+    const std::span<const Tensor> of_rank = of_tensor(everywhere, i, of_node_);
+    PooledVector<Tensor> of_bin;
+    for (int n = 0; n < nodes_; ++n) of_bin.insert(of_bin.end(), of_rank.begin(), of_rank.end());
+    return bases(of_bin, starts);
+  }
+
+  // Of rows that pass through this rank, the bytes to other ranks of the node; and of rows that it receives,
+  // those that pass through others.
+  int64_t bytes_onward(const PooledVector<Tensor>& rows, const Route& route) const {
+    int64_t pairs = 0;
+    for (size_t bin = 0; bin < route.relay.onward.rows.size(); ++bin) {
+      const bool other = static_cast<int>(bin) % of_node_ != node_.rank();
+      if (other) pairs += route.relay.onward.rows[bin];
+    }
+    return pairs * bytes_of_row(rows);
+  }
+  int64_t bytes_received(const PooledVector<Tensor>& rows, const Route& route) const {
+    int64_t n = 0;
+    for (size_t source = 0; source < route.recv_rows.size(); ++source) {
+      if (static_cast<int>(source) % of_node_ != node_.rank()) n += route.recv_rows[source];
+    }
+    return n * bytes_of_row(rows);
+  }
+  static int64_t bytes_of_row(const PooledVector<Tensor>& rows) {
+    int64_t bytes = 0;
+    for (const Tensor& x : rows) bytes += static_cast<int64_t>(row_bytes(x));
+    return bytes;
+  }
+
+  // One row for each (token, node), to where the token is.
+  Task<PooledVector<Tensor>> send_back(PooledVector<Tensor> rows, Route route) {
+    PooledVector<Work> works;
+    for (const Tensor& y : rows) {
+      works.push_back(rail_.all_to_all(y, route.relay.recv_rows, route.relay.to_nodes.rows));
+    }
+    PooledVector<Tensor> out;
+    for (Work& work : works) {
+      Tensor back = co_await work;
+      out.push_back(std::move(back));
+    }
+    co_return out;
+  }
+
+  int nodes_;
+  int of_node_;
+  Group node_;  // this one
+  Group rail_;  // the ranks with this one's place in their nodes
+  std::unique_ptr<Transfer> flat_;
+};
+
+}  // namespace
+
+std::unique_ptr<Transfer> two_level_transfer(Group& group, int ranks_of_node) {
+  if (ranks_of_node < 1 || ranks_of_node > kMostOfNode || group.size() % ranks_of_node != 0) {
+    throw Error("{} ranks are not nodes of {}: a divisor of them, at most {}", group.size(), ranks_of_node,
+                kMostOfNode);
+  }
+  return std::make_unique<TwoLevel>(group, ranks_of_node);
+}
+
+}  // namespace phalanx::ep

@@ -198,10 +198,13 @@ Task<double> DataParallel::grad_norm() {
   double squares = 0;
   for (const Bucket& b : store_.buckets()) {
     const bool mine = b.counts && (!b.replicas || b.replicas->rank() == 0);
-    if (store_.sums_by_row(b)) {
+    const auto moves = [this](const Parameter* p) { return store_.sums_by_row(*p); };
+    if (std::ranges::any_of(b.parameters, moves)) {
       for (Parameter* p : b.parameters) {
-        const double sum = co_await squares_by_row(p);
-        if (mine && store_.mesh().coordinate(Axis::ep) == 0) squares += sum;
+        double sum = 0;
+        if (moves(p)) sum = co_await squares_by_row(p);
+        const bool counts = mine && (!moves(p) || store_.mesh().coordinate(Axis::ep) == 0);
+        if (counts) squares += moves(p) ? sum : sum_of_squares(store_.own_grad(*p));
       }
     } else if (mine) {
       squares += sum_of_squares(store_.share_of_grads(b));

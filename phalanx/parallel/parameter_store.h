@@ -111,9 +111,9 @@ class ParameterStore {
     return kept().slice(bucket.begin, bucket.begin + bucket.elements);
   }
 
-  /// True for parameters whose rows may move between several ranks of ep, where nobody shares them out.
-  bool sums_by_row(const Bucket& bucket) const {
-    return bucket.parameters.front()->spec().rows_move && mesh_.size(Axis::ep) > 1 && zero() == Zero::none;
+  /// True if its rows may move between several ranks of ep, and nobody shares them out.
+  bool sums_by_row(const Parameter& parameter) const {
+    return parameter.spec().rows_move && mesh_.size(Axis::ep) > 1 && zero() == Zero::none;
   }
 
   /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.

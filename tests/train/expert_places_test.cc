@@ -88,7 +88,8 @@ TEST_P(ExpertPlacesTest, NoResultChangesByABit) {
     const Seen b = train(moving, data, world);
     EXPECT_EQ(a.moved, 0);
     EXPECT_GE(reduce_number(world, b.moved), 2);
-    EXPECT_EQ(a.losses, b.losses);
+    ASSERT_EQ(a.losses.size(), b.losses.size());
+    for (size_t i = 0; i < a.losses.size(); ++i) EXPECT_EQ(a.losses[i], b.losses[i]) << "number " << i;
     ASSERT_EQ(a.values.size(), b.values.size());
     for (size_t i = 0; i < a.values.size(); ++i) {
       EXPECT_EQ(std::memcmp(a.values[i].raw(), b.values[i].raw(), a.values[i].bytes()), 0)
@@ -102,10 +103,10 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Case{"ep2", small_moe, {.dp = 2, .ep = 2}},
         Case{"ep4_overlapped", small_moe, {.dp = 4, .ep = 4}, "overlapped"},
-        Case{"ep2_edp2_few_moves", small_moe, {.dp = 4, .ep = 2}, "sequential", KeptWeights::same, 1},
+        Case{"ep2_edp2_few_moves", small_moe, {.dp = 4, .ep = 2}, "sequential", KeptWeights::same, 4},
         Case{"tp2_ep2_etp2", small_moe, {.dp = 2, .tp = 2, .ep = 2, .etp = 2}},
         Case{"pp2_ep2", small_moe, {.pp = 2, .dp = 2, .ep = 2}, "zb-h1"},
-        Case{"dualpipe_ep2", small_moe, {.pp = 2, .dp = 2, .ep = 2}, "dualpipe"},
+        Case{"dualpipe_tp2_ep2", small_moe, {.pp = 2, .tp = 2, .ep = 2}, "dualpipe"},
         Case{"narrow", small_moe, {.dp = 2, .ep = 2}, "sequential", KeptWeights::bf16},
         Case{"mtp_ep2", small_mtp, {.dp = 2, .ep = 2}}),
     [](const auto& info) { return info.param.name; });

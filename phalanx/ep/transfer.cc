@@ -62,6 +62,7 @@ class Direct final : public Transfer {
   }
 
   Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows, Route route) override {
+    for (Tensor& y : rows) y = group_.shareable(std::move(y));
     PooledVector<Tensor> everywhere = co_await peers(rows);
     PooledVector<Tensor> out;
     int64_t bytes = 0;

@@ -1,8 +1,8 @@
 // One rank of a world that a launcher has started; launch_test.py says what it does:
 //   ranks_program SCENARIO [RANK]
 // `collectives`: every collective is right. `shared`: ranks share memory, also some of them, and RANK, if
-// there is one, is killed between a share and its unshare. The others make RANK misbehave in the middle of
-// many all_reduces.
+// there is one, is killed between a share and its unshare. `hosts`: the halves of the ranks share memory, and
+// no rank with one of the other half. The others make RANK misbehave in the middle of many all_reduces.
 #include <unistd.h>
 
 #include <csignal>
@@ -56,6 +56,18 @@ void shared(Group& world, int culprit) {
   }
 }
 
+void hosts(Group& world) {
+  const int half = world.size() / 2;
+  std::vector<int> beside;
+  for (int i = 0; i < half; ++i) beside.push_back(world.rank() / half * half + i);
+  const int here = world.rank() % half;
+  Group host = world.subgroup("host", beside);
+  const Group across = world.subgroup("across", std::vector<int>{here, here + half});
+  if (world.shares_memory() || across.shares_memory()) throw Error("memory is shared between hosts");
+  if (!host.shares_memory()) throw Error("the ranks of a host share no memory");
+  for (unsigned i = 0; i < 20; ++i) check_share(host, {.dtype = DType::f32, .n = 1000, .seed = i});
+}
+
 void misbehave(Group& world, std::string_view how) {
   const Tensor seven = Tensor::zeros({7}, DType::f32);
   if (how == "killed") raise(SIGKILL);
@@ -87,6 +99,7 @@ int rank_main(std::string_view scenario, int culprit) {
   run_ranks({.transport = place->transport, .ranks = place->ranks, .deadlines = deadlines},
             [&](Group& world) {
               if (scenario == "collectives") return collectives(world);
+              if (scenario == "hosts") return hosts(world);
               if (scenario == "shared") return shared(world, culprit);
               rounds(world, scenario, culprit);
             });

@@ -9,11 +9,12 @@
 #include <optional>
 
 #include "phalanx/tensor/device.h"
-#include "phalanx/tensor/memory_file.h"
 
 namespace phalanx {
 
 class Allocator;
+class MemoryFile;
+struct FilePlace;
 
 /// One block of memory and its count of users. Owned by the tensors that refer to it.
 struct Storage {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <array>
@@ -14,6 +15,15 @@
 
 namespace phalanx {
 namespace {
+
+// MFD_NOEXEC_SEAL, without which Linux from 6.3 on may be set to refuse; older headers do not have it, and
+// older systems do not know it.
+constexpr unsigned kNoExecSeal = 8;
+
+int create_file(const std::string& name) {
+  const int fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | kNoExecSeal);
+  return fd >= 0 ? fd : memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING);
+}
 
 // What a symbolic link of /proc says, "" if there is none.
 std::string link_text(const std::string& path) {
@@ -29,12 +39,18 @@ std::string new_name() {
   return format("phalanx-{}-{}", random[0], random[1]);
 }
 
+// A file that grows past such a limit ends the process.
+bool sizes_are_limited() {
+  rlimit limit{};
+  return getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY;
+}
+
 }  // namespace
 
 std::unique_ptr<MemoryFile> MemoryFile::create() {
   const std::string name = new_name();
-  if (name.empty()) return nullptr;
-  const int fd = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (name.empty() || sizes_are_limited()) return nullptr;
+  const int fd = create_file(name);
   if (fd < 0) return nullptr;
   fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
   // lint-allow(raw-memory): the constructor is private

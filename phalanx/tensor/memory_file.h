@@ -14,7 +14,7 @@ namespace phalanx {
 /// file open or mapped.
 class MemoryFile {
  public:
-  /// A new one without bytes, or null where the system makes none.
+  /// A new one without bytes, or null where the system makes none or limits the size of files (ulimit -f).
   static std::unique_ptr<MemoryFile> create();
   /// The one that another process has open; null where that process cannot be reached: it runs on another
   /// host, in a container of its own, or as another user.

@@ -57,7 +57,13 @@ Regions::~Regions() {
 
 std::byte* Regions::take(size_t bytes) {
   if (!file_) return bytes < kLargeAlone ? take_alone(bytes) : take_pages(bytes);
-  std::byte* const piece = bytes < kLargeInFile ? take_small(bytes) : take_pages(bytes + kGap);
+  std::byte* piece = nullptr;
+  if (bytes < kLargeInFile) {
+    piece = take_small(bytes);
+  } else {
+    piece = take_pages(bytes + kGap);
+    make_pages_huge();
+  }
   permit({piece, bytes});
   return piece;
 }
@@ -76,13 +82,15 @@ std::byte* Regions::take_small(size_t bytes) {
 std::byte* Regions::take_pages(size_t bytes) {
   const size_t taken = round_up(bytes, kPage);
   if (taken > rest_.size()) new_region(round_up(std::max(taken, kRegion), kHugePage));
-  std::byte* const piece = cut(rest_, taken);
-  if (file_ && taken >= kHugePage) {  // with all that lies before it in the region
-    const size_t until = round_up(static_cast<size_t>(rest_.data() - small_pages_), kHugePage);
-    make_huge_pages({small_pages_, until});
-    small_pages_ += until;
-  }
-  return piece;
+  return cut(rest_, taken);
+}
+
+// Those of all pieces that were taken.
+void Regions::make_pages_huge() {
+  if (rest_.data() <= small_pages_) return;
+  const size_t until = round_up(static_cast<size_t>(rest_.data() - small_pages_), kHugePage);
+  make_huge_pages({small_pages_, until});
+  small_pages_ += until;
 }
 
 void Regions::new_region(size_t bytes) {

@@ -16,7 +16,7 @@ namespace phalanx {
 /// regions of the address space; of these only what is written takes memory, 2 MiB at a time.
 ///
 /// With a file all pieces lie in it, where other processes can map them. Large pieces then take their memory
-/// at once: a file's pages become huge ones only when they are there.
+/// at once, since a file's pages become huge ones only when they are there.
 class Regions {
  public:
   Regions() = default;
@@ -40,6 +40,7 @@ class Regions {
   std::byte* take_alone(size_t bytes);
   std::byte* take_small(size_t bytes);
   std::byte* take_pages(size_t bytes);
+  void make_pages_huge();
   void new_region(size_t bytes);
 
   std::unique_ptr<MemoryFile> file_;

@@ -5,6 +5,7 @@
 #include <random>
 #include <thread>
 
+#include "phalanx/tensor/memory_file.h"
 #include "phalanx/tensor/rows.h"
 
 namespace phalanx {

@@ -173,7 +173,7 @@ Task<> HostMemory::share(Call call, Tensor x, std::span<Tensor> peers) {
     peers[0] = std::move(x);
     co_return;
   }
-  static_assert(sizeof(Place) <= 128);
+  static_assert(sizeof(Place) == 80);
   const GroupInfo& group = call.group();
   const Tensor places = Tensor::from(*allocator_, {group.size(), sizeof(Place)}, DType::u8);
   const Place mine = lend(x, group.size() - 1);

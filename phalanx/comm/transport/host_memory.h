@@ -14,6 +14,7 @@
 
 #include "phalanx/comm/lifeline/lifeline.h"
 #include "phalanx/comm/transport/transport.h"
+#include "phalanx/tensor/memory_file.h"
 
 namespace phalanx {
 
@@ -36,8 +37,8 @@ class HostMemory {
   bool shared(const GroupInfo& group) const;
   /// x, or a copy of it if x does not lie in this rank's file.
   Tensor shareable(const GroupInfo& group, Tensor x) const;
-  /// Transport's, in 128 bytes to each other member that no counter counts. The other ranks' tensors may be
-  /// kept as long as any other, also when their owner is gone.
+  /// Transport's, by a message of 80 bytes to each other member that no counter counts. The other ranks'
+  /// tensors may be kept as long as any other, also when their owner is gone.
   Task<> share(Call call, Tensor x, std::span<Tensor> peers);
 
  private:

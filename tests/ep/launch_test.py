@@ -21,7 +21,7 @@ class Mpi(unittest.TestCase):
         for ranks in (2, 3, 6):
             seed = random.randrange(1 << 30)
             command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), PROGRAM, str(seed)]
-            # OpenMPI's plugins leak, and are gone before AddressSanitizer looks: no suppression can name them.
+            # OpenMPI's plugins leak, and are gone before AddressSanitizer looks.
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                   timeout=100, stdin=subprocess.DEVNULL, check=False,
                                   env=dict(os.environ, ASAN_OPTIONS="detect_leaks=0"))

@@ -65,7 +65,7 @@ class Hosts:
         words = ["mpirun", "--allow-run-as-root", "--mca", "plm_rsh_agent", self.agent,
                  "--host", ",".join(f"{a}:{ranks_a_host}" for a in ADDRESSES),
                  "--mca", "odls_base_sigkill_timeout", "3",  # for the survivors' reports
-                 "--mca", "orte_leave_session_attached", "1",  # its daemon ends the second host
+                 "--mca", "orte_leave_session_attached", "1",  # or the second host ends at once
                  "--mca", "btl", "tcp,vader,self", "--mca", "btl_tcp_if_include", ADDRESSES[0] + "/24",
                  "--mca", "oob_tcp_if_include", ADDRESSES[0] + "/24",
                  "-n", str(2 * ranks_a_host), *command]

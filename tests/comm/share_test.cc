@@ -2,6 +2,7 @@
 // owner, or whose user, is gone.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -274,6 +275,19 @@ TEST(Share, OnlyOfTheRanksOwnMemory) {
     world.share(from_before, peers).wait();
   });
   EXPECT_THAT(r.of_world, HasSubstr("Group::shareable copies it"));
+}
+
+// Files of memory could not grow there.
+TEST(Share, WhereTheSizeOfFilesIsLimitedRanksSendMessages) {
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit one_gib = {.rlim_cur = 1 << 30, .rlim_max = before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &one_gib), 0);
+  EXPECT_NO_THROW(run_process_ranks({.ranks = 3}, [](Group& world) {
+    require(!world.shares_memory(), "shared memory");
+    check_collectives(world, {DType::f32, 1000, 5});
+  }));
+  setrlimit(RLIMIT_FSIZE, &before);
 }
 
 // One process in one world after the other.

@@ -7,6 +7,9 @@
 #include <cstdint>
 #include <random>
 #include <utility>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace phalanx {
 namespace {
@@ -61,6 +64,19 @@ TEST(Regions, APlaceIsWhereAPieceLiesInTheFile) {
   std::byte outside{};
   EXPECT_FALSE(regions.place(&outside));
 }
+
+#ifdef __SANITIZE_ADDRESS__
+TEST(Regions, AddressSanitizerSeesTheEndsOfPiecesInAFile) {
+  Regions regions(MemoryFile::create());
+  for (const size_t bytes : {40, 5000, 70'000, 3 << 20}) {
+    std::byte* const piece = regions.take(bytes);
+    EXPECT_FALSE(__asan_address_is_poisoned(piece + bytes - 1)) << bytes;
+    EXPECT_TRUE(__asan_address_is_poisoned(piece + bytes)) << bytes;
+    (void)regions.take(bytes);
+    EXPECT_TRUE(__asan_address_is_poisoned(piece + bytes)) << bytes;
+  }
+}
+#endif
 
 TEST(Regions, APieceMayBeLargerThanARegion) {
   Regions regions;

@@ -1,5 +1,6 @@
 """Two hosts on one machine: network namespaces with names and addresses of their own, joined by a virtual
-cable. Nothing but TCP goes between them, so that MPI cannot take shared memory."""
+cable. The second one numbers its processes on its own. Nothing but TCP goes between them, so that neither MPI
+nor we can take shared memory."""
 
 import os
 import shutil
@@ -12,7 +13,7 @@ ADDRESSES = ["10.213.77.1", "10.213.77.2"]
 # What mpirun starts its daemon on the other host with, in ssh's place.
 AGENT = """#!/bin/sh
 shift
-exec ip netns exec {1} unshare --uts sh -c "hostname {1}; $*"
+exec ip netns exec {1} unshare --uts --pid --fork --mount-proc sh -c "hostname {1}; $*"
 """
 
 
@@ -64,6 +65,7 @@ class Hosts:
         words = ["mpirun", "--allow-run-as-root", "--mca", "plm_rsh_agent", self.agent,
                  "--host", ",".join(f"{a}:{ranks_a_host}" for a in ADDRESSES),
                  "--mca", "odls_base_sigkill_timeout", "3",  # for the survivors' reports
+                 "--mca", "orte_leave_session_attached", "1",  # or the second host ends at once
                  "--mca", "btl", "tcp,vader,self", "--mca", "btl_tcp_if_include", ADDRESSES[0] + "/24",
                  "--mca", "oob_tcp_if_include", ADDRESSES[0] + "/24",
                  "-n", str(2 * ranks_a_host), *command]

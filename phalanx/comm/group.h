@@ -56,9 +56,12 @@ class Group {
 
   /// True when the ranks of this group can read and write each other's memory.
   bool shares_memory() const { return engine_->transport().shares_memory(*info_); }
+  /// x if it can be shared, else a copy that can: between processes those tensors can that the calling rank's
+  /// allocator has made (not those from before the ranks, from files, or from a scope of its own).
+  Tensor shareable(Tensor x) const { return engine_->transport().shareable(*info_, std::move(x)); }
   /// peers[r] = rank r's x, of any shape, to read and write in place; gives an empty tensor. Nothing is
   /// moved. A tensor lives as long as any rank refers to it; peers lie somewhere until the Work has finished.
-  /// Only where shares_memory.
+  /// Only where shares_memory, and of a shareable x.
   Work share(Tensor x, std::span<Tensor> peers);
   /// A barrier: all ranks have done with each other's tensors what they wanted. Counts the bytes that this
   /// one gave to them (sent) and took from them.

@@ -25,6 +25,17 @@ PooledVector<std::byte*> bases(std::span<const Tensor> tensors, const Counts& st
   return out;
 }
 
+void make_shareable(const Group& group, PooledVector<Tensor>& tensors) {
+  for (Tensor& t : tensors) t = group.shareable(std::move(t));
+}
+
+PooledVector<Tensor> shareable_rows(const Group& group, const PooledVector<Tensor>& like, int64_t rows) {
+  PooledVector<Tensor> out;
+  for (const Tensor& t : like) out.push_back(Tensor::empty(t.shape().with_rows(rows), t.dtype()));
+  make_shareable(group, out);
+  return out;
+}
+
 namespace {
 
 // All ranks see all tensors, so that all throw.

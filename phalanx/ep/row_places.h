@@ -16,6 +16,11 @@ int64_t others(const Counts& rows, int rank);
 /// The address of row starts[r] of tensor r, or of the only one.
 PooledVector<std::byte*> bases(std::span<const Tensor> tensors, const Counts& starts);
 
+/// New tensors of so many rows, like those given, that the group's ranks can share.
+PooledVector<Tensor> shareable_rows(const Group& group, const PooledVector<Tensor>& like, int64_t rows);
+/// The tensors themselves where they can be shared, else copies.
+void make_shareable(const Group& group, PooledVector<Tensor>& tensors);
+
 /// Of every rank of a group that shares memory, those tensors (Group::share): the first one's by rank, then
 /// the second's. Drop them before the unshare. Error, on all ranks: rows that differ in bytes or dtype.
 Task<PooledVector<Tensor>> everyones(Group& group, PooledVector<Tensor> own);

@@ -55,11 +55,8 @@ class Direct final : public Transfer {
   }
 
   Task<PooledVector<Tensor>> spread(PooledVector<Tensor> rows, Route route, int64_t capacity) override {
-    PooledVector<Tensor> out;
-    for (const Tensor& x : rows) {
-      const int64_t room = std::max(capacity, route.received());
-      out.push_back(Tensor::empty(x.shape().with_rows(room), x.dtype()));
-    }
+    const int64_t room = std::max(capacity, route.received());
+    PooledVector<Tensor> out = shareable_rows(group_, rows, room);
     PooledVector<Tensor> everywhere = co_await everyones(group_, out);
     int64_t bytes = 0;
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -75,6 +72,7 @@ class Direct final : public Transfer {
 
   Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows, Route route,
                                      PooledVector<Tensor> first) override {
+    make_shareable(group_, rows);
     PooledVector<Tensor> everywhere = co_await everyones(group_, rows);
     PooledVector<Tensor> out;
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -91,6 +89,7 @@ class Direct final : public Transfer {
   Task<Tensor> collect_quantized(Quantized rows, Route route, DType dtype,
                                  PooledVector<Tensor> first) override {
     PooledVector<Tensor> own = {rows.q_TD, rows.scales_TS};
+    make_shareable(group_, own);
     PooledVector<Tensor> everywhere = co_await everyones(group_, own);
     Tensor out = Tensor::empty(rows.q_TD.shape().with_rows(route.layout.tokens()), dtype);
     const PooledVector<std::byte*> q = bases(of_tensor(everywhere, 0, group_.size()), route.starts);

@@ -135,13 +135,11 @@ class TwoLevel final : public Transfer {
       works.push_back(rail_.all_to_all(packed, relay.to_nodes.rows, relay.recv_rows));
     }
     PooledVector<Tensor> passing;
-    PooledVector<Tensor> out;
     for (Work& work : works) {
       Tensor x = co_await work;
-      const int64_t room = std::max(capacity, route.received());
-      out.push_back(Tensor::empty(x.shape().with_rows(room), x.dtype()));
       passing.push_back(std::move(x));
     }
+    PooledVector<Tensor> out = shareable_rows(node_, passing, std::max(capacity, route.received()));
     PooledVector<Tensor> everywhere = co_await everyones(node_, out);
     for (size_t i = 0; i < passing.size(); ++i) {
       spread_rows(relay.onward, passing[i], places(everywhere, i, relay.starts));
@@ -155,6 +153,7 @@ class TwoLevel final : public Transfer {
   Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows, Route route,
                                      PooledVector<Tensor> first) override {
     const Relay& relay = route.relay;
+    make_shareable(node_, rows);
     PooledVector<Tensor> everywhere = co_await everyones(node_, rows);
     PooledVector<Tensor> sums;
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -179,6 +178,7 @@ class TwoLevel final : public Transfer {
                                  PooledVector<Tensor> first) override {
     const Relay& relay = route.relay;
     PooledVector<Tensor> own = {rows.q_TD, rows.scales_TS};
+    make_shareable(node_, own);
     PooledVector<Tensor> everywhere = co_await everyones(node_, own);
     const Tensor sums = Tensor::empty(rows.q_TD.shape().with_rows(relay.onward.tokens()), dtype);
     const PooledVector<std::byte*> q = places(everywhere, 0, relay.starts);

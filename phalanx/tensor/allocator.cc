@@ -4,6 +4,7 @@
 #include <array>
 #include <mutex>
 #include <new>
+#include <utility>
 
 #include "phalanx/tensor/regions.h"
 #include "phalanx/tensor/size_class.h"
@@ -15,9 +16,12 @@ constexpr size_t kAlignment = 64;
 
 class CpuAllocator final : public Allocator {
  public:
+  explicit CpuAllocator(std::unique_ptr<MemoryFile> file = nullptr) : regions_(std::move(file)) {}
+
   Storage* allocate(size_t bytes) override {
     const SizeClass c = size_class(bytes);
     const std::lock_guard lock(mutex_);
+    if (lent_) keep_all(std::exchange(lent_, nullptr));
     Storage* storage = free_[c.index];
     if (storage) {
       free_[c.index] = storage->next_free;
@@ -34,10 +38,7 @@ class CpuAllocator final : public Allocator {
   void release(Storage* storage) noexcept override {
     {
       const std::lock_guard lock(mutex_);
-      Storage*& head = free_[size_class(storage->capacity).index];
-      storage->next_free = head;
-      head = storage;
-      stats_.in_use -= storage->capacity;
+      keep(storage);
     }
     drop_owner();
   }
@@ -52,7 +53,13 @@ class CpuAllocator final : public Allocator {
     stats_.peak = stats_.in_use;
   }
 
-  // The scope and every block in use own the allocator together.
+  std::optional<FilePlace> place(const Storage& storage) const override {
+    const std::lock_guard lock(mutex_);
+    return regions_.place(reinterpret_cast<const std::byte*>(&storage));
+  }
+
+  // The scope and every block in use own the allocator together. Other processes do not: the file keeps what
+  // they use.
   void drop_owner() noexcept {
     bool last = false;
     {
@@ -63,6 +70,23 @@ class CpuAllocator final : public Allocator {
   }
 
  private:
+  // A block without users here is free, or waits for those of other processes.
+  void keep(Storage* storage) noexcept {
+    const bool lent = storage->lent.load(std::memory_order_acquire) > 0;
+    Storage*& head = lent ? lent_ : free_[size_class(storage->capacity).index];
+    storage->next_free = head;
+    head = storage;
+    if (!lent) stats_.in_use -= storage->capacity;
+  }
+
+  void keep_all(Storage* storages) noexcept {
+    while (storages) {
+      Storage* const next = storages->next_free;
+      keep(storages);
+      storages = next;
+    }
+  }
+
   // Header and data are one piece.
   Storage* new_block(size_t bytes) {
     static_assert(sizeof(Storage) <= kAlignment);
@@ -81,6 +105,7 @@ class CpuAllocator final : public Allocator {
   mutable std::mutex mutex_;
   Regions regions_;
   std::array<Storage*, SizeClass::kCount> free_{};
+  Storage* lent_ = nullptr;  // those without users here that other processes still use
   MemoryStats stats_;
   int64_t owners_ = 1;
 };
@@ -95,7 +120,13 @@ Allocator& cpu_allocator() {
   return *of_process;
 }
 
-AllocatorScope::AllocatorScope() : previous_(current) { current = new CpuAllocator; }
+std::optional<FilePlace> Allocator::place(const Storage&) const { return std::nullopt; }
+
+AllocatorScope::AllocatorScope() : AllocatorScope(nullptr) {}
+
+AllocatorScope::AllocatorScope(std::unique_ptr<MemoryFile> file) : previous_(current) {
+  current = new CpuAllocator(std::move(file));
+}
 
 AllocatorScope::~AllocatorScope() {
   current->drop_owner();

@@ -6,12 +6,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "phalanx/tensor/device.h"
 
 namespace phalanx {
 
 class Allocator;
+class MemoryFile;
+struct FilePlace;
 
 /// One block of memory and its count of users. Owned by the tensors that refer to it.
 struct Storage {
@@ -19,7 +22,8 @@ struct Storage {
   size_t capacity = 0;        // bytes
   Device device;              // where data lies
   std::atomic<int64_t> users{0};
-  Allocator* home = nullptr;  // the allocator it returns to
+  std::atomic<int64_t> lent{0};  // other processes' users: until they are done it is not used again
+  Allocator* home = nullptr;     // the allocator it returns to
   Storage* next_free = nullptr;
 };
 
@@ -39,6 +43,8 @@ class Allocator {
   virtual void release(Storage* storage) noexcept = 0;
   virtual MemoryStats stats() const = 0;
   virtual void reset_peak() = 0;
+  /// Where a block, header included, lies in a file that other processes can map; none where it does not.
+  virtual std::optional<FilePlace> place(const Storage& storage) const;
 
  protected:
   virtual ~Allocator() = default;
@@ -51,6 +57,9 @@ Allocator& cpu_allocator();
 class AllocatorScope {
  public:
   AllocatorScope();
+  /// Its memory lies in that file, so that other processes may read and write tensors in place. Null: as
+  /// above.
+  explicit AllocatorScope(std::unique_ptr<MemoryFile> file);
   ~AllocatorScope();
   AllocatorScope(const AllocatorScope&) = delete;
   AllocatorScope& operator=(const AllocatorScope&) = delete;

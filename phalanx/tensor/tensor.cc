@@ -37,11 +37,15 @@ Allocator& allocator_of(Device device) {
 }  // namespace
 
 Tensor Tensor::from(Allocator& allocator, const Shape& shape, DType dtype) {
+  return adopt(allocator.allocate(static_cast<size_t>(shape.numel()) * dtype_size(dtype)), shape, dtype);
+}
+
+Tensor Tensor::adopt(Storage* storage, const Shape& shape, DType dtype) {
   Tensor t;
+  t.storage_ = storage;
+  t.data_ = storage->data;
   t.shape_ = shape;
   t.dtype_ = dtype;
-  t.storage_ = allocator.allocate(static_cast<size_t>(shape.numel()) * dtype_size(dtype));
-  t.data_ = t.storage_->data;
   return t;
 }
 

@@ -52,6 +52,8 @@ class Tensor {
   static Tensor zeros(const Shape& shape, DType dtype, Device device = kCpu);
   /// New memory from that allocator, contents as it gives them.
   static Tensor from(Allocator& allocator, const Shape& shape, DType dtype);
+  /// The memory of `storage`, which has one user: this tensor.
+  static Tensor adopt(Storage* storage, const Shape& shape, DType dtype);
   template <class T>
   static Tensor of(const Shape& shape, std::span<const T> values);
 

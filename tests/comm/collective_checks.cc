@@ -220,6 +220,46 @@ void check_barrier(Group& group) {
   }
 }
 
+void check_share(Group& group, const CollectiveCase& c) {
+  const int ranks = group.size();
+  const int me = group.rank();
+  const auto writer = [&](int owner, size_t i) {
+    return static_cast<int>((31 * i + i / 64 + c.seed + static_cast<size_t>(owner)) %
+                            static_cast<size_t>(ranks));
+  };
+  const auto value = [&](int owner, size_t i) {
+    return static_cast<std::byte>(c.seed + 7 * i + i / 256 + 13 * static_cast<size_t>(owner));
+  };
+  const Tensor whole = Tensor::zeros({c.n + me + 2, 3}, c.dtype);
+  const Tensor mine = whole.slice(1, c.n + me + 1);
+  std::vector<Tensor> peers(static_cast<size_t>(ranks));
+  group.share(mine, peers).wait();
+  for (int r = 0; r < ranks; ++r) {
+    const Tensor& peer = peers[static_cast<size_t>(r)];
+    if (peer.shape() != Shape{c.n + r, 3} || peer.dtype() != c.dtype) {
+      throw Error("share: rank {}'s tensor has shape {}", r, peer.shape());
+    }
+    for (size_t i = 0; i < peer.bytes(); ++i) {
+      if (writer(r, i) == me) peer.raw()[i] = value(r, i);
+    }
+  }
+  group.unshare(0, 0).wait();
+  for (const Tensor& edge : {whole.slice(0, 1), whole.slice(c.n + me + 1, c.n + me + 2)}) {
+    for (size_t i = 0; i < edge.bytes(); ++i) {
+      if (edge.raw()[i] != std::byte{0}) throw Error("share: rank {}'s tensor was written past its end", me);
+    }
+  }
+  for (int r = 0; r < ranks; ++r) {
+    const Tensor& peer = peers[static_cast<size_t>(r)];
+    for (size_t i = 0; i < peer.bytes(); ++i) {
+      if (peer.raw()[i] == value(r, i)) continue;
+      throw Error("share: rank {} reads {} at byte {} of rank {}, wanted {}", me,
+                  static_cast<int>(peer.raw()[i]), i, r, static_cast<int>(value(r, i)));
+    }
+  }
+  group.barrier().wait();
+}
+
 void check_collectives(Group& group, const CollectiveCase& c) {
   if (can_reduce(c.dtype)) {
     for (const Reduce reduce : {Reduce::sum, Reduce::max, Reduce::min}) {
@@ -231,6 +271,7 @@ void check_collectives(Group& group, const CollectiveCase& c) {
   check_all_to_all(group, c);
   check_broadcast(group, c);
   check_exchange(group, c);
+  if (group.shares_memory()) check_share(group, {c.dtype, std::min<int64_t>(c.n, 10'000), c.seed});
   check_barrier(group);
 }
 

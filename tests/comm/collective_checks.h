@@ -28,8 +28,12 @@ void check_broadcast(Group& group, const CollectiveCase& c);
 void check_exchange(Group& group, const CollectiveCase& c);
 /// Nobody leaves a barrier before all have come.
 void check_barrier(Group& group);
+/// Tensors of n, n + 1, … rows, slices of larger ones: all ranks write into all of them, each byte by one
+/// rank, and then all read them.
+void check_share(Group& group, const CollectiveCase& c);
 
-/// All of the above; every reduction where `dtype` can be reduced.
+/// All of the above but check_share, and that too where ranks share memory; every reduction where `dtype` can
+/// be reduced.
 void check_collectives(Group& group, const CollectiveCase& c);
 
 /// The element `i` of what `rank` brings: an integer in [−8, 8]. `salt` tells tensors apart.

@@ -32,6 +32,10 @@ class TwoHosts(unittest.TestCase):
             status, text, _ = self.start(ranks, "collectives")
             self.assertEqual(status, 0, text)
 
+    def test_memory_is_shared_within_a_host(self):
+        status, text, _ = self.start(3, "hosts")
+        self.assertEqual(status, 0, text)
+
     def expect(self, culprit, how, pattern, survivors=3):
         status, text, seconds = self.start(2, how, str(culprit))
         self.assertNotEqual(status, 0)

@@ -75,6 +75,11 @@ class Launched:
             world = self.start(ranks, "collectives")
             self.assertEqual(set(world.statuses), {0}, f"{ranks} ranks: {world.text}")
 
+    def test_shared_memory(self):
+        for ranks in self.sizes:
+            world = self.start(ranks, "shared")
+            self.assertEqual(set(world.statuses), {0}, f"{ranks} ranks: {world.text}")
+
     def expect(self, world, survivors, pattern):
         self.assertNotEqual(max(world.statuses), 0)
         named = [r for r in world.reports if re.search(pattern, r)]
@@ -83,6 +88,11 @@ class Launched:
 
     def test_a_killed_rank(self):
         self.expect(self.start(3, "killed", "1"), 2, r"rank 1 \(pid \d+ on host .*\) is gone.*all_reduce")
+
+    def test_a_rank_killed_before_it_unshares(self):
+        before = os.listdir("/dev/shm")
+        self.expect(self.start(3, "shared", "1"), 2, r"rank 1 \(pid \d+ on host .*\) is gone.*unshare")
+        self.assertEqual([f for f in os.listdir("/dev/shm") if "phalanx" in f and f not in before], [])
 
     def test_killed_rank_0(self):
         self.expect(self.start(3, "killed", "0"), 2, r"rank 0.* is gone.*all_reduce")

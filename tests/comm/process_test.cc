@@ -1,7 +1,6 @@
 // Ranks as processes: every collective, and every way in which a process can go wrong.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 #include <thread>
 
 #include "tests/comm/collective_checks.h"
+#include "tests/comm/shared_value.h"
 #include "tests/comm/worlds.h"
 
 namespace phalanx {
@@ -22,22 +22,6 @@ using testing::Each;
 using testing::HasSubstr;
 
 Tensor zeros(int64_t n) { return Tensor::zeros({n}, DType::f32); }
-
-// One value that the test and its ranks share.
-template <class T>
-class Shared {
- public:
-  Shared() : at_(mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) {
-    std::construct_at(&value());
-  }
-  ~Shared() { munmap(at_, sizeof(T)); }
-  Shared(const Shared&) = delete;
-  Shared& operator=(const Shared&) = delete;
-  T& value() { return *static_cast<T*>(at_); }
-
- private:
-  void* at_;
-};
 
 TEST(Processes, CollectivesOfOneToEightRanks) {
   const unsigned seed = std::random_device{}();
@@ -102,7 +86,7 @@ TEST(Processes, ARankThatEndsEarlyIsNamedAtOnce) {
 }
 
 TEST(Processes, WhoeverNeverCallsIsNamedAfterTheDeadline) {
-  Shared<std::atomic<int>> reported;
+  SharedValue<std::atomic<int>> reported;
   const Reports r = reports_of_processes({.ranks = 3, .deadlines = kSoon}, [&](Group& world) {
     world.barrier().wait();
     if (world.rank() == 1) {
@@ -177,8 +161,8 @@ volatile std::sig_atomic_t interrupts = 0;
 TEST(Processes, AnInterruptReachesEveryRankOnceAndThenTheParent) {
   interrupts = 0;
   const auto before = std::signal(SIGINT, [](int) { interrupts = interrupts + 1; });
-  Shared<std::atomic<int>> ready;
-  Shared<std::atomic<int>> heard;
+  SharedValue<std::atomic<int>> ready;
+  SharedValue<std::atomic<int>> heard;
   const pid_t parent = getpid();
   run_process_ranks({.ranks = 3}, [&](Group& world) {
     if (++ready.value() == 3) kill(parent, SIGINT);
@@ -194,7 +178,7 @@ TEST(Processes, AnInterruptReachesEveryRankOnceAndThenTheParent) {
 
 // A parent that is killed takes its ranks along.
 TEST(Processes, RanksEndWithTheirParent) {
-  Shared<std::array<std::atomic<pid_t>, 2>> pids;
+  SharedValue<std::array<std::atomic<pid_t>, 2>> pids;
   const pid_t starter = fork();
   if (starter == 0) {
     run_process_ranks({.ranks = 2}, [&](Group& world) {

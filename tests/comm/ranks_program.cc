@@ -1,6 +1,8 @@
 // One rank of a world that a launcher has started; launch_test.py says what it does:
 //   ranks_program SCENARIO [RANK]
-// `collectives`: every collective is right. The others make RANK misbehave in the middle of many all_reduces.
+// `collectives`: every collective is right. `shared`: ranks share memory, also some of them, and RANK, if
+// there is one, is killed between a share and its unshare. `hosts`: the halves of the ranks share memory, and
+// no rank with one of the other half. The others make RANK misbehave in the middle of many all_reduces.
 #include <unistd.h>
 
 #include <csignal>
@@ -27,6 +29,43 @@ void collectives(Group& world) {
       check_collectives(world, {dtype, n, static_cast<uint64_t>(seed)});
     }
   }
+}
+
+void shared(Group& world, int culprit) {
+  if (!world.shares_memory()) throw Error("the ranks share no memory");
+  for (unsigned i = 0; i < 60; ++i) {
+    check_share(world, {.dtype = DType::f32, .n = 1 + 100 * int64_t{i % 30}, .seed = i});
+  }
+  std::vector<int> alike;  // of even number, or odd
+  for (int r = world.rank() % 2; r < world.size(); r += 2) alike.push_back(r);
+  Group half = world.subgroup("half", alike);
+  for (unsigned i = 0; i < 20; ++i) check_share(half, {.dtype = DType::u8, .n = 1000, .seed = i});
+  if (culprit < 0) return;
+  std::vector<Tensor> peers(static_cast<size_t>(world.size()));
+  world.share(Tensor::zeros({1000}, DType::f32), peers).wait();
+  if (world.rank() == culprit) raise(SIGKILL);
+  try {
+    world.unshare(0, 0).wait();
+  } catch (...) {
+    for (const Tensor& peer : peers) {
+      for (const float v : peer.span<float>()) {
+        if (v != 0) throw Error("a tensor of a rank that is gone reads {}", v);
+      }
+    }
+    throw;
+  }
+}
+
+void hosts(Group& world) {
+  const int half = world.size() / 2;
+  std::vector<int> beside;
+  for (int i = 0; i < half; ++i) beside.push_back(world.rank() / half * half + i);
+  const int here = world.rank() % half;
+  Group host = world.subgroup("host", beside);
+  const Group across = world.subgroup("across", std::vector<int>{here, here + half});
+  if (world.shares_memory() || across.shares_memory()) throw Error("memory is shared between hosts");
+  if (!host.shares_memory()) throw Error("the ranks of a host share no memory");
+  for (unsigned i = 0; i < 20; ++i) check_share(host, {.dtype = DType::f32, .n = 1000, .seed = i});
 }
 
 void misbehave(Group& world, std::string_view how) {
@@ -60,6 +99,8 @@ int rank_main(std::string_view scenario, int culprit) {
   run_ranks({.transport = place->transport, .ranks = place->ranks, .deadlines = deadlines},
             [&](Group& world) {
               if (scenario == "collectives") return collectives(world);
+              if (scenario == "hosts") return hosts(world);
+              if (scenario == "shared") return shared(world, culprit);
               rounds(world, scenario, culprit);
             });
   return 0;

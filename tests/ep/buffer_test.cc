@@ -10,8 +10,10 @@
 #include <utility>
 
 #include "phalanx/base/error.h"
+#include "phalanx/comm/gather_numbers.h"
 #include "phalanx/comm/mesh.h"
 #include "phalanx/comm/transport/fake.h"
+#include "phalanx/comm/transport/process.h"
 #include "phalanx/comm/transport/threads.h"
 
 namespace phalanx::ep {
@@ -31,8 +33,8 @@ enum class Choice : uint8_t {
   nothing  // all slots name none
 };
 
-/// How rows move: into each other's memory, or by messages that come late.
-enum class Way : uint8_t { direct, messages };
+/// How rows move: into each other's memory, of threads or processes, or by messages that come late.
+enum class Way : uint8_t { direct, processes, messages };
 
 struct Case {
   int ranks;
@@ -149,6 +151,14 @@ class BufferTest : public ::testing::TestWithParam<Case> {
   }
 
   void run_ranks(const RankBody& body) const {
+    if (GetParam().way == Way::processes) {
+      run_process_ranks({.ranks = GetParam().ranks}, [&](Group& world) {
+        ASSERT_TRUE(world.shares_memory());
+        body(world);
+        if (HasFailure()) throw Error("what rank {} has printed", world.rank());
+      });
+      return;
+    }
     const auto wrap = [&](std::unique_ptr<Transport> inner) {
       if (GetParam().way == Way::direct) return inner;
       return fake_transport(std::move(inner), {.seed = seed_, .max_delay = std::chrono::microseconds(100)});
@@ -256,7 +266,7 @@ TEST_P(BufferTest, MovesTheBytesOfTheHeader) {
     };
     const Tokens& mine = tokens_[me];
     const Dispatched in = run(buffer.dispatch(mine.x_TD, mine.topk_idx_TK, mine.weights_TK));
-    const int64_t counts = c.way == Way::direct ? c.ranks : 1;
+    const int64_t counts = c.way == Way::messages ? 1 : c.ranks;
     const int64_t plan = 8 * (c.ranks - 1) * (counts + kStatementWords);
     EXPECT_EQ(sent(), n * (kWidth * w + c.top_k * (8 + w)) + plan);
     run(buffer.dispatch(mine.x_TD, in.handle));
@@ -278,9 +288,6 @@ double dot(const Tensor& a, const Tensor& b) {
 // Backward of each is the other: ⟨dispatch(x), y⟩ = ⟨x, combine(y)⟩, summed over ranks.
 TEST_P(BufferTest, CombineIsTheTransposeOfDispatch) {
   SCOPED_TRACE(seed_);
-  std::mutex mutex;
-  double there = 0;
-  double back = 0;
   run_ranks([&](Group& world) {
     Buffer buffer(world, GetParam().ranks * GetParam().local_experts);
     const Tokens& mine = tokens_[static_cast<size_t>(world.rank())];
@@ -288,11 +295,10 @@ TEST_P(BufferTest, CombineIsTheTransposeOfDispatch) {
     std::mt19937 random(seed_ + static_cast<unsigned>(world.rank()));
     const Tensor y_RD = small_integers({in.x_RD.count(), kWidth}, GetParam().dtype, random);
     const Combined out = run(buffer.combine(all_rows(y_RD), in.handle, Tensor()));
-    const std::lock_guard lock(mutex);
-    there += dot(in.x_RD.data.slice(0, in.x_RD.count()), y_RD);
-    back += dot(mine.x_TD, out.x_TD);
+    const double there = dot(in.x_RD.data.slice(0, in.x_RD.count()), y_RD);
+    const double back = dot(mine.x_TD, out.x_TD);
+    EXPECT_EQ(reduce_number(world, there, Reduce::sum), reduce_number(world, back, Reduce::sum));
   });
-  EXPECT_EQ(there, back);
 }
 
 // Where pairs of ranks have slices of the same experts, each gets the rows of both, and combine sums what the
@@ -348,6 +354,7 @@ std::vector<Case> cases() {
       out.push_back({ranks, 3, 2, choice, DType::f32});
       out.push_back({ranks, 2, 5, choice});
       if (ranks > 1) out.push_back({ranks, 3, 4, choice, DType::f32, Way::messages});
+      if (ranks > 1) out.push_back({ranks, 2, 3, choice, DType::f32, Way::processes});
     }
   }
   return out;

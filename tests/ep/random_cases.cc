@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "phalanx/comm/transport/fake.h"
+#include "phalanx/comm/transport/process.h"
+#include "phalanx/comm/transport/threads.h"
 #include "phalanx/ep/buffer.h"
 
 namespace phalanx::ep {
@@ -230,27 +232,42 @@ class RandomCase {
 
 }  // namespace
 
-void check_cases(int cases, int cases_a_world, const WrapTransport& wrap) {
-  const unsigned seed = std::random_device{}();
-  SCOPED_TRACE(seed);
-  for (int first = 0; first < cases; first += cases_a_world) {
-    const int ranks = 1 + first / cases_a_world % 16;
-    run_thread_ranks({.ranks = ranks}, wrap, [&](Group& world) {
-      for (int i = first; i < first + cases_a_world; ++i) {
-        SCOPED_TRACE(i);
-        ASSERT_NO_FATAL_FAILURE(RandomCase(ranks, seed + static_cast<unsigned>(i)).check(world));
-      }
-    });
+void check_cases(Group& world, unsigned seed, int first, int last) {
+  for (int i = first; i < last; ++i) {
+    SCOPED_TRACE(i);
+    ASSERT_NO_FATAL_FAILURE(RandomCase(world.size(), seed + static_cast<unsigned>(i)).check(world));
   }
 }
 
-WrapTransport directly() {
-  return [](std::unique_ptr<Transport> t) { return t; };
+void check_cases(int cases, int cases_a_world, const RunRanks& run_ranks) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  for (int first = 0; first < cases; first += cases_a_world) {
+    run_ranks(1 + first / cases_a_world % 16,
+              [&](Group& world) { check_cases(world, seed, first, first + cases_a_world); });
+  }
 }
 
-WrapTransport by_messages() {
-  return [](std::unique_ptr<Transport> t) {
-    return fake_transport(std::move(t), {.max_delay = std::chrono::microseconds(20)});
+RunRanks directly() {
+  return [](int ranks, const RankBody& body) { run_thread_ranks({.ranks = ranks}, body); };
+}
+
+RunRanks by_messages() {
+  return [](int ranks, const RankBody& body) {
+    const auto late = [](std::unique_ptr<Transport> t) {
+      return fake_transport(std::move(t), {.max_delay = std::chrono::microseconds(20)});
+    };
+    run_thread_ranks({.ranks = ranks}, late, body);
+  };
+}
+
+RunRanks in_processes() {
+  return [](int ranks, const RankBody& body) {
+    run_process_ranks({.ranks = ranks}, [&](Group& world) {
+      ASSERT_TRUE(world.shares_memory());
+      body(world);
+      if (testing::Test::HasFailure()) throw Error("what rank {} has printed", world.rank());
+    });
   };
 }
 

@@ -8,6 +8,8 @@ namespace {
 
 TEST(RandomCasesFull, Directly) { check_cases(10'000, 50, directly()); }
 
+TEST(RandomCasesFull, InProcesses) { check_cases(2'000, 20, in_processes()); }
+
 TEST(RandomCasesFull, ByMessages) { check_cases(2'000, 20, by_messages()); }
 
 }  // namespace

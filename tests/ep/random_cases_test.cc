@@ -8,6 +8,8 @@ namespace {
 
 TEST(RandomCases, Directly) { check_cases(480, 15, directly()); }
 
+TEST(RandomCases, InProcesses) { check_cases(160, 10, in_processes()); }
+
 TEST(RandomCases, ByMessages) { check_cases(160, 10, by_messages()); }
 
 }  // namespace

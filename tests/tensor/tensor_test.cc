@@ -5,6 +5,7 @@
 #include <random>
 #include <thread>
 
+#include "phalanx/tensor/memory_file.h"
 #include "phalanx/tensor/rows.h"
 
 namespace phalanx {
@@ -54,6 +55,31 @@ TEST(Tensor, CopiesMovesAndSelfAssignmentKeepOneCount) {
     EXPECT_GT(cpu_allocator().stats().in_use, 0u);
   }
   EXPECT_EQ(cpu_allocator().stats().in_use, 0u);
+}
+
+// A block that another process still uses is not used again here, and counts.
+TEST(Allocator, KeepsWhatIsLentUntilItIsReturned) {
+  const AllocatorScope memory(MemoryFile::create());
+  Tensor lent = Tensor::zeros({1000}, DType::f32);
+  Storage* const block = lent.storage();
+  ASSERT_TRUE(block->home->place(*block));
+  block->lent += 2;
+  lent = Tensor();
+  const size_t in_use = cpu_allocator().stats().in_use;
+  EXPECT_GE(in_use, 4000u);
+  EXPECT_NE(Tensor::zeros({1000}, DType::f32).storage(), block);
+  --block->lent;
+  const Tensor other = Tensor::zeros({1000}, DType::f32);
+  EXPECT_NE(other.storage(), block);
+  --block->lent;
+  EXPECT_EQ(Tensor::zeros({1000}, DType::f32).storage(), block);
+  EXPECT_EQ(cpu_allocator().stats().in_use, in_use);  // of `other`
+}
+
+TEST(Allocator, HasNoPlaceWithoutAFile) {
+  const AllocatorScope memory;
+  const Tensor t = Tensor::zeros({1000}, DType::f32);
+  EXPECT_FALSE(t.storage()->home->place(*t.storage()));
 }
 
 TEST(Allocator, ReusesBlocksAndCountsBytes) {

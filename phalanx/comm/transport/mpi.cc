@@ -16,6 +16,7 @@
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/comm/lifeline/hub.h"
 #include "phalanx/comm/lifeline/lifeline.h"
+#include "phalanx/comm/transport/host_memory.h"
 #include "phalanx/comm/transport/matcher.h"
 
 namespace phalanx {
@@ -112,8 +113,10 @@ class MpiLibrary {
 
 // What is known of the world beyond this process.
 struct Surroundings {
-  explicit Surroundings(int ranks) : pages(static_cast<size_t>(ranks)), seen(pages.size(), false) {}
+  Surroundings(int rank, int ranks)
+      : memory(rank, ranks), pages(static_cast<size_t>(ranks)), seen(pages.size(), false) {}
 
+  HostMemory memory;      // of the ranks beside this one
   FailureBoard failures;  // this process's: the lifeline carries failures between processes
   std::vector<RankPage> pages;
   std::vector<bool> seen;  // pages[r] is rank r's, or was a moment ago
@@ -168,6 +171,14 @@ class MpiTransport final : public Transport {
     for (Outgoing& o : outgoing_) {
       if (o.exchange == &exchange) o.part = nullptr;
     }
+  }
+
+  bool shares_memory(const GroupInfo& group) const override { return around_.memory.shared(group); }
+  Tensor shareable(const GroupInfo& group, Tensor x) const override {
+    return around_.memory.shareable(group, std::move(x));
+  }
+  Task<> share(Call call, Tensor x, std::span<Tensor> peers) override {
+    return around_.memory.share(call, std::move(x), peers);
   }
 
   void progress() override { move(); }
@@ -335,15 +346,14 @@ Meeting arrange_meeting(const MpiLibrary& mpi, const MpiOptions& options) {
 void run_mpi_rank(const MpiOptions& options, const RankBody& body) {
   const MpiLibrary mpi;
   const int cores = available_cores();
-  Surroundings around(mpi.ranks);
+  Surroundings around(mpi.rank, mpi.ranks);
   RankPage& own = around.pages[static_cast<size_t>(mpi.rank)];
   around.seen[static_cast<size_t>(mpi.rank)] = true;
   Meeting meeting = arrange_meeting(mpi, options);
   Lifeline lifeline(meeting.lifeline);
-  lifeline.share("");
+  around.memory.meet(lifeline, "");
   lifeline.start({.on_failure = [&](int rank, const std::string& why) { around.failures.fail(rank, why); },
                   .page = [&own] { return own.snapshot(); }});
-  const AllocatorScope memory;
   const ThreadScope scope(options.threads_per_rank > 0 ? options.threads_per_rank
                                                        : std::max(1, cores / mpi.ranks_on_host));
   std::exception_ptr error;

@@ -10,6 +10,7 @@
 
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/comm/lifeline/lifeline.h"
+#include "phalanx/comm/transport/host_memory.h"
 #include "phalanx/comm/transport/matcher.h"
 #include "phalanx/comm/transport/shared_segment.h"
 
@@ -110,8 +111,9 @@ class Inbox {
 
 class ProcessTransport final : public Transport {
  public:
-  ProcessTransport(SharedSegment& shared, int rank, int ranks, bool crowded)
+  ProcessTransport(SharedSegment& shared, HostMemory& memory, int rank, int ranks, bool crowded)
       : shared_(shared),
+        memory_(memory),
         rank_(rank),
         ranks_(ranks),
         crowded_(crowded),
@@ -148,6 +150,14 @@ class ProcessTransport final : public Transport {
     for (Outbox& box : outboxes_) box.abandon(exchange);
   }
 
+  bool shares_memory(const GroupInfo& group) const override { return memory_.shared(group); }
+  Tensor shareable(const GroupInfo& group, Tensor x) const override {
+    return memory_.shareable(group, std::move(x));
+  }
+  Task<> share(Call call, Tensor x, std::span<Tensor> peers) override {
+    return memory_.share(call, std::move(x), peers);
+  }
+
   void progress() override { move(); }
   void idle(FunctionRef<bool()> look_again, std::chrono::microseconds limit) override {
     const auto look = [&] { return move() || look_again(); };
@@ -169,6 +179,7 @@ class ProcessTransport final : public Transport {
   }
 
   SharedSegment& shared_;
+  HostMemory& memory_;
   int rank_;
   int ranks_;
   bool crowded_;
@@ -178,15 +189,15 @@ class ProcessTransport final : public Transport {
 };
 
 // Rank 0 creates the segment and tells its name; when all have opened it the name goes.
-SharedSegment meet(Lifeline& lifeline, const ProcessPlace& place) {
+SharedSegment meet(Lifeline& lifeline, HostMemory& memory, const ProcessPlace& place) {
   if (place.rank == 0) {
     SharedSegment segment = SharedSegment::create(place.ranks);
-    lifeline.share(segment.name());
+    memory.meet(lifeline, segment.name());
     lifeline.share("");
     segment.remove_name();
     return segment;
   }
-  const std::vector<std::string> names = lifeline.share("");
+  const std::vector<std::string> names = memory.meet(lifeline, "");
   SharedSegment segment = SharedSegment::open(names.front(), place.ranks);
   lifeline.share("");
   return segment;
@@ -204,7 +215,8 @@ void join_process_ranks(const ProcessPlace& place, const RankBody& body) {
                      .key = place.key,
                      .meeting = place.meeting,
                      .liveness = place.deadlines.liveness});
-  SharedSegment& segment = shared.emplace(meet(lifeline, place));
+  HostMemory memory(place.rank, place.ranks);
+  SharedSegment& segment = shared.emplace(meet(lifeline, memory, place));
   const auto wake = [&segment, &place] {
     for (int r = 0; r < place.ranks; ++r) segment.page(r).bell.ring();
   };
@@ -214,10 +226,9 @@ void join_process_ranks(const ProcessPlace& place, const RankBody& body) {
                         wake();
                       },
                   .page = {}});
-  const AllocatorScope memory;
   const ThreadScope scope(place.threads_per_rank > 0 ? place.threads_per_rank
                                                      : std::max(1, cores / place.ranks));
-  ProcessTransport transport(segment, place.rank, place.ranks, place.ranks > cores);
+  ProcessTransport transport(segment, memory, place.rank, place.ranks, place.ranks > cores);
   const std::exception_ptr error = run_rank(transport, place.deadlines, body);
   if (error) {  // the hub need not wait for the others
     const auto failure = segment.failures().first();

@@ -41,6 +41,7 @@ Task<> Transport::broadcast(Call call, Tensor x, int root) {
 Task<> Transport::barrier(Call call) { return collectives::barrier(call); }
 
 bool Transport::shares_memory(const GroupInfo& group) const { return group.size() == 1; }
+Tensor Transport::shareable(const GroupInfo&, Tensor x) const { return x; }
 Task<> Transport::share(Call call, Tensor x, std::span<Tensor> peers) {
   PHX_CHECK(call.size() == 1, "{}: its ranks share no memory", call.text());
   peers[0] = std::move(x);

@@ -54,6 +54,8 @@ class Transport {
 
   /// True when the ranks of a group can read and write each other's memory.
   virtual bool shares_memory(const GroupInfo& group) const;
+  /// x, or a copy of it where the others cannot reach x's memory.
+  virtual Tensor shareable(const GroupInfo& group, Tensor x) const;
   /// peers[r] = rank r's x. Only where shares_memory.
   virtual Task<> share(Call call, Tensor x, std::span<Tensor> peers);
 };

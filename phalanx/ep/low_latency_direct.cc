@@ -84,7 +84,7 @@ class Direct final : public LowLatencyWay {
 
   Task<> combine(Call call, LowLatencySums sums, int64_t number) override {
     LowLatencyTurn& turn = core_.turn(number);
-    keep_outputs(sums.y_LMH, number);
+    turn.keep_outputs(sums.y_LMH);
     tell(call, News::combined, number);
     Called called(turn.combine_called);
     co_await Suspend(called);

@@ -111,7 +111,7 @@ class Messages final : public LowLatencyWay {
 
   Task<> combine(Call call, LowLatencySums sums, int64_t number) override {
     LowLatencyTurn& turn = core_.turn(number);
-    keep_outputs(sums.y_LMH, number);
+    turn.keep_outputs(sums.y_LMH);
     PooledVector<Mail> mail(static_cast<size_t>(core_.ranks()));
     for (int r = 0; r < core_.ranks(); ++r) {
       if (away(r) || turn.left_out[static_cast<size_t>(r)]) continue;

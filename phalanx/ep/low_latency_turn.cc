@@ -1,6 +1,8 @@
 #include "phalanx/ep/low_latency_turn.h"
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/pooled.h"
@@ -10,6 +12,17 @@
 
 namespace phalanx::ep {
 namespace {
+
+// As past_caches (layout.h).
+bool past_caches(int64_t rows, size_t bytes) { return static_cast<size_t>(rows) * bytes >= size_t{8} << 20; }
+
+void copy_rows(std::byte* to, const std::byte* from, size_t bytes, bool stream) {
+  if (stream) {
+    stream_copy(to, from, bytes);
+  } else if (bytes > 0) {
+    std::memcpy(to, from, bytes);
+  }
+}
 
 // Copies rows of `bytes` bytes from a source to their places: `first_row[e]` is the first of set e, and rows
 // of one set lie one behind the other. Also notes in `source` which token each is.
@@ -34,23 +47,13 @@ struct Spread {
         if (!from.chosen.has(static_cast<int64_t>(e), t)) continue;
         chosen = true;
         source[next[e]] = static_cast<int32_t>(t);
-        copy(to + static_cast<size_t>(next[e]++) * bytes, row);
+        copy_rows(to + static_cast<size_t>(next[e]++) * bytes, row, bytes, stream);
       }
       if (chosen || !from.packed) row += bytes;
     }
     stream_fence();
   }
-
-  void copy(std::byte* there, const std::byte* row) const {
-    if (stream) {
-      stream_copy(there, row, bytes);
-    } else {
-      std::memcpy(there, row, bytes);
-    }
-  }
 };
-
-constexpr size_t kPastCaches = size_t{8} << 20;  // as past_caches (layout.h)
 
 }  // namespace
 
@@ -79,10 +82,28 @@ void LowLatencyTurn::place(int source, const SourceRows& rows) {
   const TokenSets in_some(any.data(), 1, words);
   rows.chosen.unite_into(in_some);
   std::byte* const to = recv_LMH.raw();
-  const bool stream = static_cast<size_t>(all * ranks) * bytes >= kPastCaches && can_stream(to, bytes);
+  const bool stream = past_caches(all * ranks, bytes) && can_stream(to, bytes);
   const Spread spread = {rows, first_row, bytes, stream, to, source_LM.data<int32_t>()};
   parallel_for(64 * words, block_rows(recv_LMH.dim(2)), [&](int64_t begin, int64_t end) {
     spread.tokens(begin, end, in_some.count_before(0, begin));
+  });
+}
+
+void LowLatencyTurn::keep_outputs(const Tensor& y) {
+  std::byte* const to = output_LMH.raw();
+  if (y.raw() == to) return;
+  const int64_t slots = output_LMH.dim(1);
+  const size_t bytes = static_cast<size_t>(output_LMH.dim(2)) * dtype_size(output_LMH.dtype());
+  const auto count = count_L.span<int32_t>();
+  const int64_t all = std::accumulate(count.begin(), count.end(), int64_t{0});
+  const TraceSpan span(TraceKind::elementwise, "keep_outputs", 2 * static_cast<size_t>(all) * bytes);
+  const bool stream = past_caches(all, bytes) && can_stream(to, bytes);
+  parallel_for(output_LMH.dim(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; ++e) {
+      const size_t at = static_cast<size_t>(e * slots) * bytes;
+      copy_rows(to + at, y.raw() + at, static_cast<size_t>(count[static_cast<size_t>(e)]) * bytes, stream);
+    }
+    stream_fence();
   });
 }
 

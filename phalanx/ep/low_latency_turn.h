@@ -38,6 +38,8 @@ struct LowLatencyTurn {
   void place(int source, const SourceRows& rows);
   /// None of that source.
   void skip(int source);
+  /// The outputs are y [L, M, H]: copies the rows that count, unless the experts have written them there.
+  void keep_outputs(const Tensor& y_LMH);
 };
 
 /// The halves of a range.

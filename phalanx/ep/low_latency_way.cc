@@ -1,7 +1,5 @@
 #include "phalanx/ep/low_latency_way.h"
 
-#include <cstring>
-
 #include "phalanx/ep/weighted_rows.h"
 
 namespace phalanx::ep {
@@ -11,16 +9,6 @@ void LowLatencyWay::end_dispatch(int64_t number, const Tensor& stats) {
   turn.state = LowLatencyTurn::State::received;
   if (!stats.defined()) return;
   for (int64_t e = 0; e < core_.local(); ++e) stats.data<int32_t>()[e] += turn.count_L.data<int32_t>()[e];
-}
-
-void LowLatencyWay::keep_outputs(const Tensor& y, int64_t number) {
-  const LowLatencyTurn& turn = core_.turn(number);
-  if (y.raw() == turn.output_LMH.raw()) return;
-  for (int64_t e = 0; e < core_.local(); ++e) {
-    const size_t at = static_cast<size_t>(e * core_.slots()) * core_.row_bytes();
-    const auto rows = static_cast<size_t>(turn.count_L.data<int32_t>()[e]);
-    if (rows > 0) std::memcpy(turn.output_LMH.raw() + at, y.raw() + at, rows * core_.row_bytes());
-  }
 }
 
 void LowLatencyWay::sum(const LowLatencySums& sums, std::span<const std::byte* const> first_row,

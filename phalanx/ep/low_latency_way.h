@@ -58,8 +58,6 @@ class LowLatencyWay {
  protected:
   /// The hook of a dispatch has run.
   void end_dispatch(int64_t number, const Tensor& stats_L);
-  /// The turn's outputs are y: copies its rows, unless the experts have written them there.
-  void keep_outputs(const Tensor& y_LMH, int64_t number);
   /// out = the weighted sums of rows that begin, for each expert, at first_row[e] (null: none came).
   void sum(const LowLatencySums& sums, std::span<const std::byte* const> first_row_E, int64_t number);
 

@@ -1,5 +1,7 @@
 #include "tests/ep/low_latency_cases.h"
 
+#include <gtest/gtest.h>
+
 #include <chrono>
 #include <cstring>
 #include <map>
@@ -297,6 +299,16 @@ void check_low_latency(Group& world, unsigned seed) {
   }
   for (const int64_t n : live) run.combine(n);
   run.finish();
+}
+
+void check_low_latency(int worlds, const WrapTransport& wrap) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  for (int i = 0; i < worlds; ++i) {
+    SCOPED_TRACE(i);
+    const auto body = [&](Group& world) { check_low_latency(world, seed + static_cast<unsigned>(i)); };
+    ASSERT_NO_THROW(run_thread_ranks({.ranks = 1 + i % 8}, wrap, body));
+  }
 }
 
 }  // namespace phalanx::ep

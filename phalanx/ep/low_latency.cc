@@ -20,7 +20,7 @@ void check_options(const LowLatencyOptions& o, const ExpertMap& experts, int ran
   if (o.max_tokens < 1 || o.width < 1) {
     throw Error("low latency: max_tokens {} and width {} must be at least 1", o.max_tokens, o.width);
   }
-  if (o.max_tokens > (int64_t{1} << 31) / ranks) {
+  if (o.max_tokens > 0x7fffffff / ranks) {
     throw Error("low latency: max_tokens {} of {} ranks are more rows than fit 32 bits", o.max_tokens, ranks);
   }
   if (dtype_size(o.dtype) == 1 || o.dtype == DType::i32 || o.dtype == DType::i64) {

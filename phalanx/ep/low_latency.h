@@ -74,7 +74,7 @@ struct LowLatencyDispatched {
 /// Dispatch and combine without counts that are exchanged beforehand. Both have a sending half, which the
 /// call itself is, and a receiving half, the hook. Two results may live at a time, each from its dispatch to
 /// the end of its combine. Slots are allocated once. All ranks make the same calls in the same order, hooks
-/// apart.
+/// apart. Hooks end before the buffer.
 ///
 /// Masked ranks are not waited for: rows to and from them are skipped, as if none had been sent.
 ///

@@ -1,0 +1,340 @@
+"""DeepEP's first Buffer: dispatch and combine, one row for each (token, rank)."""
+
+import numpy as np
+
+from phalanx import _native
+from phalanx.arrays import OUTSIDE, check, dtype_name, expect, give, take, torch_of, zeros
+from phalanx.config import Config
+from phalanx.errors import ArgumentError, Error, Unsupported
+from phalanx.events import EventHandle, EventOverlap, finished, wait_for
+from phalanx.group import Group
+
+FP8 = ("f8e4m3", "f8e5m2")
+FLOATS = ("f64", "f32", "bf16", "f16")
+WEIGHTS = ("f32", "f64")
+
+
+class Handle(tuple):
+    """What combine and a cached dispatch need of a dispatch; fits only the group and rank that made it.
+
+    A tuple as DeepEP's within a node: (rank_prefix_matrix, None, None, None, is_token_in_rank, None). The
+    None are of kernels that there are not here. rank_prefix_matrix [ranks, ranks] i32 has in column `rank`
+    where the rows from each source rank end among those received; other columns, which only their ranks
+    know, are -1.
+    """
+
+    __slots__ = ()
+
+
+class _Handle(Handle):
+    """A Handle with what stands behind it."""
+
+    def __new__(cls, buffer, native, in_rank, worst):
+        matrix = zeros((buffer.group_size, buffer.group_size), "int32", in_rank)
+        matrix -= 1
+        ends = np.cumsum(native.from_ranks).tolist()
+        for source, end in enumerate(ends):
+            matrix[source, buffer.rank] = end
+        self = super().__new__(cls, (matrix, None, None, None, in_rank, None))
+        self.native = native
+        self.worst = worst
+        return self
+
+
+def native_of(handle, kind=_Handle):
+    """What stands behind a handle that the caller gave."""
+    if not isinstance(handle, kind):
+        raise ArgumentError(f"handle is a {type(handle).__name__}; it must be what dispatch gave")
+    return handle.native
+
+
+def connect(group, comm=None):
+    """(group, whether it was made here) of what the caller gave as group or communicator."""
+    if group is None and comm is None:
+        raise ArgumentError("group and comm are None; one of them must be given")
+    if isinstance(group, Group):
+        return group, False
+    return Group.of(comm if group is None else group), True
+
+
+def unpack_payload(x):
+    """(x, scales) of a tensor or of an FP8 tensor with its scales; scales may be None."""
+    if not isinstance(x, (tuple, list)):
+        check("x", x, shape=(None, None))
+        return x, None
+    expect(len(x) == 2, f"x has {len(x)} parts; it must be a tensor, or an FP8 tensor with its scales")
+    check("x[0]", x[0], ("f8e4m3", "f8e5m2", "u8", "i8"), (None, None))
+    check("x[1]", x[1], ("f32", "i32"), (x[0].shape[0], None))
+    return x[0], x[1]
+
+
+def as_bytes(x):
+    """A tensor that moves as it is: FP8 as u8."""
+    if dtype_name(x) not in FP8:
+        return take("x", x)
+    torch = torch_of(x)
+    return take("x", x.view(torch.uint8 if torch is not None else np.uint8))
+
+
+def check_config(config):
+    """ArgumentError unless it is a Config or None."""
+    expect(config is None or isinstance(config, Config),
+           f"config is a {type(config).__name__}; it must be a Config")
+
+
+def padded(rows, worst, value):
+    """The rows, and behind them as many of `value` as make them `worst`; as they are if worst is 0."""
+    if not worst:
+        return rows
+    out = zeros((worst, *rows.shape[1:]), str(rows.dtype).rpartition(".")[2], rows)
+    if value:
+        out += value
+    out[:rows.shape[0]] = rows
+    return out
+
+
+def aligned(count, alignment):
+    """The least multiple of alignment that is at least count."""
+    return (count + alignment - 1) // alignment * alignment
+
+
+class Buffer:
+    """The ranks of a group, ready to dispatch and combine. Every rank makes the same calls in the same order.
+
+    group: a phalanx.Group, or a torch.distributed ProcessGroup; comm: an mpi4py communicator instead of it.
+    num_nvl_bytes, num_rdma_bytes: kept; nothing is staged on CPUs, so 0 will do.
+    low_latency_mode: kept; low-latency calls need no mode here.
+    num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: of networks that are not used; kept.
+    explicitly_destroy: destroy() may be called, and must be to leave the group that was made of `group`.
+
+    Tensors are PyTorch's on the CPU or NumPy's, contiguous; results are of the kind of x, and share no memory
+    with it. A call that raises ArgumentError has not communicated. CommError: a rank failed, died or is late.
+    """
+
+    num_sms = 20
+
+    def __init__(self, group, num_nvl_bytes=0, num_rdma_bytes=0, low_latency_mode=False, num_qps_per_rank=24,
+                 allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False, explicitly_destroy=False,
+                 enable_shrink=False, comm=None):
+        if enable_shrink:
+            raise Unsupported("enable_shrink: masks of dead ranks are not supported")
+        self._group, self._owned = connect(group, comm)
+        self.group = group if group is not None else comm
+        self.rank = self._group.rank()
+        self.group_size = self._group.size()
+        self.num_nvl_bytes = num_nvl_bytes
+        self.num_rdma_bytes = num_rdma_bytes
+        self.low_latency_mode = low_latency_mode
+        self.num_qps_per_rank = num_qps_per_rank
+        self.allow_nvlink_for_low_latency_mode = allow_nvlink_for_low_latency_mode
+        self.allow_mnnvl = allow_mnnvl
+        self.explicitly_destroy = explicitly_destroy
+        self.enable_shrink = enable_shrink
+        self.runtime = self._group._native
+
+    def destroy(self):
+        """Lets go of the ranks; needs explicitly_destroy. Later calls raise Error."""
+        if not self.explicitly_destroy:
+            raise Error("destroy: the buffer was made without explicitly_destroy=True")
+        self._leave()
+
+    def _leave(self):
+        if self.runtime is not None and self._owned:
+            self.runtime.leave()
+        self.runtime = None
+
+    def __del__(self):
+        if getattr(self, "runtime", None) is not None:
+            self._leave()
+
+    def _rank(self):
+        if self.runtime is None:
+            raise Error("the buffer was destroyed")
+        return self.runtime
+
+    @staticmethod
+    def is_sm90_compiled():
+        """False: there are no kernels here."""
+        return False
+
+    @classmethod
+    def set_num_sms(cls, new_num_sms):
+        """Sets what get_dispatch_config and get_combine_config put into num_sms; an even number."""
+        expect(new_num_sms % 2 == 0, f"new_num_sms is {new_num_sms}; it must be even")
+        Buffer.num_sms = new_num_sms
+
+    @staticmethod
+    def capture():
+        """An event for all that was called before."""
+        return EventOverlap(EventHandle())
+
+    @staticmethod
+    def get_dispatch_config(num_ranks):
+        """A Config; on CPUs it changes nothing."""
+        expect(num_ranks > 0, f"num_ranks is {num_ranks}; it must be above 0")
+        return Config(Buffer.num_sms)
+
+    @staticmethod
+    def get_combine_config(num_ranks):
+        """A Config; on CPUs it changes nothing."""
+        return Buffer.get_dispatch_config(num_ranks)
+
+    @staticmethod
+    def get_low_latency_rdma_size_hint(num_max_dispatch_tokens_per_rank, hidden, num_ranks, num_experts):
+        """Bytes that DeepEP's low-latency mode asks of num_rdma_bytes, in BF16."""
+        del num_ranks
+        tokens, scales = num_max_dispatch_tokens_per_rank, hidden // 128
+        dispatch = 16 + max(2 * hidden, hidden + 4 * scales)
+        combine = 2 * hidden + 4 * scales
+        send = max(tokens * dispatch, num_experts * tokens * combine)
+        recv = num_experts * tokens * max(dispatch, combine)
+        return (2 * (send + recv + aligned(4 * num_experts, 128)) // 128 + 1) * 128
+
+    def get_comm_stream(self):
+        """Unsupported: there are no streams on CPUs."""
+        raise Unsupported("get_comm_stream: there are no streams on CPUs")
+
+    def get_local_buffer_tensor(self, dtype, size=None, offset=0, use_rdma_buffer=False):
+        """Unsupported: nothing is staged."""
+        raise Unsupported("get_local_buffer_tensor: nothing is staged on CPUs, so there is no buffer to see")
+
+    def get_dispatch_layout(self, topk_idx, num_experts, previous_event=None, async_finish=False,
+                            allocate_on_comm_stream=False):
+        """What dispatch wants to know of the experts that tokens choose. Communicates nothing.
+
+        topk_idx: [tokens, k] i64, experts 0 ... num_experts - 1, -1 for none.
+        num_experts: a multiple of the ranks; rank r has the r-th run of them.
+
+        Returns (num_tokens_per_rank [ranks] i32, None, num_tokens_per_expert [num_experts] i32,
+        is_token_in_rank [tokens, ranks] bool, event). Error: an expert that does not exist.
+        """
+        del allocate_on_comm_stream
+        self._rank()
+        chosen = take("topk_idx", topk_idx, ("i64",), (None, None))
+        wait_for("previous_event", previous_event)
+        per_rank, per_expert, in_rank = _native.layout(chosen, num_experts, self.group_size)
+        return (give(per_rank, topk_idx), None, give(per_expert, topk_idx), give(in_rank, topk_idx, "bool"),
+                finished(async_finish))
+
+    def dispatch(self, x, handle=None, num_tokens_per_rank=None, num_tokens_per_rdma_rank=None,
+                 is_token_in_rank=None, num_tokens_per_expert=None, topk_idx=None, topk_weights=None,
+                 expert_alignment=1, num_worst_tokens=0, config=None, previous_event=None, async_finish=False,
+                 allocate_on_comm_stream=False):
+        """Sends every token once to each rank that has one of its experts.
+
+        x: [tokens, hidden] of any dtype, or (FP8 or u8 [tokens, hidden], scales [tokens, n] f32 or i32).
+        handle: of an earlier dispatch: the same rows go the same way, and only x is exchanged.
+        num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert: of get_dispatch_layout; checked.
+        topk_idx, topk_weights: [tokens, k] i64, and f32 or f64; either may be None.
+        expert_alignment: counts by expert are rounded up to multiples of it.
+        num_worst_tokens: if not 0, results have that many rows: those received, then 0, with topk_idx -1.
+
+        Returns (recv_x, recv_topk_idx, recv_topk_weights, num_recv_tokens_per_expert_list, handle, event),
+        rows by source rank, then token. recv_topk_idx are local experts, -1 (and weight 0) for those
+        elsewhere. The list is empty with num_worst_tokens. With `handle` given: (recv_x, None, None, None,
+        None, event).
+        """
+        del allocate_on_comm_stream
+        rank = self._rank()
+        check_config(config)
+        expect(expert_alignment >= 1, f"expert_alignment is {expert_alignment}; it must be 1 or more")
+        expect(num_worst_tokens >= 0, f"num_worst_tokens is {num_worst_tokens}; it must be 0 or more")
+        expect(num_tokens_per_rdma_rank is None, "num_tokens_per_rdma_rank must be None: there is one node")
+        payload, scales = unpack_payload(x)
+        wait_for("previous_event", previous_event)
+        if handle is not None:
+            expect(topk_idx is None and topk_weights is None,
+                   "topk_idx and topk_weights must be None with a handle")
+            native = native_of(handle)
+            rows = _native.dispatch_again(rank, as_bytes(payload), native)
+            recv_x = self._received(payload, scales, rows, native, num_worst_tokens or handle.worst)
+            return recv_x, None, None, None, None, finished(async_finish)
+        layout = (num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert)
+        chosen, weights, experts = self._routing(payload, layout, topk_idx, topk_weights)
+        rows, idx, recv_weights, native = _native.dispatch(rank, as_bytes(payload), chosen, weights, experts)
+        if num_worst_tokens and native.received > num_worst_tokens:
+            raise Error(f"num_worst_tokens is {num_worst_tokens}, but {native.received} rows came")
+        recv_x = self._received(payload, scales, rows, native, num_worst_tokens)
+        counts = self._counts(topk_idx, idx, num_tokens_per_expert)
+        counts = [] if num_worst_tokens else [aligned(n, expert_alignment) for n in counts]
+        recv_idx = None if topk_idx is None else padded(give(idx, topk_idx), num_worst_tokens, -1)
+        if topk_weights is not None:
+            topk_weights = padded(give(recv_weights, topk_weights), num_worst_tokens, 0)
+        made = _Handle(self, native, is_token_in_rank, num_worst_tokens)
+        return recv_x, recv_idx, topk_weights, counts, made, finished(async_finish)
+
+    def combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
+                async_finish=False, allocate_on_comm_stream=False):
+        """Sends rows back and sums, for every token, what its ranks made of it: no weights are applied.
+
+        x: [received rows, hidden] f64, f32, bf16 or f16, in the order that dispatch gave.
+        topk_weights: [received rows, k] f32 or f64; they travel back to the slots that they came from.
+        bias: must be None for now.
+
+        Returns (combined_x [tokens, hidden], combined_topk_weights [tokens, k] or None, event). Sums of
+        f64 and f32 are made as they are, of bf16 and f16 in f32, rounded once, in the order of ranks.
+        """
+        del allocate_on_comm_stream
+        rank = self._rank()
+        if bias is not None:
+            raise Unsupported("bias: adding it in combine is not supported yet")
+        check_config(config)
+        native = native_of(handle)
+        rows = handle.worst or native.received
+        check("x", x, FLOATS, (rows, None))
+        wait_for("previous_event", previous_event)
+        weights = None
+        if topk_weights is not None:
+            check("topk_weights", topk_weights, WEIGHTS, (rows, None))
+            weights = take("topk_weights", topk_weights[:native.received])
+        sums, back = _native.combine(rank, take("x", x[:native.received]), native, weights)
+        return (give(sums, x), None if back is None else give(back, topk_weights), finished(async_finish))
+
+    def _routing(self, x, layout, topk_idx, topk_weights):
+        """(experts of each token, their weights, number of experts), as the library takes them."""
+        per_rank, in_rank, per_expert = layout
+        tokens = x.shape[0]
+        for name, given in (("num_tokens_per_rank", per_rank), ("is_token_in_rank", in_rank),
+                            ("num_tokens_per_expert", per_expert)):
+            expect(given is not None, f"{name} is None; without a handle, give that of get_dispatch_layout")
+        check("num_tokens_per_rank", per_rank, ("i32",), (self.group_size,))
+        check("is_token_in_rank", in_rank, ("u8",), (tokens, self.group_size))
+        check("num_tokens_per_expert", per_expert, ("i32",), (None,))
+        experts = per_expert.shape[0]
+        expect(experts % self.group_size == 0,
+               f"num_tokens_per_expert has {experts} experts, which {self.group_size} ranks do not divide")
+        if topk_idx is None:
+            expect(topk_weights is None, "topk_weights needs topk_idx")
+            ranks = np.arange(self.group_size, dtype=np.int64)
+            chosen = np.where(np.asarray(in_rank).astype(bool), ranks, np.int64(-1))
+            return (take("is_token_in_rank", np.ascontiguousarray(chosen)),
+                    take("topk_weights", np.zeros(chosen.shape, np.float32)), self.group_size)
+        chosen = take("topk_idx", topk_idx, ("i64",), (tokens, None))
+        wanted = _native.layout(chosen, experts, self.group_size)
+        for name, given, right in zip(("num_tokens_per_rank", "num_tokens_per_expert", "is_token_in_rank"),
+                                      (per_rank, per_expert, in_rank), wanted):
+            expect(np.array_equal(np.asarray(given), right.numpy()),
+                   f"{name} does not fit topk_idx; give what get_dispatch_layout gave for it")
+        if topk_weights is None:
+            return chosen, take("topk_weights", np.zeros(tuple(topk_idx.shape), np.float32)), experts
+        return chosen, take("topk_weights", topk_weights, WEIGHTS, tuple(topk_idx.shape)), experts
+
+    def _received(self, x, scales, rows, native, worst):
+        """recv_x of the rows that came; scales follow the same way."""
+        dtype = OUTSIDE[dtype_name(x)] if dtype_name(x) in FP8 else None
+        out = padded(give(rows, x, dtype), worst, 0)
+        if scales is None:
+            return out
+        moved = _native.dispatch_again(self._rank(), take("x[1]", scales), native)
+        return out, padded(give(moved, scales), worst, 0)
+
+    def _counts(self, topk_idx, idx, per_expert):
+        """Rows for each expert of this rank."""
+        experts = per_expert.shape[0] // self.group_size
+        if topk_idx is not None:
+            chosen = idx.numpy()
+            return np.bincount(chosen[chosen >= 0], minlength=experts).tolist()
+        mine = np.ascontiguousarray(np.asarray(per_expert), dtype=np.int64)
+        everyone = self._rank().all_gather(take("num_tokens_per_expert", mine)).numpy()
+        sums = everyone.reshape(self.group_size, -1).sum(axis=0)
+        return sums[self.rank * experts:(self.rank + 1) * experts].tolist()

@@ -1,0 +1,2 @@
+class ElasticBuffer: pass
+class EPHandle: pass

@@ -5,7 +5,7 @@ from phalanx._native import BrokenPromise, CommError, Error
 for _error in (Error, BrokenPromise, CommError):
     _error.__module__ = "phalanx"
 Error.__doc__ = "What the caller can mend; the message says what was wrong, where, and what was expected."
-CommError.__doc__ = "A rank failed, died or is late, or the ranks' calls do not fit; names rank and operation."
+CommError.__doc__ = "A rank failed, died or is late, or the ranks' calls differ; names rank and operation."
 BrokenPromise.__doc__ = "A condition inside the library did not hold."
 
 

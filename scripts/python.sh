@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Builds the Python package into build/python (a virtual environment) and tests it there.
+# With PyTorch, when --torch is given (hundreds of megabytes) or it lies in that environment already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+here=build/python
+fail() { echo "python: $*" >&2; exit 1; }
+
+[ -x "$here/bin/python" ] || python3 -m venv "$here" ||
+  fail "python3 cannot make virtual environments; on Debian: apt-get install python3-venv."
+pip=("$here/bin/python" -m pip --disable-pip-version-check -q)
+"${pip[@]}" install pytest numpy ml_dtypes
+[ "${1:-}" != "--torch" ] || "${pip[@]}" install torch
+CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)} "${pip[@]}" install --force-reinstall --no-deps ./python
+exec "$here/bin/python" -B -m pytest -q -p no:cacheprovider python/tests

@@ -1,5 +1,6 @@
 #include "phalanx/ep/buffer.h"
 
+#include <atomic>
 #include <numeric>
 
 #include "phalanx/base/error.h"
@@ -11,65 +12,232 @@ int64_t total(const PooledVector<int64_t>& rows) {
   return std::accumulate(rows.begin(), rows.end(), int64_t{0});
 }
 
-// Global expert numbers become those of `rank`'s, or −1 with weight 0.
-void keep_local(Tensor topk_idx, Tensor weights, const ExpertMap& experts, int rank) {
-  int64_t* local = topk_idx.data<int64_t>();
+ExpertMap one_a_rank(int64_t experts) {
+  return ExpertMap(std::vector<int64_t>(static_cast<size_t>(experts), 1));
+}
+
+uint64_t next_number() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
+// Global expert numbers become those of `rank`'s, or −1 with weight 0, as in all rows behind the live ones.
+void keep_local(const Rows& topk_idx, const Tensor& weights, const ExpertMap& experts, int rank) {
+  const auto idx = topk_idx.data.span<int64_t>();
+  const auto slots = static_cast<size_t>(topk_idx.count() * topk_idx.data.dim(1));
+  for (size_t i = 0; i < idx.size(); ++i) {
+    if (i < slots) idx[i] -= experts.first(rank);
+    if (i >= slots || idx[i] < 0 || idx[i] >= experts.count(rank)) idx[i] = -1;
+  }
+  if (!weights.defined()) return;
   visit_float(weights.dtype(), [&](auto t) {
-    auto* w = weights.data<decltype(t)>();
-    for (int64_t i = 0; i < weights.numel(); ++i) {
-      local[i] -= experts.first(rank);
-      if (local[i] >= 0 && local[i] < experts.count(rank)) continue;
-      local[i] = -1;
-      w[i] = 0;
+    auto* const w = weights.data<decltype(t)>();
+    for (size_t i = 0; i < idx.size(); ++i) {
+      if (idx[i] < 0) w[i] = 0;
     }
   });
 }
 
+// i64 [tokens, 2]: room for the rank, and the token.
+Tensor numbered(int64_t tokens) {
+  Tensor out = Tensor::zeros({tokens, 2}, DType::i64);
+  for (int64_t t = 0; t < tokens; ++t) out.data<int64_t>()[2 * t + 1] = t;
+  return out;
+}
+
+void fill_ranks(const Tensor& sources, const PooledVector<int64_t>& recv_rows) {
+  int64_t* at = sources.data<int64_t>();
+  for (size_t r = 0; r < recv_rows.size(); ++r) {
+    for (int64_t i = 0; i < recv_rows[r]; ++i, at += 2) *at = static_cast<int64_t>(r);
+  }
+}
+
+// The rows that live of a tensor with more.
+Rows live_rows(const Tensor& data, int64_t count) {
+  return {data, Tensor::of(Shape{1}, std::span<const int64_t>(&count, 1))};
+}
+
+// Tensors, some undefined, as a list of those that are defined, and back.
+PooledVector<Tensor> defined(std::initializer_list<Tensor> tensors) {
+  PooledVector<Tensor> out;
+  for (const Tensor& t : tensors) {
+    if (t.defined()) out.push_back(t);
+  }
+  return out;
+}
+Tensor take_if(bool there, PooledVector<Tensor>& list) {
+  if (!there) return {};
+  Tensor out = std::move(list.front());
+  list.erase(list.begin());
+  return out;
+}
+
 }  // namespace
 
-Buffer::Buffer(Group& ep, int experts, Group* etp) : Buffer(ep, ExpertMap::even(experts, ep.size()), etp) {}
+Buffer::Buffer(Group& ep, int experts, BufferOptions options)
+    : Buffer(ep, ExpertMap::even(experts, ep.size()), options) {}
 
-Buffer::Buffer(Group& ep, ExpertMap experts, Group* etp)
+Buffer::Buffer(Group& ep, ExpertMap experts, BufferOptions options)
     : group_(ep),
       transfer_(ep.shares_memory() ? direct_transfer(ep) : message_transfer(ep)),
-      slices_(etp),
-      experts_(std::move(experts)) {
+      slices_(options.etp),
+      experts_(std::move(experts)),
+      singles_(one_a_rank(ep.rank() < experts_.ranks() ? experts_.count(ep.rank()) : 0)),
+      checked_(options.checked),
+      number_(next_number()),
+      thread_(std::this_thread::get_id()) {
   if (experts_.ranks() != ep.size()) {
     throw Error("experts of {} ranks for a group of {}", experts_.ranks(), ep.size());
   }
 }
 
+void Buffer::check_thread() const {
+  if (std::this_thread::get_id() == thread_) return;
+  throw Error("a buffer of rank {} is used by another thread than the one that made it", group_.rank());
+}
+
+void Buffer::check_handle(const Handle& h, const char* call) const {
+  check_thread();
+  if (h.buffer != number_) throw Error("{}: the handle is not of a dispatch of this buffer", call);
+}
+
 Task<Dispatched> Buffer::dispatch(Tensor x, Tensor topk_idx, Tensor weights) {
+  Tokens tokens = {std::move(x), std::move(topk_idx), std::move(weights)};
+  return dispatch(std::move(tokens), DispatchOptions());
+}
+
+Task<Dispatched> Buffer::dispatch(Tokens tokens, DispatchOptions options) {
+  check_thread();
+  std::string why;
+  const Statement own = examine(tokens, options, experts_, checked_, &why);
+  const bool sound = own.fault == Statement::Fault::none;
+  const Tensor choices = sound ? tokens.topk_idx_TK : Tensor::empty({0, 1}, DType::i64);
+  Plan plan = co_await transfer_->plan(layout_of(choices, experts_, options.order), own);
+  agree(plan.statements, group_.rank(), why);
+
   Dispatched out;
-  out.handle.route = co_await transfer_->plan(layout_of(topk_idx, experts_));
-  PooledVector<Tensor> rows = {x, topk_idx, weights};
-  PooledVector<Tensor> own = co_await transfer_->spread(std::move(rows), out.handle.route);
-  keep_local(own[1], own[2], experts_, group_.rank());
-  out.handle.slice_rows = co_await slices_.count(own[0].rows());
-  PooledVector<Tensor> all = co_await slices_.gather(std::move(own), out.handle.slice_rows);
-  out.x_RD = all_rows(all[0]);
-  out.topk_idx_RK = {all[1], out.x_RD.live};
-  out.weights_RK = all[2];
+  Handle& h = out.handle;
+  h.route = std::move(plan.route);
+  h.buffer = number_;
+  h.slice_rows = co_await slices_.count(h.route.received());
+  h.capacity = std::max(options.worst_rows, total(h.slice_rows));
+  const Tensor sources = options.sources ? numbered(tokens.x_TD.rows()) : Tensor();
+  PooledVector<Tensor> rows =
+      defined({tokens.x_TD, tokens.topk_idx_TK, tokens.weights_TK, tokens.scales_TS, sources});
+  const int64_t room = slices_.alone() ? h.capacity : 0;
+  PooledVector<Tensor> received = co_await transfer_->spread(std::move(rows), h.route, room);
+  if (options.sources) fill_ranks(received.back(), h.route.recv_rows);
+  PooledVector<Tensor> all = co_await slices_.gather(std::move(received), h.slice_rows, h.capacity);
+  out.x_RD = live_rows(take_if(true, all), total(h.slice_rows));
+  out.topk_idx_RK = {take_if(true, all), out.x_RD.live};
+  out.weights_RK = take_if(tokens.weights_TK.defined(), all);
+  out.scales_RS = take_if(tokens.scales_TS.defined(), all);
+  out.sources_R2 = take_if(options.sources, all);
+  keep_local(out.topk_idx_RK, out.weights_RK, experts_, group_.rank());
+  out.expert_rows = count_expert_rows(out.topk_idx_RK, local_experts(), options.expert_alignment);
+  if (options.expand) expand(out);
   co_return out;
 }
 
-Task<Rows> Buffer::dispatch(Tensor x, Handle h) {
-  PooledVector<Tensor> rows = {x};
-  PooledVector<Tensor> own = co_await transfer_->spread(std::move(rows), std::move(h.route));
-  const PooledVector<Tensor> all = co_await slices_.gather(std::move(own), h.slice_rows);
-  co_return all_rows(all[0]);
+// Compact rows become expanded ones; the handle remembers how.
+void Buffer::expand(Dispatched& d) const {
+  Handle& h = d.handle;
+  h.expanded = true;
+  h.topk_idx_RK = d.topk_idx_RK.data;
+  h.expansion = expansion_of(h.topk_idx_RK, singles_, d.expert_rows);
+  d.x_RD = all_rows(expand_rows(h.expansion, d.x_RD.data));
+  if (d.scales_RS.defined()) d.scales_RS = expand_rows(h.expansion, d.scales_RS);
+  if (d.weights_RK.defined()) d.weights_RK = expand_slots(h.expansion, h.topk_idx_RK, d.weights_RK);
 }
 
-Task<Combined> Buffer::combine(Rows y, Handle h, Tensor weights) {
-  const int64_t rows = total(h.slice_rows);
-  PHX_CHECK(y.count() == rows, "combine of {} rows, {} were dispatched", y.count(), rows);
-  PooledVector<Tensor> parts = {y.data.slice(0, rows)};
-  if (weights.defined()) parts.push_back(weights.slice(0, rows));
+Task<Rows> Buffer::dispatch(Tensor x, Handle handle) {
+  Redispatched out = co_await dispatch(std::move(x), Tensor(), std::move(handle));
+  co_return out.x_RD;
+}
+
+Task<Redispatched> Buffer::dispatch(Tensor x, Tensor scales, Handle h) {
+  check_handle(h, "cached dispatch");
+  const int64_t tokens = h.route.layout.tokens();
+  for (const Tensor& t : {x, scales}) {
+    if (t.defined() && t.rows() != tokens) {
+      throw Error("cached dispatch: {} rows, the handle's dispatch had {} tokens", t.rows(), tokens);
+    }
+  }
+  PooledVector<Tensor> rows = defined({x, scales});
+  const int64_t room = slices_.alone() ? h.capacity : 0;
+  PooledVector<Tensor> received = co_await transfer_->spread(std::move(rows), h.route, room);
+  PooledVector<Tensor> all = co_await slices_.gather(std::move(received), h.slice_rows, h.capacity);
+  if (h.expanded) {
+    for (Tensor& t : all) t = expand_rows(h.expansion, t);
+  }
+  Redispatched out;
+  const Tensor data = take_if(true, all);
+  out.x_RD = h.expanded ? all_rows(data) : live_rows(data, total(h.slice_rows));
+  out.scales_RS = take_if(scales.defined(), all);
+  co_return out;
+}
+
+Task<Combined> Buffer::combine(Rows y, Handle handle, Tensor weights) {
+  CombineOptions options = {.weights = std::move(weights)};
+  return combine(std::move(y), std::move(handle), std::move(options));
+}
+
+Task<Combined> Buffer::combine(Rows y, Handle h, CombineOptions options) {
+  check_combine(y, h, options);
+  const bool with_weights = options.weights.defined();
+  PooledVector<Tensor> parts = compact(y.data, options.weights, h);
   PooledVector<Tensor> own = co_await slices_.reduce(std::move(parts), h.slice_rows);
-  PooledVector<Tensor> sums = co_await transfer_->collect(std::move(own), std::move(h.route));
-  Combined out = {sums[0], {}};
-  if (weights.defined()) out.weights_TK = sums[1];
+  Combined out;
+  if (options.quantize) {
+    Quantized rows = quantize(own[0], ScaleFormat::f32);
+    const DType dtype = own[0].dtype();
+    out.x_TD =
+        co_await transfer_->collect_quantized(std::move(rows), h.route, dtype, std::move(options.bias));
+    own.erase(own.begin());
+    options.bias.clear();
+  }
+  if (!own.empty()) {
+    PooledVector<Tensor> sums =
+        co_await transfer_->collect(std::move(own), std::move(h.route), std::move(options.bias));
+    if (!options.quantize) out.x_TD = take_if(true, sums);
+    out.weights_TK = take_if(with_weights, sums);
+  }
   co_return out;
+}
+
+void Buffer::check_combine(const Rows& y, const Handle& h, const CombineOptions& o) const {
+  check_handle(h, "combine");
+  const int64_t live = total(h.slice_rows);
+  const int64_t rows = h.expanded ? h.expansion.rows() : live;
+  if (y.count() < rows || (h.expanded && y.count() != rows)) {
+    throw Error("combine: {} rows, {} were dispatched", y.count(), rows);
+  }
+  const Tensor& w = o.weights;
+  if (w.defined() && (w.rows() < rows || w.shape().rank() != (h.expanded ? 1 : 2))) {
+    throw Error("combine: weights are {} for {} rows", w.shape(), rows);
+  }
+  if (o.bias.size() > 2) throw Error("combine: {} biases, at most 2 are added", o.bias.size());
+  const Shape tokens = y.data.shape().with_rows(h.route.layout.tokens());
+  for (const Tensor& b : o.bias) {
+    if (b.shape() == tokens && b.dtype() == y.data.dtype()) continue;
+    throw Error("combine: a bias is {} {}, the sums are {} {}", dtype_name(b.dtype()), b.shape(),
+                dtype_name(y.data.dtype()), tokens);
+  }
+  const DType dtype = y.data.dtype();
+  const bool narrow = dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16;
+  if (!narrow && (o.quantize || dtype != DType::f64)) {
+    throw Error("combine: rows are {}{}", dtype_name(dtype), o.quantize ? ", to be quantized" : "");
+  }
+}
+
+// Rows and weights, one for each (token, rank) again.
+PooledVector<Tensor> Buffer::compact(const Tensor& y, const Tensor& weights, const Handle& h) const {
+  if (h.expanded) {
+    const Tensor slots = weights.defined() ? reduce_slots(h.expansion, h.topk_idx_RK, weights) : Tensor();
+    return defined({reduce_rows(h.expansion, y), slots});
+  }
+  const int64_t rows = total(h.slice_rows);
+  return defined({y.slice(0, rows), weights.defined() ? weights.slice(0, rows) : Tensor()});
 }
 
 }  // namespace phalanx::ep

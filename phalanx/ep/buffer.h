@@ -2,24 +2,41 @@
 // DeepEP's.
 #pragma once
 
+#include <thread>
+
+#include "phalanx/ep/expansion.h"
 #include "phalanx/ep/slices.h"
 #include "phalanx/ep/transfer.h"
-#include "phalanx/tensor/rows.h"
 
 namespace phalanx::ep {
 
-/// What combine (and a cached dispatch) needs of a dispatch.
+/// What combine (and a cached dispatch) needs of a dispatch. May be used any number of times, with its
+/// buffer.
 struct Handle {
   Route route;
   PooledVector<int64_t> slice_rows;  // [etp]: what each rank with a slice of the same experts received
+  int64_t capacity = 0;              // of the received rows
+  Tensor topk_idx_RK;                // expanded: of the compact rows
+  Expansion expansion;
+  bool expanded = false;
+  uint64_t buffer = 0;  // the number of its buffer
 };
 
-/// One row for each (token, rank) pair, by source rank, then token; under etp by its ranks first.
+/// Rows, what came with them, and what leads back.
 struct Dispatched {
-  Rows x_RD;
-  Rows topk_idx_RK;   // i64: local experts, −1 for those elsewhere
-  Tensor weights_RK;  // of those, 0 elsewhere
+  Rows x_RD;          // compact or expanded (DispatchOptions)
+  Tensor scales_RS;   // undefined where none were given, as weights
+  Rows topk_idx_RK;   // i64, of the compact rows: local experts, −1 for those elsewhere
+  Tensor weights_RK;  // of those, 0 elsewhere; expanded: [R], of each row
+  Tensor sources_R2;  // i64, if asked for, of the compact rows: the rank of ep that it is from, and its token
+  ExpertRows expert_rows;
   Handle handle;
+};
+
+/// Rows of a cached dispatch.
+struct Redispatched {
+  Rows x_RD;
+  Tensor scales_RS;
 };
 
 /// Sums over ranks; weights are routed back to the slots they came from.
@@ -28,34 +45,73 @@ struct Combined {
   Tensor weights_TK;
 };
 
+struct CombineOptions {
+  /// Of the compact rows [R, K], or of the expanded ones [R]; undefined: none travel.
+  Tensor weights = {};
+  /// Up to two tensors [T, D] of the rows' dtype, summed before the rows: a residual, a shared expert's
+  /// output.
+  PooledVector<Tensor> bias = {};
+  /// Rows go in f8e4m3 with f32 scales (ops/quantize.h), in about half the bytes of bf16; not f64.
+  bool quantize = false;
+};
+
+struct BufferOptions {
+  /// Ranks with slices of the same experts; null: none.
+  Group* etp = nullptr;
+  /// Dispatch also refuses tokens that name an expert twice, and weights that are not numbers.
+  bool checked = false;
+};
+
 /// Experts 0…E−1 lie in runs on the ranks of `ep`. Where the ranks share memory, rows are written to their
 /// place (transfer.h), elsewhere they go as messages; backward of dispatch is combine, and the reverse. Ranks
 /// of `etp` have slices of the same experts (slices.h): dispatch gives each the rows of all of them, and
 /// combine sums what they made of those.
 ///
+/// Errors: what a rank says of its dispatch travels with its counts, so that a wrong argument, an expert that
+/// does not exist, or ranks that disagree on rows, dtypes, K or E are the same Error on every rank, which
+/// names the rank at fault; the buffer and its group stay usable. Combine and cached dispatch exchange
+/// nothing beforehand: a wrong argument there is an Error on that rank, and the others wait for it until
+/// their deadline, as for a rank that died: then a CommError names it.
+///
 /// Bytes that a rank of R sends over ep, with n of its (token, rank) pairs going to other ranks, m coming
-/// from them, b bytes a row of x, and K slots a token with weights of w bytes: dispatch n · (b + K · (8 + w))
-/// and the counts (transfer.h); a cached one n · b; combine m · b, and m · K · w for weights.
+/// from them, b bytes a row of x and its scales, and K slots a token with weights of w bytes: dispatch
+/// n · (b + K · (8 + w)), 8 more with sources, and the plan (transfer.h); a cached one n · b; combine m · b,
+/// and m · K · w for weights.
 class Buffer {
  public:
   /// Equal runs. Error: the ranks do not divide the experts.
-  Buffer(Group& ep, int experts, Group* etp = nullptr);
+  Buffer(Group& ep, int experts, BufferOptions options = {});
   /// Error: the map is of another number of ranks.
-  Buffer(Group& ep, ExpertMap experts, Group* etp = nullptr);
+  Buffer(Group& ep, ExpertMap experts, BufferOptions options = {});
 
   int local_experts() const { return static_cast<int>(experts_.count(group_.rank())); }
+  const ExpertMap& experts() const { return experts_; }
   /// x [T, D], topk_idx i64 [T, K] of global experts (−1: none), weights [T, K].
   Task<Dispatched> dispatch(Tensor x_TD, Tensor topk_idx_TK, Tensor weights_TK);
-  /// Other rows the same way; nothing but the rows is exchanged.
+  Task<Dispatched> dispatch(Tokens tokens, DispatchOptions options);
+  /// Other rows the same way; nothing but the rows is exchanged. Error: they do not fit the handle.
   Task<Rows> dispatch(Tensor x_TD, Handle handle);
+  Task<Redispatched> dispatch(Tensor x_TD, Tensor scales_TS, Handle handle);
   /// y [R, D] back to the tokens; weights [R, K] beside them, or an empty tensor.
   Task<Combined> combine(Rows y_RD, Handle handle, Tensor weights_RK);
+  /// Error: rows, weights or biases do not fit the handle.
+  Task<Combined> combine(Rows y_RD, Handle handle, CombineOptions options);
 
  private:
+  void check_thread() const;
+  void check_handle(const Handle& handle, const char* call) const;
+  void check_combine(const Rows& y, const Handle& handle, const CombineOptions& options) const;
+  void expand(Dispatched& dispatched) const;
+  PooledVector<Tensor> compact(const Tensor& y, const Tensor& weights, const Handle& handle) const;
+
   Group& group_;
   std::unique_ptr<Transfer> transfer_;
   Slices slices_;
   ExpertMap experts_;
+  ExpertMap singles_;  // every local expert on a rank of its own
+  bool checked_;
+  uint64_t number_;
+  std::thread::id thread_;
 };
 
 }  // namespace phalanx::ep

@@ -10,7 +10,25 @@
 
 namespace phalanx::ep {
 
-Layout layout_of(const Tensor& topk_idx, const ExpertMap& experts) {
+namespace {
+
+// Adds a rank to a token's, in their order; gives the end.
+int32_t* add_rank(int32_t* first, int32_t* last, int32_t rank, PairOrder order) {
+  if (order == PairOrder::by_slot) {
+    int32_t* const end = std::remove(first, last, rank);
+    *end = rank;
+    return end + 1;
+  }
+  int32_t* const at = std::lower_bound(first, last, rank);
+  if (at != last && *at == rank) return last;
+  std::copy_backward(at, last, last + 1);
+  *at = rank;
+  return last + 1;
+}
+
+}  // namespace
+
+Layout layout_of(const Tensor& topk_idx, const ExpertMap& experts, PairOrder order) {
   const int ranks = experts.ranks();
   const int64_t tokens = topk_idx.rows();
   const int64_t k = topk_idx.dim(1);
@@ -27,16 +45,37 @@ Layout layout_of(const Tensor& topk_idx, const ExpertMap& experts) {
     for (const int64_t e : std::span(idx + t * k, static_cast<size_t>(k))) {
       PHX_CHECK(e >= -1 && e < experts.experts(), "token {} chose expert {} of {}", t, e, experts.experts());
       if (e < 0) continue;
-      const int32_t r = experts.owner(e);
-      int32_t* const at = std::lower_bound(rank + first[t], rank + pairs, r);
-      if (at != rank + pairs && *at == r) continue;
-      std::copy_backward(at, rank + pairs, rank + pairs + 1);
-      *at = r;
-      ++pairs;
+      pairs = add_rank(rank + first[t], rank + pairs, experts.owner(e), order) - rank;
     }
     for (int64_t p = first[t]; p < pairs; ++p) row[p] = out.rows[static_cast<size_t>(rank[p])]++;
   }
   first[tokens] = pairs;
+  return out;
+}
+
+DispatchLayout dispatch_layout(const Tensor& topk_idx, const ExpertMap& experts) {
+  if (topk_idx.dtype() != DType::i64 || topk_idx.shape().rank() != 2) {
+    throw Error("topk_idx is {} {}, not i64 [tokens, top-k]", dtype_name(topk_idx.dtype()), topk_idx.shape());
+  }
+  const int64_t tokens = topk_idx.rows();
+  const int64_t k = topk_idx.dim(1);
+  DispatchLayout out = {Tensor::zeros({experts.ranks()}, DType::i32),
+                        Tensor::zeros({experts.experts()}, DType::i32),
+                        Tensor::zeros({tokens, experts.ranks()}, DType::u8)};
+  const auto per_expert = out.tokens_per_expert.span<int32_t>();
+  for (int64_t i = 0; i < topk_idx.numel(); ++i) {
+    const int64_t e = topk_idx.data<int64_t>()[i];
+    if (e < -1 || e >= experts.experts()) {
+      throw Error("token {} chooses expert {}, there are {}", i / k, e, experts.experts());
+    }
+    if (e < 0) continue;
+    ++per_expert[static_cast<size_t>(e)];
+    out.is_token_in_rank.data<uint8_t>()[i / k * experts.ranks() + experts.owner(e)] = 1;
+  }
+  const auto per_rank = out.tokens_per_rank.span<int32_t>();
+  for (int64_t i = 0; i < out.is_token_in_rank.numel(); ++i) {
+    per_rank[static_cast<size_t>(i % experts.ranks())] += out.is_token_in_rank.data<uint8_t>()[i];
+  }
   return out;
 }
 

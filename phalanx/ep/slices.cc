@@ -1,5 +1,6 @@
 #include "phalanx/ep/slices.h"
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 
@@ -43,13 +44,14 @@ Task<Counts> Slices::count(int64_t own_rows) {
   co_return Counts(rows.begin(), rows.end());
 }
 
-Task<PooledVector<Tensor>> Slices::gather(PooledVector<Tensor> own, Counts rows) {
+Task<PooledVector<Tensor>> Slices::gather(PooledVector<Tensor> own, Counts rows, int64_t capacity) {
   if (!group_) co_return own;
   const int ranks = group_->size();
   PooledVector<Tensor> out;
   PooledVector<P2P> messages;
   for (const Tensor& x : own) {
-    const Tensor all = out.emplace_back(Tensor::empty(x.shape().with_rows(sum(rows, ranks)), x.dtype()));
+    const int64_t room = std::max(capacity, sum(rows, ranks));
+    const Tensor all = out.emplace_back(Tensor::empty(x.shape().with_rows(room), x.dtype()));
     for (int r = 0; r < ranks; ++r) {
       const Tensor part = rows_of(all, rows, r);
       if (r == group_->rank()) {

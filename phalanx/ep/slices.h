@@ -17,10 +17,13 @@ class Slices {
   /// Null: one rank.
   explicit Slices(Group* etp) : group_(etp && etp->size() > 1 ? etp : nullptr) {}
 
+  bool alone() const { return group_ == nullptr; }
   /// How many rows each rank has.
   Task<PooledVector<int64_t>> count(int64_t own_rows);
-  /// Each tensor [own rows, …] → [all rows, …], in rank order.
-  Task<PooledVector<Tensor>> gather(PooledVector<Tensor> own, PooledVector<int64_t> rows);
+  /// Each tensor [own rows, …] → [max(capacity, all rows), …], in rank order; what is behind is undefined. A
+  /// lone rank gets its own back.
+  Task<PooledVector<Tensor>> gather(PooledVector<Tensor> own, PooledVector<int64_t> rows,
+                                    int64_t capacity = 0);
   /// Each tensor [all rows, …] → its own rows, summed over ranks in rank order.
   Task<PooledVector<Tensor>> reduce(PooledVector<Tensor> parts, PooledVector<int64_t> rows);
 

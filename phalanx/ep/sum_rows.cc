@@ -5,7 +5,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ep/sum_rows.cc"
 #include "hwy/foreach_target.h"
-#include "phalanx/ops/simd-inl.h"
+#include "phalanx/ops/stored-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace phalanx::HWY_NAMESPACE {
@@ -13,67 +13,6 @@ namespace {
 
 using ep::Layout;
 using ep::Pairs;
-
-// How elements are stored, and summed as floats.
-template <class T>
-struct Plain {
-  using Stored = T;
-  using D = hn::ScalableTag<T>;
-  template <class At>
-  static HWY_INLINE hn::Vec<D> load(At at, D d, const T* p) {
-    return at.load(d, p);
-  }
-  template <class At>
-  static HWY_INLINE void store(At at, hn::Vec<D> v, D d, T* p) {
-    at.store(v, d, p);
-  }
-  static HWY_INLINE void stream(hn::Vec<D> v, D d, T* p) { hn::Stream(v, d, p); }
-};
-
-struct Bf16 {
-  using Stored = uint16_t;
-  using D = hn::ScalableTag<float>;
-  using Bits = hn::Rebind<uint16_t, D>;
-  using Wide = hn::Rebind<uint32_t, D>;
-  template <class At>
-  static HWY_INLINE hn::Vec<D> load(At at, D d, const uint16_t* p) {
-    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(Wide(), at.load(Bits(), p))));
-  }
-  // As bf16::from: to nearest, ties to even; NaN stays NaN. (The processor's own instruction flushes
-  // denormals.)
-  static HWY_INLINE hn::Vec<Bits> narrow(hn::Vec<D> v) {
-    const Wide w;
-    const auto u = hn::BitCast(w, v);
-    const auto odd = hn::And(hn::ShiftRight<16>(u), hn::Set(w, 1u));
-    const auto rounded = hn::Add(u, hn::Add(odd, hn::Set(w, 0x7fffu)));
-    const auto nan = hn::Or(u, hn::Set(w, 0x400000u));
-    const auto bits = hn::IfThenElse(hn::RebindMask(w, hn::IsNaN(v)), nan, rounded);
-    return hn::TruncateTo(Bits(), hn::ShiftRight<16>(bits));
-  }
-  template <class At>
-  static HWY_INLINE void store(At at, hn::Vec<D> v, D, uint16_t* p) {
-    at.store(narrow(v), Bits(), p);
-  }
-  static HWY_INLINE void stream(hn::Vec<D> v, D, uint16_t* p) { hn::Stream(narrow(v), Bits(), p); }
-};
-
-struct F16 {
-  using Stored = uint16_t;
-  using D = hn::ScalableTag<float>;
-  using Bits = hn::Rebind<uint16_t, D>;
-  using Half = hn::Rebind<hwy::float16_t, D>;
-  template <class At>
-  static HWY_INLINE hn::Vec<D> load(At at, D d, const uint16_t* p) {
-    return hn::PromoteTo(d, hn::BitCast(Half(), at.load(Bits(), p)));
-  }
-  template <class At>
-  static HWY_INLINE void store(At at, hn::Vec<D> v, D, uint16_t* p) {
-    at.store(hn::BitCast(Bits(), hn::DemoteTo(Half(), v)), Bits(), p);
-  }
-  static HWY_INLINE void stream(hn::Vec<D> v, D, uint16_t* p) {
-    hn::Stream(hn::BitCast(Bits(), hn::DemoteTo(Half(), v)), Bits(), p);
-  }
-};
 
 // out = Σ of n elements at each of `in`.
 template <class S>
@@ -112,7 +51,8 @@ void sum_row(std::span<const typename S::Stored* const> in, int64_t n, bool stre
 }
 
 template <class S>
-void sum_all(const Layout& layout, std::span<const std::byte* const> from, const Tensor& out) {
+void sum_all(const Layout& layout, std::span<const std::byte* const> from, std::span<const Tensor> first,
+             const Tensor& out) {
   const int64_t width = out.row_size();
   const bool stream = ep::past_caches(layout, out) && can_stream(out.raw(), ep::row_bytes(out));
   auto* const to = reinterpret_cast<typename S::Stored*>(out.raw());
@@ -121,6 +61,9 @@ void sum_all(const Layout& layout, std::span<const std::byte* const> from, const
     for (int64_t t = begin; t < end; ++t) {
       const Pairs pairs(layout, t);
       in.clear();
+      for (const Tensor& x : first) {
+        in.push_back(reinterpret_cast<const typename S::Stored*>(x.raw()) + t * width);
+      }
       for (size_t p = 0; p < pairs.ranks.size(); ++p) {
         const auto* base = from[static_cast<size_t>(pairs.ranks[p])];
         in.push_back(reinterpret_cast<const typename S::Stored*>(base) + pairs.rows[p] * width);
@@ -135,19 +78,9 @@ void sum_all(const Layout& layout, std::span<const std::byte* const> from, const
   });
 }
 
-void sum_kernel(const Layout& layout, std::span<const std::byte* const> from, const Tensor& out) {
-  switch (out.dtype()) {
-    case DType::f64:
-      return sum_all<Plain<double>>(layout, from, out);
-    case DType::f32:
-      return sum_all<Plain<float>>(layout, from, out);
-    case DType::bf16:
-      return sum_all<Bf16>(layout, from, out);
-    case DType::f16:
-      return sum_all<F16>(layout, from, out);
-    default:
-      PHX_CHECK(false, "sums of {}", dtype_name(out.dtype()));
-  }
+void sum_kernel(const Layout& layout, std::span<const std::byte* const> from, std::span<const Tensor> first,
+                const Tensor& out) {
+  visit_stored(out.dtype(), [&](auto stored) { sum_all<decltype(stored)>(layout, from, first, out); });
 }
 
 }  // namespace
@@ -160,10 +93,11 @@ namespace {
 HWY_EXPORT(sum_kernel);
 }  // namespace
 
-void sum_rows(const Layout& layout, std::span<const std::byte* const> from, const Tensor& out) {
+void sum_rows(const Layout& layout, std::span<const std::byte* const> from, const Tensor& out,
+              std::span<const Tensor> first) {
   const TraceSpan span(TraceKind::elementwise, "sum_rows",
                        out.bytes() + static_cast<size_t>(layout.pairs()) * row_bytes(out));
-  HWY_DYNAMIC_DISPATCH(sum_kernel)(layout, from, out);
+  HWY_DYNAMIC_DISPATCH(sum_kernel)(layout, from, first, out);
 }
 
 }  // namespace phalanx::ep

@@ -223,7 +223,8 @@ Moe::Moe(const Builder& b, const std::string& name, const std::string& experts, 
     : tensor_(b.tensor),
       router_(b, name + ".router", layer),
       experts_(b, experts),
-      buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts, &b.store.mesh().group(Axis::etp)),
+      buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts,
+              ep::BufferOptions{.etp = &b.store.mesh().group(Axis::etp)}),
       shared_(b.config.moe.shared_experts == 0
                   ? nullptr
                   : std::make_unique<SwigluMlp>(b, name + ".shared",

@@ -61,8 +61,8 @@ class ArrayMemory final : public Allocator {
   ArrayMemory* next_gone_ = nullptr;
 };
 
-constexpr DType kAll[] = {DType::f64, DType::f32, DType::bf16, DType::f16,
-                          DType::i64, DType::i32, DType::i8,   DType::u8};
+constexpr DType kAll[] = {DType::f64, DType::f32, DType::bf16, DType::f16,    DType::i64,
+                          DType::i32, DType::i8,  DType::u8,   DType::f8e4m3, DType::f8e5m2};
 
 DType dtype_named(std::string_view name) {
   for (const DType d : kAll) {
@@ -71,7 +71,8 @@ DType dtype_named(std::string_view name) {
   throw Error("no dtype is called {}", name);
 }
 
-// What an array of this dtype is called outside: bf16 goes out as int16, since few know it.
+// What an array of this dtype is called outside: bf16 goes out as int16 and FP8 as uint8, since few
+// know them.
 nb::dlpack::dtype outside(DType dtype) {
   switch (dtype) {
     case DType::f64:

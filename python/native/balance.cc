@@ -21,13 +21,14 @@ Tensor wide(const Shape& shape, std::span<const int32_t> values) {
   return out;
 }
 
-struct Request {
+struct BalanceRequest {
   ep::BalanceSizes sizes;
   bool best = false;
   int64_t max_moves = std::numeric_limits<int64_t>::max();
 };
 
-Tables rebalance(const Tensor& weight_LE, const Request& request, const std::optional<Tensor>& previous_LR) {
+Tables rebalance(const Tensor& weight_LE, const BalanceRequest& request,
+                 const std::optional<Tensor>& previous_LR) {
   const std::span<const float> weight = weight_LE.span<const float>();
   const ep::BalanceSizes& sizes = request.sizes;
   std::vector<int32_t> old;
@@ -48,15 +49,15 @@ Tables rebalance(const Tensor& weight_LE, const Request& request, const std::opt
 }  // namespace
 
 void bind_balance(nb::module_& m) {
-  nb::class_<Request>(m, "BalanceRequest", "Sizes and policy of rebalance.")
+  nb::class_<BalanceRequest>(m, "BalanceRequest", "Sizes and policy of rebalance.")
       .def(nb::init<>())
       .def_prop_rw(
           "sizes",
-          [](const Request& r) {
+          [](const BalanceRequest& r) {
             return std::tuple(r.sizes.layers, r.sizes.experts, r.sizes.replicas, r.sizes.groups,
                               r.sizes.nodes, r.sizes.gpus);
           },
-          [](Request& r, const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>& s) {
+          [](BalanceRequest& r, const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>& s) {
             r.sizes = {.layers = std::get<0>(s),
                        .experts = std::get<1>(s),
                        .replicas = std::get<2>(s),
@@ -64,8 +65,8 @@ void bind_balance(nb::module_& m) {
                        .nodes = std::get<4>(s),
                        .gpus = std::get<5>(s)};
           })
-      .def_rw("best", &Request::best)
-      .def_rw("max_moves", &Request::max_moves);
+      .def_rw("best", &BalanceRequest::best)
+      .def_rw("max_moves", &BalanceRequest::max_moves);
   m.def("rebalance", &rebalance, nb::arg("weight"), nb::arg("request"), nb::arg("previous").none(),
         nb::call_guard<nb::gil_scoped_release>());
 }

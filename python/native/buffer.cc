@@ -1,3 +1,5 @@
+#include "phalanx/ep/buffer.h"
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -13,11 +15,11 @@ namespace phalanx::python {
 namespace nb = nanobind;
 namespace {
 
-// What a dispatch leaves for combine, and which rank and number of experts it belongs to.
+// What a dispatch leaves for combine, and which rank and buffer of it this belongs to.
 class HandleOfRank {
  public:
-  HandleOfRank(std::shared_ptr<Rank> rank, int experts, std::shared_ptr<ep::Handle> handle)
-      : rank_(std::move(rank)), experts_(experts), handle_(std::move(handle)) {}
+  HandleOfRank(std::shared_ptr<Rank> rank, BufferKind kind, ep::Handle handle)
+      : rank_(std::move(rank)), kind_(kind), handle_(std::make_shared<ep::Handle>(std::move(handle))) {}
   HandleOfRank(const HandleOfRank&) = delete;
   HandleOfRank& operator=(const HandleOfRank&) = delete;
   HandleOfRank(HandleOfRank&&) = default;
@@ -25,121 +27,181 @@ class HandleOfRank {
     if (handle_) rank_->dispose(std::move(handle_));
   }
 
-  const std::shared_ptr<ep::Handle>& get(const Rank& rank) const {
-    if (&rank != rank_.get()) throw Error("handle: it is of another group; a handle fits its own rank only");
-    return handle_;
+  // Error: it is of another rank, or of another world.
+  const std::shared_ptr<ep::Handle>& of(const Rank& rank) const {
+    if (&rank == rank_.get()) return handle_;
+    throw Error("handle: it is of another group; a handle fits its own rank only");
   }
-  int experts() const { return experts_; }
-  int64_t tokens() const { return handle_->route.layout.tokens(); }
-  int64_t received() const { return handle_->route.received(); }
-  std::vector<int64_t> from_ranks() const {
-    return {handle_->route.recv_rows.begin(), handle_->route.recv_rows.end()};
-  }
+  const ep::Handle& get() const { return *handle_; }
+  const BufferKind& kind() const { return kind_; }
 
  private:
   std::shared_ptr<Rank> rank_;
-  int experts_;
+  BufferKind kind_;
   std::shared_ptr<ep::Handle> handle_;
 };
 
-struct Layout {
-  Tensor per_rank;
-  Tensor per_expert;
-  Tensor in_rank;
-};
-
-// DeepEP's get_dispatch_layout; experts in equal runs. Error: an expert that there is not.
-Layout layout_of(const Tensor& topk_idx_TK, int experts, int ranks) {
-  const ep::ExpertMap map = ep::ExpertMap::even(experts, ranks);
-  const int64_t tokens = topk_idx_TK.rows();
-  const int64_t k = topk_idx_TK.dim(1);
-  const int64_t* const idx = topk_idx_TK.data<int64_t>();
-  Layout out = {Tensor::zeros({ranks}, DType::i32), Tensor::zeros({experts}, DType::i32),
-                Tensor::zeros({tokens, ranks}, DType::u8)};
-  for (int64_t t = 0; t < tokens; ++t) {
-    uint8_t* const in = out.in_rank.data<uint8_t>() + t * ranks;
-    for (int64_t i = 0; i < k; ++i) {
-      const int64_t e = idx[t * k + i];
-      if (e < -1 || e >= experts) {
-        throw Error("topk_idx[{}, {}] is {}; experts are 0 … {}, and -1 means none", t, i, e, experts - 1);
-      }
-      if (e < 0) continue;
-      ++out.per_expert.data<int32_t>()[e];
-      in[map.owner(e)] = 1;
-    }
-    for (int r = 0; r < ranks; ++r) out.per_rank.data<int32_t>()[r] += in[r];
-  }
-  return out;
+std::vector<int64_t> list_of(const PooledVector<int64_t>& numbers) {
+  return {numbers.begin(), numbers.end()};
 }
+
+// How many rows combine wants.
+int64_t rows_of(const HandleOfRank& h) {
+  return h.get().expanded ? h.get().expansion.rows() : h.get().route.received();
+}
+
+nb::object or_none(const Tensor& t) { return t.defined() ? nb::cast(t) : nb::none(); }
+
+// What Python asks of a dispatch.
+struct DispatchRequest {
+  ep::Tokens tokens;
+  ep::DispatchOptions options;
+  BufferKind kind;
+};
 
 struct Received {
   Tensor x;
+  Tensor scales;
   Tensor topk_idx;
   Tensor weights;
-  std::shared_ptr<ep::Handle> handle;
+  Tensor sources;
+  std::vector<int64_t> counts;
+  std::vector<int64_t> firsts;
+  std::shared_ptr<HandleOfRank> handle;
 };
 
-nb::tuple dispatch(const std::shared_ptr<Rank>& rank, const Tensor& x, const Tensor& topk_idx,
-                   const Tensor& weights, int experts) {
-  Received got = rank->call([=, self = rank.get()](Group& world) {
-    ep::Dispatched in = run(self->buffer(world, experts).dispatch(x, topk_idx, weights));
-    return Received{in.x_RD.data.slice(0, in.x_RD.count()), in.topk_idx_RK.data, in.weights_RK,
-                    std::make_shared<ep::Handle>(std::move(in.handle))};
+Received dispatch(const std::shared_ptr<Rank>& rank, const DispatchRequest& request) {
+  Received got = rank->call([rank, request](Group& world) {
+    ep::Dispatched in = run(rank->buffer(world, request.kind).dispatch(request.tokens, request.options));
+    Received out = {.x = in.x_RD.data,
+                    .scales = in.scales_RS,
+                    .topk_idx = in.topk_idx_RK.data,
+                    .weights = in.weights_RK,
+                    .sources = in.sources_R2,
+                    .counts = list_of(in.expert_rows.count),
+                    .firsts = list_of(in.expert_rows.first)};
+    out.handle = std::make_shared<HandleOfRank>(rank, request.kind, std::move(in.handle));
+    return out;
   });
   release_arrays();
-  return nb::make_tuple(got.x, got.topk_idx, got.weights, HandleOfRank(rank, experts, std::move(got.handle)));
+  return got;
 }
 
-Tensor dispatch_again(const std::shared_ptr<Rank>& rank, const Tensor& x, const HandleOfRank& handle) {
-  const std::shared_ptr<ep::Handle> h = handle.get(*rank);
-  if (x.rows() != handle.tokens()) {
-    throw Error("x has {} rows; the handle is of a dispatch of {} tokens", x.rows(), handle.tokens());
-  }
-  Tensor out = rank->call([=, self = rank.get(), experts = handle.experts()](Group& world) {
-    const Rows rows = run(self->buffer(world, experts).dispatch(x, *h));
-    return rows.data.slice(0, rows.count());
+nb::tuple dispatch_again(const std::shared_ptr<Rank>& rank, const Tensor& x,
+                         const std::optional<Tensor>& scales, const HandleOfRank& handle) {
+  const std::shared_ptr<ep::Handle> h = handle.of(*rank);
+  const auto out = rank->call([=, kind = handle.kind()](Group& world) {
+    ep::Redispatched in = run(rank->buffer(world, kind).dispatch(x, scales.value_or(Tensor()), *h));
+    return std::pair(in.x_RD.data, in.scales_RS);
   });
   release_arrays();
-  return out;
+  return nb::make_tuple(out.first, or_none(out.second));
 }
 
-std::tuple<Tensor, std::optional<Tensor>> combine(const std::shared_ptr<Rank>& rank, const Tensor& y,
-                                                  const HandleOfRank& handle,
-                                                  const std::optional<Tensor>& weights) {
-  const std::shared_ptr<ep::Handle> h = handle.get(*rank);
-  if (y.rows() != handle.received()) {
-    throw Error("x has {} rows; the handle is of a dispatch that received {}", y.rows(), handle.received());
-  }
-  std::pair<Tensor, Tensor> out =
-      rank->call([=, self = rank.get(), experts = handle.experts()](Group& world) {
-        ep::Combined sums =
-            run(self->buffer(world, experts).combine(all_rows(y), *h, weights.value_or(Tensor())));
-        return std::pair(sums.x_TD, sums.weights_TK);
-      });
+// What Python asks of a combine, beside the rows.
+struct CombineRequest {
+  std::optional<Tensor> weights;
+  std::vector<Tensor> bias;
+  bool quantize = false;
+};
+
+nb::tuple combine(const std::shared_ptr<Rank>& rank, const Tensor& y, const HandleOfRank& handle,
+                  const CombineRequest& request) {
+  const std::shared_ptr<ep::Handle> h = handle.of(*rank);
+  const auto out = rank->call([=, kind = handle.kind()](Group& world) {
+    ep::CombineOptions options = {.weights = request.weights.value_or(Tensor()),
+                                  .quantize = request.quantize};
+    options.bias.assign(request.bias.begin(), request.bias.end());
+    ep::Combined sums = run(rank->buffer(world, kind).combine(all_rows(y), *h, std::move(options)));
+    return std::pair(sums.x_TD, sums.weights_TK);
+  });
   release_arrays();
-  if (!weights) return {out.first, std::nullopt};
-  return {out.first, out.second};
+  return nb::make_tuple(out.first, or_none(out.second));
+}
+
+void bind_handle(nb::module_& m) {
+  nb::class_<HandleOfRank>(m, "Handle", "What combine and a cached dispatch need of a dispatch.")
+      .def_prop_ro("tokens", [](const HandleOfRank& h) { return h.get().route.layout.tokens(); })
+      .def_prop_ro("received", [](const HandleOfRank& h) { return h.get().route.received(); })
+      .def_prop_ro("rows", &rows_of, "How many rows combine wants.")
+      .def_prop_ro("from_ranks", [](const HandleOfRank& h) { return list_of(h.get().route.recv_rows); })
+      .def_prop_ro("topk_idx", [](const HandleOfRank& h) { return or_none(h.get().topk_idx_RK); });
+}
+
+void bind_dispatch(nb::module_& m) {
+  nb::class_<DispatchRequest>(m, "DispatchRequest", "Tokens, and how they are to be dispatched.")
+      .def(nb::init<>())
+      .def_prop_rw(
+          "x", [](const DispatchRequest& r) { return r.tokens.x_TD; },
+          [](DispatchRequest& r, const Tensor& t) { r.tokens.x_TD = t; })
+      .def_prop_rw(
+          "topk_idx", [](const DispatchRequest& r) { return r.tokens.topk_idx_TK; },
+          [](DispatchRequest& r, const Tensor& t) { r.tokens.topk_idx_TK = t; })
+      .def_prop_rw(
+          "weights", [](const DispatchRequest& r) { return or_none(r.tokens.weights_TK); },
+          [](DispatchRequest& r, const Tensor& t) { r.tokens.weights_TK = t; })
+      .def_prop_rw(
+          "scales", [](const DispatchRequest& r) { return or_none(r.tokens.scales_TS); },
+          [](DispatchRequest& r, const Tensor& t) { r.tokens.scales_TS = t; })
+      .def_prop_rw(
+          "experts", [](const DispatchRequest& r) { return r.kind.experts; },
+          [](DispatchRequest& r, int experts) { r.kind.experts = experts; })
+      .def_prop_rw(
+          "checked", [](const DispatchRequest& r) { return r.kind.checked; },
+          [](DispatchRequest& r, bool checked) { r.kind.checked = checked; })
+      .def_prop_rw(
+          "by_slot", [](const DispatchRequest& r) { return r.options.order == ep::PairOrder::by_slot; },
+          [](DispatchRequest& r, bool on) {
+            r.options.order = on ? ep::PairOrder::by_slot : ep::PairOrder::by_rank;
+          })
+      .def_prop_rw(
+          "expert_alignment", [](const DispatchRequest& r) { return r.options.expert_alignment; },
+          [](DispatchRequest& r, int64_t n) { r.options.expert_alignment = n; })
+      .def_prop_rw(
+          "worst_rows", [](const DispatchRequest& r) { return r.options.worst_rows; },
+          [](DispatchRequest& r, int64_t n) { r.options.worst_rows = n; })
+      .def_prop_rw(
+          "expand", [](const DispatchRequest& r) { return r.options.expand; },
+          [](DispatchRequest& r, bool on) { r.options.expand = on; })
+      .def_prop_rw(
+          "sources", [](const DispatchRequest& r) { return r.options.sources; },
+          [](DispatchRequest& r, bool on) { r.options.sources = on; });
+  nb::class_<Received>(m, "Received", "What a dispatch brought.")
+      .def_ro("x", &Received::x)
+      .def_prop_ro("scales", [](const Received& r) { return or_none(r.scales); })
+      .def_ro("topk_idx", &Received::topk_idx)
+      .def_prop_ro("weights", [](const Received& r) { return or_none(r.weights); })
+      .def_prop_ro("sources", [](const Received& r) { return or_none(r.sources); })
+      .def_ro("counts", &Received::counts)
+      .def_ro("firsts", &Received::firsts)
+      .def_ro("handle", &Received::handle);
+  m.def("dispatch", &dispatch, nb::arg("rank"), nb::arg("request"));
+  m.def("dispatch_again", &dispatch_again, nb::arg("rank"), nb::arg("x"), nb::arg("scales").none(),
+        nb::arg("handle"));
+}
+
+void bind_combine(nb::module_& m) {
+  nb::class_<CombineRequest>(m, "CombineRequest", "What travels with the rows, and how.")
+      .def(nb::init<>())
+      .def_rw("weights", &CombineRequest::weights)
+      .def_rw("bias", &CombineRequest::bias)
+      .def_rw("quantize", &CombineRequest::quantize);
+  m.def("combine", &combine, nb::arg("rank"), nb::arg("x"), nb::arg("handle"), nb::arg("request"));
 }
 
 }  // namespace
 
 void bind_buffer(nb::module_& m) {
-  nb::class_<HandleOfRank>(m, "Handle", "What combine and a cached dispatch need of a dispatch.")
-      .def_prop_ro("experts", &HandleOfRank::experts)
-      .def_prop_ro("tokens", &HandleOfRank::tokens)
-      .def_prop_ro("received", &HandleOfRank::received)
-      .def_prop_ro("from_ranks", &HandleOfRank::from_ranks);
+  bind_handle(m);
+  bind_dispatch(m);
+  bind_combine(m);
   m.def(
       "layout",
       [](const Tensor& topk_idx, int experts, int ranks) {
-        Layout out = layout_of(topk_idx, experts, ranks);
-        return std::tuple(out.per_rank, out.per_expert, out.in_rank);
+        const ep::DispatchLayout out = ep::dispatch_layout(topk_idx, ep::ExpertMap::even(experts, ranks));
+        return std::tuple(out.tokens_per_rank, out.tokens_per_expert, out.is_token_in_rank);
       },
       nb::arg("topk_idx"), nb::arg("experts"), nb::arg("ranks"));
-  m.def("dispatch", &dispatch, nb::arg("rank"), nb::arg("x"), nb::arg("topk_idx"), nb::arg("weights"),
-        nb::arg("experts"));
-  m.def("dispatch_again", &dispatch_again, nb::arg("rank"), nb::arg("x"), nb::arg("handle"));
-  m.def("combine", &combine, nb::arg("rank"), nb::arg("x"), nb::arg("handle"), nb::arg("weights").none());
 }
 
 }  // namespace phalanx::python

@@ -145,9 +145,11 @@ std::pair<int, int> Rank::place() {
   return {rank_, size_};
 }
 
-ep::Buffer& Rank::buffer(Group& world, int experts) {
-  std::unique_ptr<ep::Buffer>& buffer = buffers_[experts];
-  if (!buffer) buffer = std::make_unique<ep::Buffer>(world, experts);
+ep::Buffer& Rank::buffer(Group& world, const BufferKind& kind) {
+  std::unique_ptr<ep::Buffer>& buffer = buffers_[kind];
+  if (!buffer) {
+    buffer = std::make_unique<ep::Buffer>(world, kind.experts, ep::BufferOptions{.checked = kind.checked});
+  }
   return *buffer;
 }
 

@@ -14,6 +14,13 @@
 
 namespace phalanx::python {
 
+/// Which buffer of a rank: for how many experts, in equal runs, and whether it looks for more mistakes.
+struct BufferKind {
+  int experts = 0;
+  bool checked = false;
+  friend auto operator<=>(const BufferKind&, const BufferKind&) = default;
+};
+
 /// Threads that know nothing of ranks ask one for something and wait, without the GIL. One asks at a time.
 /// Everything that communicates lives on the rank's own thread, and is destroyed there.
 class Rank {
@@ -48,8 +55,8 @@ class Rank {
   /// not.
   std::pair<int, int> place();
 
-  /// The buffer for so many experts; on the rank's thread.
-  ep::Buffer& buffer(Group& world, int experts);
+  /// The buffer of that kind; on the rank's thread.
+  ep::Buffer& buffer(Group& world, const BufferKind& kind);
 
  private:
   struct Asked {
@@ -75,7 +82,7 @@ class Rank {
   std::string failure_;       // of fail()
   std::exception_ptr error_;  // of ended()
 
-  std::map<int, std::unique_ptr<ep::Buffer>> buffers_;  // the rank's thread's
+  std::map<BufferKind, std::unique_ptr<ep::Buffer>> buffers_;  // the rank's thread's
 };
 
 using Ranks = std::vector<std::shared_ptr<Rank>>;

@@ -193,6 +193,49 @@ def test_fp8_with_scales(rng, kind, fp8):
     phalanx.run_threads(4, rank)
 
 
+@every_kind
+def test_bias(rng, kind, dtype):
+    """One or two tensors are added inside the sum."""
+    case = Case.random(rng, 3)
+
+    def rank(group):
+        buffer = deep_ep.Buffer(group)
+        *_, got = dispatched(buffer, kind, dtype, case)
+        values = [rng_of(group).integers(-8, 9, case.x[group.rank()].shape) for _ in range(2)]
+        bias = [kind.make(v.astype(np.float64), dtype) for v in values]
+        plain = kind.wide(buffer.combine(got[0], got[4])[0])
+        one = buffer.combine(got[0], got[4], bias=bias[0])[0]
+        two = buffer.combine(got[0], got[4], bias=tuple(bias))[0]
+        assert (kind.wide(one) == plain + values[0]).all() and (kind.wide(two) == plain + sum(values)).all()
+        with pytest.raises(phalanx.ArgumentError, match="bias has 4 parts"):
+            buffer.combine(got[0], got[4], bias=bias * 2)
+        with pytest.raises(phalanx.ArgumentError, match="bias has shape"):
+            buffer.combine(got[0], got[4], bias=kind.make(np.zeros((77, 1)), dtype))
+
+    phalanx.run_threads(3, rank)
+
+
+def rng_of(group):
+    """The same numbers whenever a rank asks."""
+    return np.random.default_rng(group.rank())
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS, ids=lambda kind: kind.name)
+def test_combine_in_fp8(rng, kind):
+    """Half the bytes, and about three bits of significand."""
+    case = Case.random(rng, 3, hidden=256)
+    case.x = [rng.standard_normal(x.shape) for x in case.x]
+
+    def rank(group):
+        buffer = deep_ep.Buffer(group)
+        *_, got = dispatched(buffer, kind, "float32", case)
+        exact = kind.wide(buffer.combine(got[0], got[4])[0])
+        rough = kind.wide(buffer.combine(got[0], got[4], quantize=True)[0])
+        assert len(exact) == 0 or 1 - 2 * (exact * rough).sum() / ((exact**2).sum() + (rough**2).sum()) < 9e-4
+
+    phalanx.run_threads(3, rank)
+
+
 def test_events(rng):
     case = Case.random(rng, 2)
 

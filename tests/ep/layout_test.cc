@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -68,6 +69,44 @@ TEST(Layout, IsTheNaiveCount) {
     ASSERT_EQ(layout.first_T.data<int64_t>()[s.tokens], pair);
     ASSERT_TRUE(std::ranges::equal(layout.rows, rows));
   }
+}
+
+TEST(Layout, BySlotPutsARankWhereItsLastSlotIs) {
+  // Experts 0, 1 on rank 0; 2, 3 on rank 1; 4, 5 on rank 2.
+  const std::vector<int64_t> chosen = {5, 0, 2, 1, -1, 4, 4, 3, -1, -1};
+  const Tensor idx = Tensor::of(Shape{2, 5}, std::span<const int64_t>(chosen));
+  const Layout layout = layout_of(idx, ExpertMap::even(6, 3), PairOrder::by_slot);
+  const std::vector<int32_t> ranks(layout.rank_P.data<int32_t>(),
+                                   layout.rank_P.data<int32_t>() + layout.pairs());
+  EXPECT_EQ(ranks, (std::vector<int32_t>{2, 1, 0, 2, 1}));
+}
+
+TEST(DispatchLayout, IsTheNaiveCount) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  std::mt19937 random(seed);
+  for (int i = 0; i < 300; ++i) {
+    const Sizes s = random_sizes(random);
+    const Tensor idx = random_choices(s, random);
+    const int64_t experts = s.local_experts * s.ranks;
+    const DispatchLayout got = dispatch_layout(idx, ExpertMap::even(experts, s.ranks));
+    for (int64_t r = 0; r < s.ranks; ++r) {
+      int32_t tokens = 0;
+      for (int64_t t = 0; t < s.tokens; ++t) {
+        const bool goes = ranks_of(idx, t, s.local_experts).contains(r);
+        tokens += goes;
+        ASSERT_EQ(got.is_token_in_rank.data<uint8_t>()[t * s.ranks + r], goes ? 1 : 0);
+      }
+      ASSERT_EQ(got.tokens_per_rank.data<int32_t>()[r], tokens);
+    }
+    for (int64_t e = 0; e < experts; ++e) {
+      ASSERT_EQ(got.tokens_per_expert.data<int32_t>()[e], std::ranges::count(idx.span<int64_t>(), e));
+    }
+  }
+  EXPECT_THROW(dispatch_layout(Tensor::zeros({2, 2}, DType::i32), ExpertMap::even(4, 2)), Error);
+  const std::vector<int64_t> chosen = {0, 4};
+  const Tensor idx = Tensor::of(Shape{1, 2}, std::span<const int64_t>(chosen));
+  EXPECT_THROW(dispatch_layout(idx, ExpertMap::even(4, 2)), Error);
 }
 
 /// dtype, width: some of whole vectors, some not; the last rows are long enough to be written past the

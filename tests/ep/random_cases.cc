@@ -4,8 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include "phalanx/comm/transport/fake.h"
 #include "phalanx/ep/buffer.h"
@@ -22,6 +25,8 @@ struct Sizes {
   int64_t top_k = 1;
   int64_t favoured = 1;  // experts below it are chosen more often
   DType dtype = DType::f32;
+  int64_t biases = 0;
+  PairOrder order = PairOrder::by_rank;
 };
 
 Sizes random_sizes(int ranks, std::mt19937& random) {
@@ -39,6 +44,8 @@ Sizes random_sizes(int ranks, std::mt19937& random) {
   s.favoured = 1 + up_to(static_cast<uint32_t>(experts));
   constexpr std::array kDtypes = {DType::f64, DType::f32, DType::bf16, DType::f16};
   s.dtype = kDtypes[static_cast<size_t>(up_to(4))];
+  s.biases = std::max<int64_t>(0, up_to(5) - 2);
+  s.order = up_to(2) == 0 ? PairOrder::by_rank : PairOrder::by_slot;
   return s;
 }
 
@@ -81,12 +88,6 @@ class Sum {
   double sum_ = 0;
 };
 
-struct Tokens {
-  Tensor x_TD;
-  Tensor idx_TK;
-  Tensor weights_TK;
-};
-
 // A row that a rank receives.
 struct Source {
   int rank;
@@ -102,7 +103,11 @@ class RandomCase {
       Tokens t = {random_floats({n, sizes_.width}, sizes_.dtype, random_),
                   Tensor::empty({n, sizes_.top_k}, DType::i64),
                   random_floats({n, sizes_.top_k}, DType::f32, random_)};
-      for (int64_t& e : t.idx_TK.span<int64_t>()) e = choose();
+      std::vector<Tensor>& biases = biases_.emplace_back();
+      for (int64_t i = 0; i < sizes_.biases; ++i) {
+        biases.push_back(random_floats({n, sizes_.width}, sizes_.dtype, random_));
+      }
+      for (int64_t& e : t.topk_idx_TK.span<int64_t>()) e = choose();
       tokens_.push_back(std::move(t));
     }
     for (int r = 0; r < ranks; ++r) {
@@ -117,12 +122,16 @@ class RandomCase {
     const auto me = static_cast<size_t>(world.rank());
     Buffer buffer(world, ExpertMap(sizes_.experts));
     const Tokens& mine = tokens_[me];
-    const Dispatched in = run(buffer.dispatch(mine.x_TD, mine.idx_TK, mine.weights_TK));
+    DispatchOptions options;
+    options.order = sizes_.order;
+    const Dispatched in = run(buffer.dispatch(mine, options));
     ASSERT_EQ(in.x_RD.count(), std::ssize(sources_[me]));
     ASSERT_NO_FATAL_FAILURE(check_rows(world.rank(), in));
     const Rows again = run(buffer.dispatch(mine.x_TD, in.handle));
     ASSERT_EQ(std::memcmp(again.data.raw(), in.x_RD.data.raw(), in.x_RD.live_bytes()), 0);
-    const Combined out = run(buffer.combine(all_rows(y_[me]), in.handle, in.weights_RK));
+    CombineOptions combine = {.weights = in.weights_RK};
+    combine.bias.assign(biases_[me].begin(), biases_[me].end());
+    const Combined out = run(buffer.combine(all_rows(y_[me]), in.handle, std::move(combine)));
     ASSERT_NO_FATAL_FAILURE(check_sums(world.rank(), out));
   }
 
@@ -144,7 +153,7 @@ class RandomCase {
   std::vector<Source> received(int rank) const {
     std::vector<Source> rows;
     for (int s = 0; s < std::ssize(tokens_); ++s) {
-      const Tensor& idx = tokens_[static_cast<size_t>(s)].idx_TK;
+      const Tensor& idx = tokens_[static_cast<size_t>(s)].topk_idx_TK;
       for (int64_t t = 0; t < idx.rows(); ++t) {
         const auto slots = idx.slice(t, t + 1).span<int64_t>();
         if (std::ranges::any_of(slots, [&](int64_t e) { return local(e, rank) >= 0; }))
@@ -162,7 +171,7 @@ class RandomCase {
       ASSERT_EQ(std::memcmp(in.x_RD.data.slice(i, i + 1).raw(), x.raw(), x.bytes()), 0) << "row " << i;
       for (int64_t k = 0; k < sizes_.top_k; ++k) {
         const int64_t there = source.token * sizes_.top_k + k;
-        const int64_t e = local(from.idx_TK.data<int64_t>()[there], rank);
+        const int64_t e = local(from.topk_idx_TK.data<int64_t>()[there], rank);
         ASSERT_EQ(in.topk_idx_RK.data.data<int64_t>()[i * sizes_.top_k + k], e);
         ASSERT_EQ(in.weights_RK.data<float>()[i * sizes_.top_k + k],
                   e < 0 ? 0 : from.weights_TK.data<float>()[there]);
@@ -175,19 +184,36 @@ class RandomCase {
     for (int64_t t = 0; t < mine.x_TD.rows(); ++t) {
       for (int64_t d = 0; d < sizes_.width; ++d) {
         Sum sum(sizes_.dtype);
-        for (size_t r = 0; r < sources_.size(); ++r) {
+        for (const Tensor& bias : biases_[static_cast<size_t>(rank)]) sum.add(element(bias, t, d));
+        for (const size_t r : ranks_in_order(mine, t)) {
           const auto row = std::ranges::find(sources_[r], Source{rank, t});
-          if (row == sources_[r].end()) continue;
           sum.add(element(y_[r], row - sources_[r].begin(), d));
         }
         ASSERT_TRUE(sum.equals(element(out.x_TD, t, d))) << "token " << t << ", element " << d;
       }
       for (int64_t k = 0; k < sizes_.top_k; ++k) {
         const int64_t at = t * sizes_.top_k + k;
-        const bool chosen = mine.idx_TK.data<int64_t>()[at] >= 0;
+        const bool chosen = mine.topk_idx_TK.data<int64_t>()[at] >= 0;
         ASSERT_EQ(out.weights_TK.data<float>()[at], chosen ? mine.weights_TK.data<float>()[at] : 0);
       }
     }
+  }
+
+  // Those with an expert of the token, in the order in which combine sums their rows.
+  std::vector<size_t> ranks_in_order(const Tokens& tokens, int64_t token) const {
+    std::vector<std::pair<int64_t, size_t>> found;  // what decides, and the rank
+    for (size_t r = 0; r < sources_.size(); ++r) {
+      int64_t last = -1;
+      const auto slots = tokens.topk_idx_TK.slice(token, token + 1).span<int64_t>();
+      for (size_t k = 0; k < slots.size(); ++k) {
+        if (local(slots[k], static_cast<int>(r)) >= 0) last = static_cast<int64_t>(k);
+      }
+      if (last >= 0) found.emplace_back(sizes_.order == PairOrder::by_slot ? last : 0, r);
+    }
+    std::ranges::sort(found);
+    std::vector<size_t> out;
+    for (const auto& [decides, r] : found) out.push_back(r);
+    return out;
   }
 
   static const std::byte* element(const Tensor& t, int64_t row, int64_t column) {
@@ -197,6 +223,7 @@ class RandomCase {
   std::mt19937 random_;
   Sizes sizes_;
   std::vector<Tokens> tokens_;
+  std::vector<std::vector<Tensor>> biases_;   // of each rank
   std::vector<std::vector<Source>> sources_;  // of each rank
   std::vector<Tensor> y_;                     // what each rank makes of its rows
 };

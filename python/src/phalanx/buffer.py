@@ -3,13 +3,12 @@
 import numpy as np
 
 from phalanx import _native
-from phalanx.arrays import OUTSIDE, check, dtype_name, expect, give, take, torch_of, zeros
+from phalanx.arrays import check, dtype_name, expect, give, take, zeros
 from phalanx.config import Config
 from phalanx.errors import ArgumentError, Error, Unsupported
 from phalanx.events import EventHandle, EventOverlap, finished, wait_for
 from phalanx.group import Group
 
-FP8 = ("f8e4m3", "f8e5m2")
 FLOATS = ("f64", "f32", "bf16", "f16")
 WEIGHTS = ("f32", "f64")
 
@@ -29,7 +28,7 @@ class Handle(tuple):
 class _Handle(Handle):
     """A Handle with what stands behind it."""
 
-    def __new__(cls, buffer, native, in_rank, worst):
+    def __new__(cls, buffer, native, in_rank):
         matrix = zeros((buffer.group_size, buffer.group_size), "int32", in_rank)
         matrix -= 1
         ends = np.cumsum(native.from_ranks).tolist()
@@ -37,7 +36,6 @@ class _Handle(Handle):
             matrix[source, buffer.rank] = end
         self = super().__new__(cls, (matrix, None, None, None, in_rank, None))
         self.native = native
-        self.worst = worst
         return self
 
 
@@ -48,13 +46,13 @@ def native_of(handle, kind=_Handle):
     return handle.native
 
 
-def connect(group, comm=None):
+def connect(group, comm=None, deadline=0.0):
     """(group, whether it was made here) of what the caller gave as group or communicator."""
     if group is None and comm is None:
         raise ArgumentError("group and comm are None; one of them must be given")
     if isinstance(group, Group):
         return group, False
-    return Group.of(comm if group is None else group), True
+    return Group.of(comm if group is None else group, deadline=deadline), True
 
 
 def unpack_payload(x):
@@ -68,29 +66,31 @@ def unpack_payload(x):
     return x[0], x[1]
 
 
-def as_bytes(x):
-    """A tensor that moves as it is: FP8 as u8."""
-    if dtype_name(x) not in FP8:
-        return take("x", x)
-    torch = torch_of(x)
-    return take("x", x.view(torch.uint8 if torch is not None else np.uint8))
+def request_of(x, scales):
+    """A dispatch of these rows, whose options are still to be set."""
+    request = _native.DispatchRequest()
+    request.x = take("x", x)
+    if scales is not None:
+        request.scales = take("x[1]", scales)
+    return request
+
+
+def payload_of(rows, scales, x, x_scales):
+    """The rows that came as the caller gave x: a tensor, or one with its scales."""
+    return give(rows, x) if scales is None else (give(rows, x), give(scales, x_scales))
+
+
+def bias_list(bias, rows, x):
+    """The biases that the caller gave, none to two of them, as tensors."""
+    given = () if bias is None else tuple(bias) if isinstance(bias, (tuple, list)) else (bias,)
+    expect(len(given) <= 2, f"bias has {len(given)} parts; at most 2 are added")
+    return [take("bias", b, (dtype_name(x),), (rows, x.shape[1])) for b in given]
 
 
 def check_config(config):
     """ArgumentError unless it is a Config or None."""
     expect(config is None or isinstance(config, Config),
            f"config is a {type(config).__name__}; it must be a Config")
-
-
-def padded(rows, worst, value):
-    """The rows, and behind them as many of `value` as make them `worst`; as they are if worst is 0."""
-    if not worst:
-        return rows
-    out = zeros((worst, *rows.shape[1:]), str(rows.dtype).rpartition(".")[2], rows)
-    if value:
-        out += value
-    out[:rows.shape[0]] = rows
-    return out
 
 
 def aligned(count, alignment):
@@ -105,7 +105,8 @@ class Buffer:
     num_nvl_bytes, num_rdma_bytes: kept; nothing is staged on CPUs, so 0 will do.
     low_latency_mode: kept; low-latency calls need no mode here.
     num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: of networks that are not used; kept.
-    explicitly_destroy: destroy() may be called, and must be to leave the group that was made of `group`.
+    explicitly_destroy: destroy() may be called.
+    checked: dispatch also refuses tokens that name an expert twice, and weights that are NaN.
 
     Tensors are PyTorch's on the CPU or NumPy's, contiguous; results are of the kind of x, and share no memory
     with it. A call that raises ArgumentError has not communicated. CommError: a rank failed, died or is late.
@@ -115,7 +116,7 @@ class Buffer:
 
     def __init__(self, group, num_nvl_bytes=0, num_rdma_bytes=0, low_latency_mode=False, num_qps_per_rank=24,
                  allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False, explicitly_destroy=False,
-                 enable_shrink=False, comm=None):
+                 enable_shrink=False, comm=None, *, checked=False):
         if enable_shrink:
             raise Unsupported("enable_shrink: masks of dead ranks are not supported")
         self._group, self._owned = connect(group, comm)
@@ -130,6 +131,7 @@ class Buffer:
         self.allow_mnnvl = allow_mnnvl
         self.explicitly_destroy = explicitly_destroy
         self.enable_shrink = enable_shrink
+        self.checked = checked
         self.runtime = self._group._native
 
     def destroy(self):
@@ -227,12 +229,16 @@ class Buffer:
         num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert: of get_dispatch_layout; checked.
         topk_idx, topk_weights: [tokens, k] i64, and f32 or f64; either may be None.
         expert_alignment: counts by expert are rounded up to multiples of it.
-        num_worst_tokens: if not 0, results have that many rows: those received, then 0, with topk_idx -1.
+        num_worst_tokens: if not 0, results have that many rows, at least the tokens of all ranks: behind
+        those
+            that came, topk_idx is -1, weights are 0 and recv_x is undefined.
 
         Returns (recv_x, recv_topk_idx, recv_topk_weights, num_recv_tokens_per_expert_list, handle, event),
         rows by source rank, then token. recv_topk_idx are local experts, -1 (and weight 0) for those
-        elsewhere. The list is empty with num_worst_tokens. With `handle` given: (recv_x, None, None, None,
-        None, event).
+        elsewhere. The list is empty with num_worst_tokens. With `handle`: (recv_x, None, None, None, None,
+        event).
+
+        An expert that does not exist, or ranks that disagree, are the same Error on every rank.
         """
         del allocate_on_comm_stream
         rank = self._rank()
@@ -245,55 +251,60 @@ class Buffer:
         if handle is not None:
             expect(topk_idx is None and topk_weights is None,
                    "topk_idx and topk_weights must be None with a handle")
+            expect(num_worst_tokens == 0, "num_worst_tokens must be 0 with a handle, which knows it")
             native = native_of(handle)
-            rows = _native.dispatch_again(rank, as_bytes(payload), native)
-            recv_x = self._received(payload, scales, rows, native, num_worst_tokens or handle.worst)
-            return recv_x, None, None, None, None, finished(async_finish)
+            expect(payload.shape[0] == native.tokens,
+                   f"x has {payload.shape[0]} rows; the handle's had {native.tokens}")
+            more = None if scales is None else take("x[1]", scales)
+            rows, more = _native.dispatch_again(rank, take("x", payload), more, native)
+            return payload_of(rows, more, payload, scales), None, None, None, None, finished(async_finish)
+        request = request_of(payload, scales)
+        request.checked = self.checked
+        request.expert_alignment = expert_alignment
+        request.worst_rows = num_worst_tokens
         layout = (num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert)
-        chosen, weights, experts = self._routing(payload, layout, topk_idx, topk_weights)
-        rows, idx, recv_weights, native = _native.dispatch(rank, as_bytes(payload), chosen, weights, experts)
-        if num_worst_tokens and native.received > num_worst_tokens:
-            raise Error(f"num_worst_tokens is {num_worst_tokens}, but {native.received} rows came")
-        recv_x = self._received(payload, scales, rows, native, num_worst_tokens)
-        counts = self._counts(topk_idx, idx, num_tokens_per_expert)
-        counts = [] if num_worst_tokens else [aligned(n, expert_alignment) for n in counts]
-        recv_idx = None if topk_idx is None else padded(give(idx, topk_idx), num_worst_tokens, -1)
-        if topk_weights is not None:
-            topk_weights = padded(give(recv_weights, topk_weights), num_worst_tokens, 0)
-        made = _Handle(self, native, is_token_in_rank, num_worst_tokens)
-        return recv_x, recv_idx, topk_weights, counts, made, finished(async_finish)
+        self._route(request, payload.shape[0], layout, topk_idx, topk_weights)
+        got = _native.dispatch(rank, request)
+        if topk_idx is None:
+            counts = [aligned(n, expert_alignment) for n in self._counts(num_tokens_per_expert)]
+        else:
+            counts = np.diff(got.firsts).tolist()
+        return (payload_of(got.x, got.scales, payload, scales),
+                None if topk_idx is None else give(got.topk_idx, topk_idx),
+                None if topk_weights is None else give(got.weights, topk_weights),
+                [] if num_worst_tokens else counts,
+                _Handle(self, got.handle, is_token_in_rank), finished(async_finish))
 
     def combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
-                async_finish=False, allocate_on_comm_stream=False):
+                async_finish=False, allocate_on_comm_stream=False, *, quantize=False):
         """Sends rows back and sums, for every token, what its ranks made of it: no weights are applied.
 
         x: [received rows, hidden] f64, f32, bf16 or f16, in the order that dispatch gave.
         topk_weights: [received rows, k] f32 or f64; they travel back to the slots that they came from.
-        bias: must be None for now.
+        bias: None, a tensor [tokens, hidden] of the dtype of x or a tuple of two, summed before the rows.
+        quantize: rows travel in FP8 (e4m3) with f32 scales, and are summed in f32; not f64.
 
         Returns (combined_x [tokens, hidden], combined_topk_weights [tokens, k] or None, event). Sums of
         f64 and f32 are made as they are, of bf16 and f16 in f32, rounded once, in the order of ranks.
         """
         del allocate_on_comm_stream
         rank = self._rank()
-        if bias is not None:
-            raise Unsupported("bias: adding it in combine is not supported yet")
         check_config(config)
         native = native_of(handle)
-        rows = handle.worst or native.received
-        check("x", x, FLOATS, (rows, None))
-        wait_for("previous_event", previous_event)
-        weights = None
+        check("x", x, FLOATS, (None, None))
+        expect(x.shape[0] >= native.rows, f"x has {x.shape[0]} rows; dispatch gave {native.rows}")
+        request = _native.CombineRequest()
+        request.quantize = quantize
+        request.bias = bias_list(bias, native.tokens, x)
         if topk_weights is not None:
-            check("topk_weights", topk_weights, WEIGHTS, (rows, None))
-            weights = take("topk_weights", topk_weights[:native.received])
-        sums, back = _native.combine(rank, take("x", x[:native.received]), native, weights)
-        return (give(sums, x), None if back is None else give(back, topk_weights), finished(async_finish))
+            request.weights = take("topk_weights", topk_weights, WEIGHTS, (x.shape[0], None))
+        wait_for("previous_event", previous_event)
+        sums, back = _native.combine(rank, take("x", x), native, request)
+        return give(sums, x), None if back is None else give(back, topk_weights), finished(async_finish)
 
-    def _routing(self, x, layout, topk_idx, topk_weights):
-        """(experts of each token, their weights, number of experts), as the library takes them."""
+    def _route(self, request, tokens, layout, topk_idx, topk_weights):
+        """Sets which experts the tokens choose, after a look at what get_dispatch_layout gave."""
         per_rank, in_rank, per_expert = layout
-        tokens = x.shape[0]
         for name, given in (("num_tokens_per_rank", per_rank), ("is_token_in_rank", in_rank),
                             ("num_tokens_per_expert", per_expert)):
             expect(given is not None, f"{name} is None; without a handle, give that of get_dispatch_layout")
@@ -307,33 +318,25 @@ class Buffer:
             expect(topk_weights is None, "topk_weights needs topk_idx")
             ranks = np.arange(self.group_size, dtype=np.int64)
             chosen = np.where(np.asarray(in_rank).astype(bool), ranks, np.int64(-1))
-            return (take("is_token_in_rank", np.ascontiguousarray(chosen)),
-                    take("topk_weights", np.zeros(chosen.shape, np.float32)), self.group_size)
-        chosen = take("topk_idx", topk_idx, ("i64",), (tokens, None))
-        wanted = _native.layout(chosen, experts, self.group_size)
-        for name, given, right in zip(("num_tokens_per_rank", "num_tokens_per_expert", "is_token_in_rank"),
-                                      (per_rank, per_expert, in_rank), wanted):
-            expect(np.array_equal(np.asarray(given), right.numpy()),
+            request.topk_idx = take("is_token_in_rank", np.ascontiguousarray(chosen))
+            request.experts = self.group_size  # one a rank
+            return
+        request.topk_idx = take("topk_idx", topk_idx, ("i64",), (tokens, None))
+        request.experts = experts
+        if topk_weights is not None:
+            request.weights = take("topk_weights", topk_weights, WEIGHTS, tuple(topk_idx.shape))
+        try:
+            right = _native.layout(request.topk_idx, experts, self.group_size)
+        except Error:
+            return  # dispatch says so on every rank
+        for name, given, wanted in zip(("num_tokens_per_rank", "num_tokens_per_expert", "is_token_in_rank"),
+                                       (per_rank, per_expert, in_rank), right):
+            expect(np.array_equal(np.asarray(given), wanted.numpy()),
                    f"{name} does not fit topk_idx; give what get_dispatch_layout gave for it")
-        if topk_weights is None:
-            return chosen, take("topk_weights", np.zeros(tuple(topk_idx.shape), np.float32)), experts
-        return chosen, take("topk_weights", topk_weights, WEIGHTS, tuple(topk_idx.shape)), experts
 
-    def _received(self, x, scales, rows, native, worst):
-        """recv_x of the rows that came; scales follow the same way."""
-        dtype = OUTSIDE[dtype_name(x)] if dtype_name(x) in FP8 else None
-        out = padded(give(rows, x, dtype), worst, 0)
-        if scales is None:
-            return out
-        moved = _native.dispatch_again(self._rank(), take("x[1]", scales), native)
-        return out, padded(give(moved, scales), worst, 0)
-
-    def _counts(self, topk_idx, idx, per_expert):
-        """Rows for each expert of this rank."""
+    def _counts(self, per_expert):
+        """Rows for each expert of this rank, where only their senders know."""
         experts = per_expert.shape[0] // self.group_size
-        if topk_idx is not None:
-            chosen = idx.numpy()
-            return np.bincount(chosen[chosen >= 0], minlength=experts).tolist()
         mine = np.ascontiguousarray(np.asarray(per_expert), dtype=np.int64)
         everyone = self._rank().all_gather(take("num_tokens_per_expert", mine)).numpy()
         sums = everyone.reshape(self.group_size, -1).sum(axis=0)

@@ -11,5 +11,7 @@ fail() { echo "python: $*" >&2; exit 1; }
 pip=("$here/bin/python" -m pip --disable-pip-version-check -q)
 "${pip[@]}" install pytest numpy ml_dtypes
 [ "${1:-}" != "--torch" ] || "${pip[@]}" install torch
-CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)} "${pip[@]}" install --force-reinstall --no-deps ./python
+# As `make test` builds the library, assertions included, so that ccache has most of it.
+CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)} "${pip[@]}" install --force-reinstall --no-deps \
+  --config-settings=cmake.build-type=RelWithDebInfo ./python
 exec "$here/bin/python" -B -m pytest -q -p no:cacheprovider python/tests

@@ -50,7 +50,7 @@ int64_t rows_of(const HandleOfRank& h) {
   return h.get().expanded ? h.get().expansion.rows() : h.get().route.received();
 }
 
-nb::object or_none(const Tensor& t) { return t.defined() ? nb::cast(t) : nb::none(); }
+std::optional<Tensor> or_none(const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; }
 
 // What Python asks of a dispatch.
 struct DispatchRequest {
@@ -87,15 +87,17 @@ Received dispatch(const std::shared_ptr<Rank>& rank, const DispatchRequest& requ
   return got;
 }
 
-nb::tuple dispatch_again(const std::shared_ptr<Rank>& rank, const Tensor& x,
-                         const std::optional<Tensor>& scales, const HandleOfRank& handle) {
+using TwoTensors = std::tuple<Tensor, std::optional<Tensor>>;
+
+TwoTensors dispatch_again(const std::shared_ptr<Rank>& rank, const Tensor& x,
+                          const std::optional<Tensor>& scales, const HandleOfRank& handle) {
   const std::shared_ptr<ep::Handle> h = handle.of(*rank);
   const auto out = rank->call([=, kind = handle.kind()](Group& world) {
     ep::Redispatched in = run(rank->buffer(world, kind).dispatch(x, scales.value_or(Tensor()), *h));
     return std::pair(in.x_RD.data, in.scales_RS);
   });
   release_arrays();
-  return nb::make_tuple(out.first, or_none(out.second));
+  return {out.first, or_none(out.second)};
 }
 
 // What Python asks of a combine, beside the rows.
@@ -105,8 +107,8 @@ struct CombineRequest {
   bool quantize = false;
 };
 
-nb::tuple combine(const std::shared_ptr<Rank>& rank, const Tensor& y, const HandleOfRank& handle,
-                  const CombineRequest& request) {
+TwoTensors combine(const std::shared_ptr<Rank>& rank, const Tensor& y, const HandleOfRank& handle,
+                   const CombineRequest& request) {
   const std::shared_ptr<ep::Handle> h = handle.of(*rank);
   const auto out = rank->call([=, kind = handle.kind()](Group& world) {
     ep::CombineOptions options = {.weights = request.weights.value_or(Tensor()),
@@ -116,7 +118,7 @@ nb::tuple combine(const std::shared_ptr<Rank>& rank, const Tensor& y, const Hand
     return std::pair(sums.x_TD, sums.weights_TK);
   });
   release_arrays();
-  return nb::make_tuple(out.first, or_none(out.second));
+  return {out.first, or_none(out.second)};
 }
 
 void bind_handle(nb::module_& m) {

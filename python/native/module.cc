@@ -3,6 +3,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "phalanx/comm/launch.h"
@@ -61,11 +62,11 @@ void bind_worlds(nb::module_& m) {
   m.def("join_mpi", &join_mpi, arg("threads_per_rank") = 0, arg("deadline") = 0.0);
   m.def(
       "launched",
-      []() -> nb::object {
+      []() -> std::optional<std::tuple<std::string, int, int, std::string, int>> {
         const std::optional<Launched> place = launched_by();
-        if (!place) return nb::none();
-        return nb::make_tuple(transport_name(place->transport), place->rank, place->ranks, place->address,
-                              place->port);
+        if (!place) return std::nullopt;
+        return std::tuple(std::string(transport_name(place->transport)), place->rank, place->ranks,
+                          place->address, place->port);
       },
       "None, or (transport, rank, ranks, address, port) as a launcher says.");
 }

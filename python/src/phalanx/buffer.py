@@ -1,16 +1,20 @@
 """DeepEP's first Buffer: dispatch and combine, one row for each (token, rank)."""
 
+from __future__ import annotations
+
+from typing import Any, List, Optional, Tuple, Union
+
 import numpy as np
 
 from phalanx import _native
-from phalanx.arrays import check, dtype_name, expect, give, take, zeros
+from phalanx.arguments import (FLOATS, WEIGHTS, aligned, bias_list, check_config, connect, payload_of,
+                               request_of, unpack_payload)
+from phalanx.arrays import Array, check, expect, give, take, zeros
 from phalanx.config import Config
 from phalanx.errors import ArgumentError, Error, Unsupported
 from phalanx.events import EventHandle, EventOverlap, finished, wait_for
-from phalanx.group import Group
 
-FLOATS = ("f64", "f32", "bf16", "f16")
-WEIGHTS = ("f32", "f64")
+Rows = Union[Array, Tuple[Array, Array]]  # rows, or FP8 rows with their scales
 
 
 class Handle(tuple):
@@ -28,7 +32,9 @@ class Handle(tuple):
 class _Handle(Handle):
     """A Handle with what stands behind it."""
 
-    def __new__(cls, buffer, native, in_rank):
+    native: _native.Handle
+
+    def __new__(cls, buffer: Buffer, native: _native.Handle, in_rank: Any) -> _Handle:
         matrix = zeros((buffer.group_size, buffer.group_size), "int32", in_rank)
         matrix -= 1
         ends = np.cumsum(native.from_ranks).tolist()
@@ -39,63 +45,11 @@ class _Handle(Handle):
         return self
 
 
-def native_of(handle, kind=_Handle):
+def native_of(handle: Any) -> _native.Handle:
     """What stands behind a handle that the caller gave."""
-    if not isinstance(handle, kind):
+    if not isinstance(handle, _Handle):
         raise ArgumentError(f"handle is a {type(handle).__name__}; it must be what dispatch gave")
     return handle.native
-
-
-def connect(group, comm=None, deadline=0.0):
-    """(group, whether it was made here) of what the caller gave as group or communicator."""
-    if group is None and comm is None:
-        raise ArgumentError("group and comm are None; one of them must be given")
-    if isinstance(group, Group):
-        return group, False
-    return Group.of(comm if group is None else group, deadline=deadline), True
-
-
-def unpack_payload(x):
-    """(x, scales) of a tensor or of an FP8 tensor with its scales; scales may be None."""
-    if not isinstance(x, (tuple, list)):
-        check("x", x, shape=(None, None))
-        return x, None
-    expect(len(x) == 2, f"x has {len(x)} parts; it must be a tensor, or an FP8 tensor with its scales")
-    check("x[0]", x[0], ("f8e4m3", "f8e5m2", "u8", "i8"), (None, None))
-    check("x[1]", x[1], ("f32", "i32"), (x[0].shape[0], None))
-    return x[0], x[1]
-
-
-def request_of(x, scales):
-    """A dispatch of these rows, whose options are still to be set."""
-    request = _native.DispatchRequest()
-    request.x = take("x", x)
-    if scales is not None:
-        request.scales = take("x[1]", scales)
-    return request
-
-
-def payload_of(rows, scales, x, x_scales):
-    """The rows that came as the caller gave x: a tensor, or one with its scales."""
-    return give(rows, x) if scales is None else (give(rows, x), give(scales, x_scales))
-
-
-def bias_list(bias, rows, x):
-    """The biases that the caller gave, none to two of them, as tensors."""
-    given = () if bias is None else tuple(bias) if isinstance(bias, (tuple, list)) else (bias,)
-    expect(len(given) <= 2, f"bias has {len(given)} parts; at most 2 are added")
-    return [take("bias", b, (dtype_name(x),), (rows, x.shape[1])) for b in given]
-
-
-def check_config(config):
-    """ArgumentError unless it is a Config or None."""
-    expect(config is None or isinstance(config, Config),
-           f"config is a {type(config).__name__}; it must be a Config")
-
-
-def aligned(count, alignment):
-    """The least multiple of alignment that is at least count."""
-    return (count + alignment - 1) // alignment * alignment
 
 
 class Buffer:
@@ -114,9 +68,11 @@ class Buffer:
 
     num_sms = 20
 
-    def __init__(self, group, num_nvl_bytes=0, num_rdma_bytes=0, low_latency_mode=False, num_qps_per_rank=24,
-                 allow_nvlink_for_low_latency_mode=True, allow_mnnvl=False, explicitly_destroy=False,
-                 enable_shrink=False, comm=None, *, checked=False):
+    def __init__(self, group: Any, num_nvl_bytes: int = 0, num_rdma_bytes: int = 0,
+                 low_latency_mode: bool = False, num_qps_per_rank: int = 24,
+                 allow_nvlink_for_low_latency_mode: bool = True, allow_mnnvl: bool = False,
+                 explicitly_destroy: bool = False, enable_shrink: bool = False, comm: Any = None, *,
+                 checked: bool = False) -> None:
         if enable_shrink:
             raise Unsupported("enable_shrink: masks of dead ranks are not supported")
         self._group, self._owned = connect(group, comm)
@@ -132,57 +88,58 @@ class Buffer:
         self.explicitly_destroy = explicitly_destroy
         self.enable_shrink = enable_shrink
         self.checked = checked
-        self.runtime = self._group._native
+        self.runtime: Optional[_native.Rank] = self._group._native
 
-    def destroy(self):
+    def destroy(self) -> None:
         """Lets go of the ranks; needs explicitly_destroy. Later calls raise Error."""
         if not self.explicitly_destroy:
             raise Error("destroy: the buffer was made without explicitly_destroy=True")
         self._leave()
 
-    def _leave(self):
+    def _leave(self) -> None:
         if self.runtime is not None and self._owned:
             self.runtime.leave()
         self.runtime = None
 
-    def __del__(self):
+    def __del__(self) -> None:
         if getattr(self, "runtime", None) is not None:
             self._leave()
 
-    def _rank(self):
+    def _rank(self) -> _native.Rank:
         if self.runtime is None:
             raise Error("the buffer was destroyed")
         return self.runtime
 
     @staticmethod
-    def is_sm90_compiled():
+    def is_sm90_compiled() -> bool:
         """False: there are no kernels here."""
         return False
 
     @classmethod
-    def set_num_sms(cls, new_num_sms):
+    def set_num_sms(cls, new_num_sms: int) -> None:
         """Sets what get_dispatch_config and get_combine_config put into num_sms; an even number."""
         expect(new_num_sms % 2 == 0, f"new_num_sms is {new_num_sms}; it must be even")
         Buffer.num_sms = new_num_sms
 
     @staticmethod
-    def capture():
+    def capture() -> EventOverlap:
         """An event for all that was called before."""
         return EventOverlap(EventHandle())
 
     @staticmethod
-    def get_dispatch_config(num_ranks):
+    def get_dispatch_config(num_ranks: int) -> Config:
         """A Config; on CPUs it changes nothing."""
         expect(num_ranks > 0, f"num_ranks is {num_ranks}; it must be above 0")
         return Config(Buffer.num_sms)
 
     @staticmethod
-    def get_combine_config(num_ranks):
+    def get_combine_config(num_ranks: int) -> Config:
         """A Config; on CPUs it changes nothing."""
         return Buffer.get_dispatch_config(num_ranks)
 
     @staticmethod
-    def get_low_latency_rdma_size_hint(num_max_dispatch_tokens_per_rank, hidden, num_ranks, num_experts):
+    def get_low_latency_rdma_size_hint(num_max_dispatch_tokens_per_rank: int, hidden: int, num_ranks: int,
+                                       num_experts: int) -> int:
         """Bytes that DeepEP's low-latency mode asks of num_rdma_bytes, in BF16."""
         del num_ranks
         tokens, scales = num_max_dispatch_tokens_per_rank, hidden // 128
@@ -192,16 +149,18 @@ class Buffer:
         recv = num_experts * tokens * max(dispatch, combine)
         return (2 * (send + recv + aligned(4 * num_experts, 128)) // 128 + 1) * 128
 
-    def get_comm_stream(self):
+    def get_comm_stream(self) -> Any:
         """Unsupported: there are no streams on CPUs."""
         raise Unsupported("get_comm_stream: there are no streams on CPUs")
 
-    def get_local_buffer_tensor(self, dtype, size=None, offset=0, use_rdma_buffer=False):
+    def get_local_buffer_tensor(self, dtype: Any, size: Any = None, offset: int = 0,
+                                use_rdma_buffer: bool = False) -> Any:
         """Unsupported: nothing is staged."""
         raise Unsupported("get_local_buffer_tensor: nothing is staged on CPUs, so there is no buffer to see")
 
-    def get_dispatch_layout(self, topk_idx, num_experts, previous_event=None, async_finish=False,
-                            allocate_on_comm_stream=False):
+    def get_dispatch_layout(self, topk_idx: Array, num_experts: int,
+                            previous_event: Optional[EventOverlap] = None, async_finish: bool = False,
+                            allocate_on_comm_stream: bool = False) -> Tuple[Any, None, Any, Any, EventOverlap]:
         """What dispatch wants to know of the experts that tokens choose. Communicates nothing.
 
         topk_idx: [tokens, k] i64, experts 0 ... num_experts - 1, -1 for none.
@@ -218,10 +177,13 @@ class Buffer:
         return (give(per_rank, topk_idx), None, give(per_expert, topk_idx), give(in_rank, topk_idx, "bool"),
                 finished(async_finish))
 
-    def dispatch(self, x, handle=None, num_tokens_per_rank=None, num_tokens_per_rdma_rank=None,
-                 is_token_in_rank=None, num_tokens_per_expert=None, topk_idx=None, topk_weights=None,
-                 expert_alignment=1, num_worst_tokens=0, config=None, previous_event=None, async_finish=False,
-                 allocate_on_comm_stream=False):
+    def dispatch(self, x: Rows, handle: Optional[Handle] = None, num_tokens_per_rank: Optional[Array] = None,
+                 num_tokens_per_rdma_rank: None = None, is_token_in_rank: Optional[Array] = None,
+                 num_tokens_per_expert: Optional[Array] = None, topk_idx: Optional[Array] = None,
+                 topk_weights: Optional[Array] = None, expert_alignment: int = 1, num_worst_tokens: int = 0,
+                 config: Optional[Config] = None, previous_event: Optional[EventOverlap] = None,
+                 async_finish: bool = False, allocate_on_comm_stream: bool = False
+                 ) -> Tuple[Any, Any, Any, Optional[List[int]], Optional[Handle], EventOverlap]:
         """Sends every token once to each rank that has one of its experts.
 
         x: [tokens, hidden] of any dtype, or (FP8 or u8 [tokens, hidden], scales [tokens, n] f32 or i32).
@@ -275,8 +237,11 @@ class Buffer:
                 [] if num_worst_tokens else counts,
                 _Handle(self, got.handle, is_token_in_rank), finished(async_finish))
 
-    def combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
-                async_finish=False, allocate_on_comm_stream=False, *, quantize=False):
+    def combine(self, x: Array, handle: Handle, topk_weights: Optional[Array] = None,
+                bias: Union[None, Array, Tuple[Array, Array]] = None, config: Optional[Config] = None,
+                previous_event: Optional[EventOverlap] = None, async_finish: bool = False,
+                allocate_on_comm_stream: bool = False, *, quantize: bool = False
+                ) -> Tuple[Any, Any, EventOverlap]:
         """Sends rows back and sums, for every token, what its ranks made of it: no weights are applied.
 
         x: [received rows, hidden] f64, f32, bf16 or f16, in the order that dispatch gave.
@@ -302,7 +267,8 @@ class Buffer:
         sums, back = _native.combine(rank, take("x", x), native, request)
         return give(sums, x), None if back is None else give(back, topk_weights), finished(async_finish)
 
-    def _route(self, request, tokens, layout, topk_idx, topk_weights):
+    def _route(self, request: _native.DispatchRequest, tokens: int, layout: Tuple[Any, Any, Any],
+               topk_idx: Optional[Array], topk_weights: Optional[Array]) -> None:
         """Sets which experts the tokens choose, after a look at what get_dispatch_layout gave."""
         per_rank, in_rank, per_expert = layout
         for name, given in (("num_tokens_per_rank", per_rank), ("is_token_in_rank", in_rank),
@@ -334,7 +300,7 @@ class Buffer:
             expect(np.array_equal(np.asarray(given), wanted.numpy()),
                    f"{name} does not fit topk_idx; give what get_dispatch_layout gave for it")
 
-    def _counts(self, per_expert):
+    def _counts(self, per_expert: Any) -> List[int]:
         """Rows for each expert of this rank, where only their senders know."""
         experts = per_expert.shape[0] // self.group_size
         mine = np.ascontiguousarray(np.asarray(per_expert), dtype=np.int64)

@@ -1,5 +1,7 @@
 """DeepEP's tuning of its kernels."""
 
+from __future__ import annotations
+
 from phalanx.arrays import expect
 
 
@@ -7,8 +9,9 @@ class Config:
     """How many SMs and how large chunks DeepEP's kernels use. On CPUs it is checked and changes nothing:
     rows are written to their place, and no memory is staged."""
 
-    def __init__(self, num_sms=20, num_max_nvl_chunked_send_tokens=6, num_max_nvl_chunked_recv_tokens=256,
-                 num_max_rdma_chunked_send_tokens=6, num_max_rdma_chunked_recv_tokens=256):
+    def __init__(self, num_sms: int = 20, num_max_nvl_chunked_send_tokens: int = 6,
+                 num_max_nvl_chunked_recv_tokens: int = 256, num_max_rdma_chunked_send_tokens: int = 6,
+                 num_max_rdma_chunked_recv_tokens: int = 256) -> None:
         expect(num_sms >= 0, f"num_sms is {num_sms}; it must be 0 or more")
         chunks = {"nvl": (num_max_nvl_chunked_send_tokens, num_max_nvl_chunked_recv_tokens),
                   "rdma": (num_max_rdma_chunked_send_tokens, num_max_rdma_chunked_recv_tokens)}
@@ -21,12 +24,12 @@ class Config:
         self.num_max_rdma_chunked_send_tokens = num_max_rdma_chunked_send_tokens
         self.num_max_rdma_chunked_recv_tokens = num_max_rdma_chunked_recv_tokens
 
-    def get_nvl_buffer_size_hint(self, hidden_bytes, num_ranks):
+    def get_nvl_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
         """Bytes of num_nvl_bytes that a Buffer needs: 0 on CPUs."""
         del hidden_bytes, num_ranks
         return 0
 
-    def get_rdma_buffer_size_hint(self, hidden_bytes, num_ranks):
+    def get_rdma_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
         """Bytes of num_rdma_bytes that a Buffer needs: 0 on CPUs."""
         del hidden_bytes, num_ranks
         return 0

@@ -1,11 +1,15 @@
 """Stands in for DeepEP: `import phalanx.deep_ep as deep_ep`."""
 
+from typing import Any
+
 from phalanx.ep import Buffer, Config, ElasticBuffer, EPHandle, EventHandle, EventOverlap
 
-topk_idx_t = "int64"  # overwritten below where PyTorch is there, as DeepEP's is one of its dtypes
+topk_idx_t: Any = "int64"  # overwritten below where PyTorch is there, as DeepEP's is one of its dtypes
 
 try:
-    from torch import int64 as topk_idx_t  # noqa: F811
+    import torch
+
+    topk_idx_t = torch.int64
 except ImportError:
     pass
 

@@ -1,16 +1,20 @@
 """DeepEP's second buffer: compact rows, or expanded ones that are grouped by expert."""
 
+from __future__ import annotations
+
 import dataclasses
-from typing import Any, List, Optional
+from typing import Any, Dict, List, NoReturn, Optional, Tuple, Union
 
 import numpy as np
 
 from phalanx import _native
-from phalanx.arrays import check, expect, give, take, torch_of
-from phalanx.buffer import (FLOATS, WEIGHTS, aligned, bias_list, connect, payload_of, request_of,
-                            unpack_payload)
+from phalanx.arguments import (FLOATS, WEIGHTS, bias_list, connect, payload_of, request_of,
+                               unpack_payload)
+from phalanx.arrays import Array, check, expect, give, take, torch_of
 from phalanx.errors import ArgumentError, Error, Unsupported
-from phalanx.events import EventHandle, finished, wait_for
+from phalanx.events import EventHandle, EventOverlap, finished, wait_for
+
+Rows = Union[Array, Tuple[Array, Array]]  # rows, or FP8 rows with their scales
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,7 +34,7 @@ class EPHandle:
     num_expanded_tokens: int  # rows of the expanded form
     num_recv_tokens_per_expert_list: List[int]  # [L], rounded up to the alignment
     psum_num_recv_tokens_per_scaleup_rank: Any  # [R]: rows from this rank and those before
-    psum_num_recv_tokens_per_expert: Any  # [L]: compact: aligned, inclusive; expanded: where its rows end
+    psum_num_recv_tokens_per_expert: Any  # [L]: compact: inclusive; expanded: where its rows end
     num_unaligned_recv_tokens_per_expert: Any  # [L] with do_expand, else None
     recv_src_metadata: Any  # [n, K + 2]: source rank · max + token, row, and by slot the expanded row or -1
     dst_buffer_slot_idx: Optional[Any] = None  # of DeepEP's kernels
@@ -40,7 +44,7 @@ class EPHandle:
     recv_topk_idx: Optional[Any] = None  # compact: what a cached dispatch gives again
 
 
-def _expanded_rows(idx, firsts):
+def _expanded_rows(idx: np.ndarray, firsts: List[int]) -> np.ndarray:
     """[n, K]: the expanded row of each slot of the compact rows, -1 where the expert is elsewhere."""
     out = np.full(idx.size, -1, np.int64)
     flat = idx.reshape(-1)
@@ -50,7 +54,7 @@ def _expanded_rows(idx, firsts):
     return out.reshape(idx.shape)
 
 
-def _column_major(scales):
+def _column_major(scales: Any) -> Any:
     """The same values, with neighbours along the rows."""
     if torch_of(scales) is not None:
         return scales.t().contiguous().t()
@@ -71,11 +75,13 @@ class ElasticBuffer:
     are always deterministic. There is one scaleout rank; all others are scaleup ranks.
     """
 
-    def __init__(self, group, num_bytes=None, num_cpu_bytes=0, num_max_tokens_per_rank=0, hidden=0,
-                 num_topk=0, use_fp8_dispatch=False, deterministic=False, allow_hybrid_mode=True,
-                 allow_multiple_reduction=True, prefer_overlap_with_compute=True, sl_idx=3,
-                 num_allocated_qps=0, num_cpu_timeout_secs=300, num_gpu_timeout_secs=100,
-                 explicitly_destroy=False, *, checked=False):
+    def __init__(self, group: Any, num_bytes: Optional[int] = None, num_cpu_bytes: int = 0,
+                 num_max_tokens_per_rank: int = 0, hidden: int = 0, num_topk: int = 0,
+                 use_fp8_dispatch: bool = False, deterministic: bool = False, allow_hybrid_mode: bool = True,
+                 allow_multiple_reduction: bool = True, prefer_overlap_with_compute: bool = True,
+                 sl_idx: int = 3, num_allocated_qps: int = 0, num_cpu_timeout_secs: float = 300,
+                 num_gpu_timeout_secs: float = 100, explicitly_destroy: bool = False, *,
+                 checked: bool = False) -> None:
         self._group, self._owned = connect(group, deadline=num_cpu_timeout_secs)
         self.group = group
         self.rank_idx = self.scaleup_rank_idx = self._group.rank()
@@ -94,75 +100,82 @@ class ElasticBuffer:
         self.num_gpu_timeout_secs = num_gpu_timeout_secs
         self.explicitly_destroy = explicitly_destroy
         self.checked = checked
-        self.runtime = self._group._native
+        self.runtime: Optional[_native.Rank] = self._group._native
 
-    def destroy(self):
+    def destroy(self) -> None:
         """Lets go of the ranks; needs explicitly_destroy. Later calls raise Error."""
         if not self.explicitly_destroy:
             raise Error("destroy: the buffer was made without explicitly_destroy=True")
         self._leave()
 
-    def _leave(self):
+    def _leave(self) -> None:
         if self.runtime is not None and self._owned:
             self.runtime.leave()
         self.runtime = None
 
-    def __del__(self):
+    def __del__(self) -> None:
         if getattr(self, "runtime", None) is not None:
             self._leave()
 
-    def _rank(self):
+    def _rank(self) -> _native.Rank:
         if self.runtime is None:
             raise Error("the buffer was destroyed")
         return self.runtime
 
     @staticmethod
-    def get_buffer_size_hint(group, num_max_tokens_per_rank, hidden, num_topk=0, use_fp8_dispatch=False,
-                             allow_hybrid_mode=True, allow_multiple_reduction=True):
+    def get_buffer_size_hint(group: Any, num_max_tokens_per_rank: int, hidden: int, num_topk: int = 0,
+                             use_fp8_dispatch: bool = False, allow_hybrid_mode: bool = True,
+                             allow_multiple_reduction: bool = True) -> int:
         """Bytes of num_bytes that a buffer needs: 0 on CPUs, where nothing is staged."""
         del group, num_max_tokens_per_rank, hidden, num_topk, use_fp8_dispatch
         del allow_hybrid_mode, allow_multiple_reduction
         return 0
 
     @staticmethod
-    def capture():
+    def capture() -> EventHandle:
         """An event for all that was called before."""
         return EventHandle()
 
-    def barrier(self, use_comm_stream=True, with_cpu_sync=False, sequential=True):
+    def barrier(self, use_comm_stream: bool = True, with_cpu_sync: bool = False,
+                sequential: bool = True) -> None:
         """Returns when every rank has called it."""
         del use_comm_stream, with_cpu_sync, sequential
         self._rank().barrier()
 
-    def get_physical_domain_size(self):
+    def get_physical_domain_size(self) -> Tuple[int, int]:
         """(RDMA ranks, NVLink ranks): one, and all."""
         return self.num_rdma_ranks, self.num_nvlink_ranks
 
-    def get_logical_domain_size(self):
+    def get_logical_domain_size(self) -> Tuple[int, int]:
         """(scaleout ranks, scaleup ranks): one, and all."""
         return self.num_scaleout_ranks, self.num_scaleup_ranks
 
-    def get_theoretical_num_sms(self, num_experts, num_topk, num_scaleout_topk=0, rdma_gbs=0, nvlink_gbs=0,
-                                sm_read_gbs=200, sm_write_gbs=50):
+    def get_theoretical_num_sms(self, num_experts: int, num_topk: int, num_scaleout_topk: int = 0,
+                                rdma_gbs: float = 0, nvlink_gbs: float = 0, sm_read_gbs: float = 200,
+                                sm_write_gbs: float = 50) -> int:
         """0: there are no SMs."""
         del num_experts, num_topk, num_scaleout_topk, rdma_gbs, nvlink_gbs, sm_read_gbs, sm_write_gbs
         return 0
 
-    def get_theoretical_num_qps(self, num_sms):
+    def get_theoretical_num_qps(self, num_sms: int) -> int:
         """0: there are no QPs."""
         del num_sms
         return 0
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> NoReturn:
         if name == "get_comm_stream" or name.startswith(("engram_", "pp_", "agrs_", "all_gather")):
             raise Unsupported(f"{name}: an ElasticBuffer on CPUs dispatches and combines only")
         raise AttributeError(name)
 
-    def dispatch(self, x, topk_idx=None, topk_weights=None, cumulative_local_expert_recv_stats=None,
-                 num_experts=None, num_max_tokens_per_rank=None, expert_alignment=None, num_sms=0, num_qps=0,
-                 previous_event=None, previous_event_before_epilogue=None, async_with_compute_stream=False,
-                 allocate_on_comm_stream=False, handle=None, do_handle_copy=True, do_cpu_sync=None,
-                 do_expand=False, do_zero_padding=False, use_tma_aligned_col_major_sf=False):
+    def dispatch(self, x: Rows, topk_idx: Optional[Array] = None, topk_weights: Optional[Array] = None,
+                 cumulative_local_expert_recv_stats: Optional[Array] = None, num_experts: Optional[int] = None,
+                 num_max_tokens_per_rank: Optional[int] = None, expert_alignment: Optional[int] = None,
+                 num_sms: int = 0, num_qps: int = 0, previous_event: Any = None,
+                 previous_event_before_epilogue: Any = None, async_with_compute_stream: bool = False,
+                 allocate_on_comm_stream: bool = False, handle: Optional[EPHandle] = None,
+                 do_handle_copy: bool = True, do_cpu_sync: Optional[bool] = None, do_expand: bool = False,
+                 do_zero_padding: bool = False, use_tma_aligned_col_major_sf: bool = False
+                 ) -> Tuple[Any, Any, Any, EPHandle, EventOverlap]:
         """Sends tokens to the ranks that have their experts.
 
         x: [tokens, hidden] of any dtype, or (FP8 or u8 [tokens, hidden], scales [tokens, n] f32 or i32).
@@ -205,9 +218,11 @@ class ElasticBuffer:
             recv_x = (recv_x[0], _column_major(recv_x[1]))
         return recv_x, idx, weights, handle, finished(async_with_compute_stream)
 
-    def combine(self, x, handle, topk_weights=None, bias=None, num_sms=0, num_qps=0, previous_event=None,
-                previous_event_before_epilogue=None, async_with_compute_stream=False,
-                allocate_on_comm_stream=False):
+    def combine(self, x: Array, handle: EPHandle, topk_weights: Optional[Array] = None,
+                bias: Union[None, Array, Tuple[Array, Array]] = None, num_sms: int = 0, num_qps: int = 0,
+                previous_event: Any = None, previous_event_before_epilogue: Any = None,
+                async_with_compute_stream: bool = False, allocate_on_comm_stream: bool = False
+                ) -> Tuple[Any, Any, EventOverlap]:
         """Sends rows back and sums, for every token, what its ranks made of it: no weights are applied.
 
         x: [rows, hidden] f64, f32, bf16 or f16, as dispatch gave them, compact or expanded.
@@ -237,19 +252,20 @@ class ElasticBuffer:
                 finished(async_with_compute_stream))
 
     @staticmethod
-    def _native_of(handle):
+    def _native_of(handle: Any) -> _native.Handle:
         if not isinstance(handle, EPHandle) or handle.native is None:
             raise ArgumentError(f"handle is a {type(handle).__name__}; it must be what dispatch gave")
         return handle.native
 
-    def _check_same(self, handle, expand, given):
+    def _check_same(self, handle: EPHandle, expand: bool, given: Tuple[Any, Any, Any]) -> None:
         self._native_of(handle)
         expect(handle.do_expand == expand, f"do_expand is {expand}; the handle's had {handle.do_expand}")
         for name, value in zip(("num_experts", "expert_alignment", "num_max_tokens_per_rank"), given):
             held = getattr(handle, name)
             expect(value is None or value == held, f"{name} is {value}; the handle's dispatch had {held}")
 
-    def _first(self, x, scales, topk_idx, topk_weights, options):
+    def _first(self, x: Array, scales: Optional[Array], topk_idx: Any, topk_weights: Optional[Array],
+               options: Dict[str, Any]) -> Tuple[Any, Any, Any, EPHandle]:
         """A dispatch that finds its layout."""
         rank = self._rank()
         experts, alignment, most = options["num_experts"], options["expert_alignment"], options["most"]
@@ -275,12 +291,14 @@ class ElasticBuffer:
         weights = None if topk_weights is None else give(got.weights, topk_weights)
         return payload_of(got.x, got.scales, x, scales), handle.recv_topk_idx, weights, handle
 
-    def _handle(self, got, topk_idx, most, request):
+    def _handle(self, got: _native.Received, topk_idx: Array, most: int,
+                request: _native.DispatchRequest) -> EPHandle:
         native, expand = got.handle, request.expand
         n = native.received
-        compact = native.topk_idx if expand else got.topk_idx
+        compact: Any = native.topk_idx if expand else got.topk_idx
+        found: Any = got.sources
         idx = compact.numpy()[:n]
-        sources = got.sources.numpy()[:n]
+        sources = found.numpy()[:n]
         metadata = np.full((n, topk_idx.shape[1] + 2), -1, np.int32)
         metadata[:, 0] = sources[:, 0] * most + sources[:, 1]
         metadata[:, 1] = np.arange(n)
@@ -288,7 +306,7 @@ class ElasticBuffer:
             metadata[:, 2:] = _expanded_rows(idx, got.firsts)
         counts, firsts = np.array(got.counts, np.int64), np.array(got.firsts, np.int64)
 
-        def of_kind(values):
+        def of_kind(values: Any) -> Any:
             return give(take("handle", np.ascontiguousarray(values, np.int32)), topk_idx)
 
         return EPHandle(
@@ -297,7 +315,8 @@ class ElasticBuffer:
             of_kind(firsts[:-1] + counts if expand else firsts[1:]), of_kind(counts) if expand else None,
             of_kind(metadata), native=native, recv_topk_idx=None if expand else give(got.topk_idx, topk_idx))
 
-    def _again(self, x, scales, topk_weights, handle):
+    def _again(self, x: Array, scales: Optional[Array], topk_weights: Optional[Array],
+               handle: EPHandle) -> Tuple[Any, Any, Any, EPHandle]:
         """A cached dispatch. Weights are rows of K numbers to it, of which those of other ranks are not
         wanted.
         """
@@ -312,7 +331,7 @@ class ElasticBuffer:
             weights = self._weights_again(topk_weights, handle)
         return payload_of(rows, more, x, scales), handle.recv_topk_idx, weights, handle
 
-    def _weights_again(self, topk_weights, handle):
+    def _weights_again(self, topk_weights: Array, handle: EPHandle) -> Any:
         given = take("topk_weights", topk_weights)
         moved, _ = _native.dispatch_again(self._rank(), given, None, handle.native)
         rows = moved.numpy()
@@ -325,7 +344,7 @@ class ElasticBuffer:
             out[slots[row, slot]] = rows[slots[row, slot], slot]
         return give(take("topk_weights", np.ascontiguousarray(out)), topk_weights)
 
-    def _count(self, stats, handle):
+    def _count(self, stats: Any, handle: EPHandle) -> None:
         if stats is None:
             return
         check("cumulative_local_expert_recv_stats", stats, ("i32",), (handle.num_experts // self.num_ranks,))

@@ -1,23 +1,28 @@
 """Placement of experts: DeepSeek's EPLB, and a solver that does better."""
 
+from __future__ import annotations
+
+from typing import Any, Optional, Tuple
+
 import numpy as np
 
 from phalanx import _native
-from phalanx.arrays import check, expect, give, take, torch_of
+from phalanx.arrays import Array, check, expect, give, take, torch_of
 from phalanx.errors import ArgumentError
 
 POLICIES = ("eplb", "best")
 
 
-def _as_float32(weight):
+def _as_float32(weight: Any) -> Any:
     torch = torch_of(weight)
     if torch is not None:
         return weight.detach().to(device="cpu", dtype=torch.float32).contiguous()
     return np.ascontiguousarray(weight, dtype=np.float32)
 
 
-def rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_gpus, *, policy="eplb", previous=None,
-                      max_moves=None):
+def rebalance_experts(weight: Array, num_replicas: int, num_groups: int, num_nodes: int, num_gpus: int, *,
+                      policy: str = "eplb", previous: Optional[Array] = None,
+                      max_moves: Optional[int] = None) -> Tuple[Any, Any, Any]:
     """How many replicas each expert has, and on which GPU each lies.
 
     weight: [layers, experts], any real dtype: the load of every expert. A NumPy array or a PyTorch tensor.
@@ -54,4 +59,5 @@ def rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_gpus, *, 
         check("previous", previous, ("i64",), (layers, num_replicas))
         before = take("previous", previous)
     loads = take("weight", _as_float32(weight))
-    return tuple(give(table, weight) for table in _native.rebalance(loads, request, before))
+    slots, where, count = _native.rebalance(loads, request, before)
+    return give(slots, weight), give(where, weight), give(count, weight)

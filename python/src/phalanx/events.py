@@ -2,13 +2,17 @@
 waits.
 """
 
+from __future__ import annotations
+
+from typing import Any, Callable, Optional, Tuple
+
 from phalanx.errors import ArgumentError, Error
 
 
 class EventHandle:
     """The end of work that was asked for before it was made."""
 
-    def current_stream_wait(self):
+    def current_stream_wait(self) -> None:
         """Returns when that work has finished: at once, on CPUs."""
 
 
@@ -18,13 +22,14 @@ class EventOverlap:
     As a context manager: the body overlaps with the work, which has finished when the body is left.
     """
 
-    def __init__(self, event=None, extra_tensors=None):
+    def __init__(self, event: Optional[EventHandle] = None,
+                 extra_tensors: Optional[Tuple[Any, ...]] = None) -> None:
         self.event = event
         self.extra_tensors = extra_tensors
-        self.hook_after_wait = None
+        self.hook_after_wait: Optional[Callable[[], Any]] = None
         self._release = False
 
-    def current_stream_wait(self, release_handle=False):
+    def current_stream_wait(self, release_handle: bool = False) -> None:
         """Waits for the event, then runs the hook. Error: there is no event (async_finish was not set)."""
         if self.event is None:
             raise Error("there is no event to wait for: async_finish was not set, or the handle was released")
@@ -35,26 +40,26 @@ class EventOverlap:
         if release_handle:
             self.event = None
 
-    def register_hook_after_wait(self, hook_after_wait):
+    def register_hook_after_wait(self, hook_after_wait: Callable[[], Any]) -> None:
         """Has hook_after_wait() called at the end of the next wait. Error: there is one already."""
         if self.hook_after_wait is not None:
             raise Error("a hook is registered already")
         self.hook_after_wait = hook_after_wait
 
-    def __call__(self, release_handle=False):
+    def __call__(self, release_handle: bool = False) -> EventOverlap:
         self._release = release_handle
         return self
 
-    def __enter__(self):
+    def __enter__(self) -> EventOverlap:
         return self
 
-    def __exit__(self, kind, value, trace):
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         if self.event is not None:
             self.current_stream_wait(release_handle=self._release)
         self._release = False
 
 
-def wait_for(name, event):
+def wait_for(name: str, event: Any) -> None:
     """Waits for an event that a caller gave, or None."""
     if event is None:
         return
@@ -66,7 +71,7 @@ def wait_for(name, event):
     handle.current_stream_wait()
 
 
-def finished(async_finish):
+def finished(async_finish: bool) -> EventOverlap:
     """The event of a call that has finished: with a handle only where async_finish was set, as DeepEP
     does.
     """

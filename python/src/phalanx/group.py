@@ -2,6 +2,8 @@
 group.
 """
 
+from __future__ import annotations
+
 import atexit
 import os
 import secrets
@@ -10,13 +12,15 @@ import sys
 import threading
 import time
 import weakref
+from typing import Any, Callable, List, Optional, Tuple, TypeVar
 
 from phalanx import _native
 from phalanx.errors import ArgumentError, Error, Unsupported
 
 AT_EXIT_SECONDS = 10.0  # that a process waits, at its end, for the other ranks to leave
-_open = weakref.WeakSet()
-_world = None  # of init()
+T = TypeVar("T")
+_open: weakref.WeakSet = weakref.WeakSet()
+_world: Optional[Group] = None  # of init()
 
 
 class Group:
@@ -25,29 +29,29 @@ class Group:
     Get one from `run_threads`, `init` or `Group.of`; it lasts until `destroy`.
     """
 
-    def __init__(self, native):
+    def __init__(self, native: _native.Rank) -> None:
         self._native = native
         _open.add(native)
         self._rank, self._size = native.place()
 
-    def rank(self):
+    def rank(self) -> int:
         """This rank's number, from 0."""
         return self._rank
 
-    def size(self):
+    def size(self) -> int:
         """The number of ranks."""
         return self._size
 
-    def barrier(self):
+    def barrier(self) -> None:
         """Returns when every rank has called it. CommError: a rank has failed or is late."""
         self._native.barrier()
 
-    def destroy(self):
+    def destroy(self) -> None:
         """Leaves the world; never waits. The group and its buffers cannot be used any more."""
         self._native.leave()
 
     @classmethod
-    def of(cls, group, threads_per_rank=0, deadline=0.0):
+    def of(cls, group: Any, threads_per_rank: int = 0, deadline: float = 0.0) -> Group:
         """A group over the ranks of another: a `torch.distributed` ProcessGroup, or an mpi4py communicator.
 
         Every rank calls it, as it exchanges the address at which they meet through the given group. On one
@@ -69,12 +73,12 @@ class Group:
         return cls(_native.join_processes((rank, size), places[0][2:], mine, threads_per_rank, deadline))
 
 
-def _boot_id():
+def _boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
         return f.read().strip()
 
 
-def _bootstrap(group):
+def _bootstrap(group: Any) -> Tuple[int, int, Callable[[Any], List[Any]]]:
     """(rank, size, a function that gathers an object of every rank) of somebody's group."""
     if hasattr(group, "Get_rank") and hasattr(group, "allgather"):  # mpi4py
         return group.Get_rank(), group.Get_size(), group.allgather
@@ -83,15 +87,15 @@ def _bootstrap(group):
         raise ArgumentError(f"group is a {type(group).__name__}; it must be a phalanx.Group, a "
                             "torch.distributed ProcessGroup or an mpi4py communicator")
 
-    def gather(mine):
-        everyone = [None] * group.size()
+    def gather(mine: Any) -> List[Any]:
+        everyone: List[Any] = [None] * group.size()
         distributed.all_gather_object(everyone, mine, group)
         return everyone
 
     return group.rank(), group.size(), gather
 
 
-def _over_mpi(rank, size, hosts, threads_per_rank, deadline):
+def _over_mpi(rank: int, size: int, hosts: List[str], threads_per_rank: int, deadline: float) -> Group:
     launched = _native.launched()
     if not launched or launched[0] != "mpi":
         raise Error(f"the group's ranks are on several hosts ({', '.join(hosts)}); start them with mpirun: "
@@ -102,7 +106,7 @@ def _over_mpi(rank, size, hosts, threads_per_rank, deadline):
     return init(threads_per_rank, deadline)
 
 
-def init(threads_per_rank=0, deadline=0.0):
+def init(threads_per_rank: int = 0, deadline: float = 0.0) -> Group:
     """The group of all ranks that mpirun, srun or torchrun has started; of one rank without a launcher. Every
     rank calls it; later calls give the same group.
 
@@ -126,7 +130,7 @@ def init(threads_per_rank=0, deadline=0.0):
     return _world
 
 
-def _of_torchrun(launched, threads_per_rank, deadline):
+def _of_torchrun(launched: Any, threads_per_rank: int, deadline: float) -> Group:
     """torchrun listens at MASTER_PORT itself: the ranks meet elsewhere, and its store says where."""
     _, rank, ranks, address, port = launched
     if os.environ.get("LOCAL_WORLD_SIZE", str(ranks)) != str(ranks):
@@ -148,7 +152,8 @@ def _of_torchrun(launched, threads_per_rank, deadline):
     return Group(_native.join_processes((rank, ranks), (int(where), key), mine, threads_per_rank, deadline))
 
 
-def run_threads(ranks, fn, *, threads_per_rank=0, deadline=0.0):
+def run_threads(ranks: int, fn: Callable[[Group], T], *, threads_per_rank: int = 0,
+                deadline: float = 0.0) -> List[T]:
     """Calls fn(group) on `ranks` threads, one for each rank of a world, and returns what they returned, by
     rank.
 
@@ -159,10 +164,10 @@ def run_threads(ranks, fn, *, threads_per_rank=0, deadline=0.0):
     deadline: seconds without progress after which waiting ranks raise CommError; 0 means 600.
     """
     natives = _native.start_threads(ranks, threads_per_rank, deadline)
-    results = [None] * ranks
-    failures = []
+    results: List[Any] = [None] * ranks
+    failures: List[BaseException] = []
 
-    def be_rank(rank):
+    def be_rank(rank: int) -> None:
         native = natives[rank]
         try:
             results[rank] = fn(Group(native))
@@ -191,7 +196,7 @@ def run_threads(ranks, fn, *, threads_per_rank=0, deadline=0.0):
 
 
 @atexit.register
-def _leave_all():
+def _leave_all() -> None:
     natives = list(_open)
     for native in natives:
         native.leave()

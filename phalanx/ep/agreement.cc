@@ -41,13 +41,13 @@ std::string wrong(const Tokens& t, const DispatchOptions& o) {
 }
 
 // The first token that names an expert which does not exist or, if asked, one twice.
-void examine_choices(const Tokens& t, const ExpertMap& experts, bool find_repeated, Statement& s) {
+void examine_choices(const Tokens& t, bool find_repeated, Statement& s) {
   const int64_t* const idx = t.topk_idx_TK.data<const int64_t>();
   for (int64_t i = 0; i < s.tokens * s.top_k; ++i) {
     const int64_t e = idx[i];
     if (e == -1) continue;
     const int64_t* const token = idx + i / s.top_k * s.top_k;
-    const bool exists = e >= 0 && e < experts.experts();
+    const bool exists = e >= 0 && e < s.experts;
     if (exists && !(find_repeated && std::find(token, idx + i, e) != idx + i)) continue;
     s.fault = exists ? Statement::Fault::repeated : Statement::Fault::expert;
     s.token = i / s.top_k;
@@ -93,9 +93,9 @@ std::string difference(const Statement& s, const Statement& of_0) {
 
 }  // namespace
 
-Statement examine(const Tokens& t, const DispatchOptions& options, const ExpertMap& experts, bool checked,
+Statement examine(const Tokens& t, const DispatchOptions& options, int64_t experts, bool checked,
                   std::string* why) {
-  Statement s = {.experts = experts.experts(), .worst_rows = options.worst_rows};
+  Statement s = {.experts = experts, .worst_rows = options.worst_rows};
   *why = wrong(t, options);
   if (!why->empty()) {
     s.fault = Statement::Fault::argument;
@@ -106,8 +106,9 @@ Statement examine(const Tokens& t, const DispatchOptions& options, const ExpertM
   s.row_bytes = static_cast<int64_t>(row_bytes(t.x_TD));
   s.scale_bytes = t.scales_TS.defined() ? static_cast<int64_t>(row_bytes(t.scales_TS)) : 0;
   s.dtypes = dtype_word(t.x_TD) | dtype_word(t.weights_TK) << 8 | dtype_word(t.scales_TS) << 16;
-  s.form = (options.expand ? 1 : 0) | (options.sources ? 2 : 0);
-  examine_choices(t, experts, checked || options.expand, s);
+  s.form =
+      (options.expand ? 1 : 0) | (options.sources ? 2 : 0) | (options.order == PairOrder::every_slot ? 4 : 0);
+  examine_choices(t, checked || options.expand, s);
   if (checked && s.fault == Statement::Fault::none && t.weights_TK.defined()) examine_weights(t, s);
   return s;
 }

@@ -3,7 +3,6 @@
 
 #include <type_traits>
 
-#include "phalanx/ep/expert_map.h"
 #include "phalanx/ep/tokens.h"
 
 namespace phalanx::ep {
@@ -28,8 +27,8 @@ inline constexpr int64_t kStatementWords = sizeof(Statement) / sizeof(int64_t);
 
 /// Never throws. `checked`: also finds experts that a token names twice, and weights that are NaN. `*why`
 /// says what is wrong with an argument, for this rank's own message.
-Statement examine(const Tokens& tokens, const DispatchOptions& options, const ExpertMap& experts,
-                  bool checked, std::string* why);
+Statement examine(const Tokens& tokens, const DispatchOptions& options, int64_t experts, bool checked,
+                  std::string* why);
 
 /// Of all ranks, in their order. Error, the same on every rank: one has a fault (`why` is added on that
 /// rank), one's rows, top-k or experts are not rank 0's, or there are more tokens than a rank's worst_rows.

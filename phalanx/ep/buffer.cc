@@ -1,5 +1,6 @@
 #include "phalanx/ep/buffer.h"
 
+#include <algorithm>
 #include <atomic>
 #include <numeric>
 
@@ -21,17 +22,36 @@ uint64_t next_number() {
   return ++last;
 }
 
-// Global expert numbers become those of `rank`'s, or −1 with weight 0, as in all rows behind the live ones.
-void keep_local(const Rows& topk_idx, const Tensor& weights, const ExpertMap& experts, int rank) {
+// Global expert numbers become those of `rank`'s, or −1, as in all rows behind the live ones.
+void keep_local(const Rows& topk_idx, const ExpertMap& experts, int rank) {
   const auto idx = topk_idx.data.span<int64_t>();
   const auto slots = static_cast<size_t>(topk_idx.count() * topk_idx.data.dim(1));
   for (size_t i = 0; i < idx.size(); ++i) {
     if (i < slots) idx[i] -= experts.first(rank);
     if (i >= slots || idx[i] < 0 || idx[i] >= experts.count(rank)) idx[i] = -1;
   }
-  if (!weights.defined()) return;
+}
+
+// A token's rows, which stand together and are as many as its experts here, each keep one of those, in turn.
+void keep_one_slot(const Rows& topk_idx) {
+  const int64_t k = topk_idx.data.dim(1);
+  int64_t* row = topk_idx.data.data<int64_t>();
+  for (int64_t left = topk_idx.count(); left > 0;) {
+    const int64_t same = k - std::count(row, row + k, -1);
+    for (int64_t i = 0; i < same; ++i, row += k) {
+      int64_t nth = 0;
+      for (int64_t& e : std::span(row, static_cast<size_t>(k))) {
+        if (e >= 0 && nth++ != i) e = -1;
+      }
+    }
+    left -= same;
+  }
+}
+
+void zero_without_expert(const Tensor& weights, const Tensor& topk_idx) {
   visit_float(weights.dtype(), [&](auto t) {
     auto* const w = weights.data<decltype(t)>();
+    const auto idx = topk_idx.span<const int64_t>();
     for (size_t i = 0; i < idx.size(); ++i) {
       if (idx[i] < 0) w[i] = 0;
     }
@@ -101,6 +121,17 @@ void Buffer::check_handle(const Handle& h, const char* call) const {
   if (h.buffer != number_) throw Error("{}: the handle is not of a dispatch of this buffer", call);
 }
 
+void Buffer::set_replicas(std::shared_ptr<const ReplicaMap> map) {
+  if (map && map->slots() != experts_) throw Error("replicas of other slots than the buffer's");
+  replicas_ = std::move(map);
+}
+
+Task<Tensor> Buffer::slots_chosen(Tensor topk_idx) {
+  Work gather = group_.all_gather(count_choices(topk_idx, replicas_->experts()));
+  const Tensor tokens_RE = co_await gather;
+  co_return choose_replicas(topk_idx, *replicas_, tokens_RE, group_.rank());
+}
+
 Task<Dispatched> Buffer::dispatch(Tensor x, Tensor topk_idx, Tensor weights) {
   Tokens tokens = {std::move(x), std::move(topk_idx), std::move(weights)};
   return dispatch(std::move(tokens), DispatchOptions());
@@ -109,9 +140,10 @@ Task<Dispatched> Buffer::dispatch(Tensor x, Tensor topk_idx, Tensor weights) {
 Task<Dispatched> Buffer::dispatch(Tokens tokens, DispatchOptions options) {
   check_thread();
   std::string why;
-  const Statement own = examine(tokens, options, experts_, checked_, &why);
+  const Statement own = examine(tokens, options, choosable(), checked_, &why);
   const bool sound = own.fault == Statement::Fault::none;
-  const Tensor choices = sound ? tokens.topk_idx_TK : Tensor::empty({0, 1}, DType::i64);
+  Tensor choices = sound ? tokens.topk_idx_TK : Tensor::empty({0, 1}, DType::i64);
+  if (replicas_) choices = co_await slots_chosen(choices);
   Plan plan = co_await transfer_->plan(layout_of(choices, experts_, options.order), own);
   agree(plan.statements, group_.rank(), why);
 
@@ -122,8 +154,7 @@ Task<Dispatched> Buffer::dispatch(Tokens tokens, DispatchOptions options) {
   h.slice_rows = co_await slices_.count(h.route.received());
   h.capacity = std::max(options.worst_rows, total(h.slice_rows));
   const Tensor sources = options.sources ? numbered(tokens.x_TD.rows()) : Tensor();
-  PooledVector<Tensor> rows =
-      defined({tokens.x_TD, tokens.topk_idx_TK, tokens.weights_TK, tokens.scales_TS, sources});
+  PooledVector<Tensor> rows = defined({tokens.x_TD, choices, tokens.weights_TK, tokens.scales_TS, sources});
   const int64_t room = slices_.alone() ? h.capacity : 0;
   PooledVector<Tensor> received = co_await transfer_->spread(std::move(rows), h.route, room);
   if (options.sources) fill_ranks(received.back(), h.route.recv_rows);
@@ -133,7 +164,9 @@ Task<Dispatched> Buffer::dispatch(Tokens tokens, DispatchOptions options) {
   out.weights_RK = take_if(tokens.weights_TK.defined(), all);
   out.scales_RS = take_if(tokens.scales_TS.defined(), all);
   out.sources_R2 = take_if(options.sources, all);
-  keep_local(out.topk_idx_RK, out.weights_RK, experts_, group_.rank());
+  keep_local(out.topk_idx_RK, experts_, group_.rank());
+  if (options.order == PairOrder::every_slot) keep_one_slot(out.topk_idx_RK);
+  if (out.weights_RK.defined()) zero_without_expert(out.weights_RK, out.topk_idx_RK.data);
   out.expert_rows = count_expert_rows(out.topk_idx_RK, local_experts(), options.expert_alignment);
   if (options.expand) expand(out);
   co_return out;

@@ -2,9 +2,11 @@
 // DeepEP's.
 #pragma once
 
+#include <memory>
 #include <thread>
 
 #include "phalanx/ep/expansion.h"
+#include "phalanx/ep/replica_map.h"
 #include "phalanx/ep/slices.h"
 #include "phalanx/ep/transfer.h"
 
@@ -84,6 +86,12 @@ class Buffer {
   /// Error: the map is of another number of ranks.
   Buffer(Group& ep, ExpertMap experts, BufferOptions options = {});
 
+  /// From here on tokens choose among map.experts() experts, and dispatch sends each to a replica, so that
+  /// the ranks' loads are level (choose_replicas); local experts are then the rank's slots. Null: none. What
+  /// the slots hold is the caller's (move_slots). Every rank calls it, with the same map. Another 8·E·(R − 1)
+  /// bytes a dispatch. Error: the map's slots do not lie as the experts of this buffer.
+  void set_replicas(std::shared_ptr<const ReplicaMap> map);
+
   int local_experts() const { return static_cast<int>(experts_.count(group_.rank())); }
   const ExpertMap& experts() const { return experts_; }
   /// x [T, D], topk_idx i64 [T, K] of global experts (−1: none), weights [T, K].
@@ -98,6 +106,8 @@ class Buffer {
   Task<Combined> combine(Rows y_RD, Handle handle, CombineOptions options);
 
  private:
+  int64_t choosable() const { return replicas_ ? replicas_->experts() : experts_.experts(); }
+  Task<Tensor> slots_chosen(Tensor topk_idx_TK);
   void check_thread() const;
   void check_handle(const Handle& handle, const char* call) const;
   void check_combine(const Rows& y, const Handle& handle, const CombineOptions& options) const;
@@ -108,7 +118,8 @@ class Buffer {
   std::unique_ptr<Transfer> transfer_;
   Slices slices_;
   ExpertMap experts_;
-  ExpertMap singles_;  // every local expert on a rank of its own
+  ExpertMap singles_;                           // every local expert on a rank of its own
+  std::shared_ptr<const ReplicaMap> replicas_;  // null: each expert is its slot
   bool checked_;
   uint64_t number_;
   std::thread::id thread_;

@@ -26,6 +26,8 @@ class ExpertMap {
     }
   }
 
+  friend bool operator==(const ExpertMap&, const ExpertMap&) = default;
+
   int ranks() const { return static_cast<int>(first_.size()) - 1; }
   int64_t experts() const { return std::ssize(owner_); }
   /// The first expert of a rank, and how many it has.

@@ -14,8 +14,8 @@ namespace {
 
 // Adds a rank to a token's, in their order; gives the end.
 int32_t* add_rank(int32_t* first, int32_t* last, int32_t rank, PairOrder order) {
-  if (order == PairOrder::by_slot) {
-    int32_t* const end = std::remove(first, last, rank);
+  if (order != PairOrder::by_rank) {
+    int32_t* const end = order == PairOrder::every_slot ? last : std::remove(first, last, rank);
     *end = rank;
     return end + 1;
   }
@@ -33,7 +33,7 @@ Layout layout_of(const Tensor& topk_idx, const ExpertMap& experts, PairOrder ord
   const int64_t tokens = topk_idx.rows();
   const int64_t k = topk_idx.dim(1);
   const int64_t* idx = topk_idx.data<int64_t>();
-  const int64_t most = tokens * std::min<int64_t>(k, ranks);
+  const int64_t most = tokens * (order == PairOrder::every_slot ? k : std::min<int64_t>(k, ranks));
   Layout out = {Tensor::empty({tokens + 1}, DType::i64), Tensor::empty({most}, DType::i32),
                 Tensor::empty({most}, DType::i64), PooledVector<int64_t>(static_cast<size_t>(ranks), 0)};
   int64_t* const first = out.first_T.data<int64_t>();

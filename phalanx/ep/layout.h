@@ -7,15 +7,18 @@
 
 namespace phalanx::ep {
 
-/// How the pairs of a token lie, and so in which order its rows are summed.
+/// The pairs of a token, in the order in which its rows are summed.
 enum class PairOrder : uint8_t {
   by_rank,
-  by_slot,  ///< by the last of the token's K slots that chooses an expert of the rank (DeepEP's
-            ///< ElasticBuffer)
+  /// By the last of the token's K slots that chooses an expert of the rank (DeepEP's ElasticBuffer).
+  by_slot,
+  /// A pair for each slot that names an expert, in their order, several of one rank too: more rows, but sums
+  /// that do not depend on which rank has which expert.
+  every_slot,
 };
 
 /// The (token, rank) pairs of one rank's T tokens, P of them: a token goes once to every rank that has one of
-/// its experts. Pairs lie in the order of tokens, those of a token in a PairOrder.
+/// its experts (but every_slot). Pairs lie in the order of tokens, those of a token in a PairOrder.
 struct Layout {
   Tensor first_T;              ///< i64 [T + 1]: the pairs of token t are first[t] … first[t + 1] − 1
   Tensor rank_P;               ///< i32

@@ -29,6 +29,7 @@ struct DispatchOptions {
   /// Also say from where rows come.
   bool sources = false;
   /// In which order combine sums a token's rows. Expanded rows of one rank are always summed by slot.
+  /// every_slot: a received row names one expert, the first of a token's the expert of its first slot here.
   PairOrder order = PairOrder::by_rank;
 };
 

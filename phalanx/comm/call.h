@@ -34,13 +34,15 @@ struct Traffic {
 /// The ranks of a group as one of them sees it.
 struct GroupInfo {
   std::string name;
-  uint64_t id = 0;           ///< equal on all members, different for every group of a world
-  std::vector<int> members;  ///< world ranks, by group rank
-  int rank = 0;              ///< this rank's place among them
-  int recorder_slot = -1;    ///< of the rank's flight recorder
+  uint64_t id = 0;            ///< equal on all members, different for every group of a world
+  std::vector<int> members;   ///< world ranks, by group rank
+  int rank = 0;               ///< this rank's place among them
+  int recorder_slot = -1;     ///< of the rank's flight recorder
+  std::vector<bool> excused;  ///< members whose absence is no error; empty: none are
   std::unique_ptr<GroupLink> link;
   std::array<Traffic, Fingerprint::kKinds> traffic{};  ///< by kind
   int size() const { return static_cast<int>(members.size()); }
+  bool is_excused(size_t member) const { return !excused.empty() && excused[member]; }
 };
 
 /// One call of an operation on one rank: its group, its place in the group's order, and its exchanges.

@@ -72,6 +72,8 @@ Cost cost(const Fingerprint& call, int ranks, int rank) {
     case Fingerprint::Kind::exchange:
     case Fingerprint::Kind::share:
     case Fingerprint::Kind::unshare:
+    case Fingerprint::Kind::low_latency_dispatch:
+    case Fingerprint::Kind::low_latency_combine:
       break;
   }
   PHX_CHECK(false, "the bytes of {} are its caller's", call.text());

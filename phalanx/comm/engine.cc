@@ -184,7 +184,9 @@ void Engine::examine(const Call& waiting_for, int64_t since_ns) {
 // Nobody called something else instead, or has left without calling it.
 void Engine::examine(const Operation& operation) {
   const Call& call = operation.call();
-  for (const int member : call.group().members) {
+  for (size_t i = 0; i < call.group().members.size(); ++i) {
+    if (call.group().is_excused(i)) continue;
+    const int member = call.group().members[i];
     RankPage* page = transport_.page(member);
     if (!page || page == &page_) continue;
     const bool left = page->state.load() == RankPage::State::left;
@@ -210,7 +212,9 @@ std::string Engine::absentees(const Operation& operation) const {
   const Call& call = operation.call();
   std::vector<int> absent;
   std::string last;
-  for (const int member : call.group().members) {
+  for (size_t i = 0; i < call.group().members.size(); ++i) {
+    if (call.group().is_excused(i)) continue;
+    const int member = call.group().members[i];
     const RankPage* page = transport_.page(member);
     if (!page || page->recorder.reached(call.group().id, call.sequence())) continue;
     absent.push_back(member);

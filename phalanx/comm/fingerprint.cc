@@ -6,8 +6,8 @@ namespace phalanx {
 
 const char* kind_name(Fingerprint::Kind kind) {
   static constexpr std::array<const char*, Fingerprint::kKinds> kNames = {
-      "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast",
-      "exchange",   "share",          "unshare",    "barrier"};
+      "all_reduce", "reduce_scatter", "all_gather", "all_to_all",           "broadcast",          "exchange",
+      "share",      "unshare",        "barrier",    "low_latency_dispatch", "low_latency_combine"};
   return static_cast<size_t>(kind) < kNames.size() ? kNames[static_cast<size_t>(kind)] : "?";
 }
 
@@ -16,7 +16,8 @@ std::string Fingerprint::text() const {
   std::string s = kind_name(kind);
   if (kind == Kind::barrier || kind == Kind::unshare || kind == Kind::exchange) return s;
   if (kind == Kind::share) return s + format("({})", dtype_name(dtype));
-  s += format(kind == Kind::all_to_all ? "({}, rows of {}" : "({}[{}]", dtype_name(dtype), numel);
+  const bool rows = kind == Kind::all_to_all || kind >= Kind::low_latency_dispatch;
+  s += format(rows ? "({}, rows of {}" : "({}[{}]", dtype_name(dtype), numel);
   if (kind == Kind::all_reduce || kind == Kind::reduce_scatter) {
     s += format(", {}", kReductions[static_cast<size_t>(reduce) % kReductions.size()]);
   }

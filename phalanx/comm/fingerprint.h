@@ -22,15 +22,19 @@ struct Fingerprint {
     exchange,
     share,
     unshare,
-    barrier
+    barrier,
+    low_latency_dispatch,
+    low_latency_combine
   };
-  static constexpr int kKinds = 9;
+  static constexpr int kKinds = 11;
 
   Kind kind = Kind::barrier;
   DType dtype = DType::u8;
   Reduce reduce = Reduce::sum;
   int32_t root = 0;
-  int64_t numel = 0;  ///< of the tensor that each rank brings; all_to_all: of a row; exchange and share: 0
+  /// Of the tensor that each rank brings; all_to_all and the low-latency ones: of a row; exchange and share:
+  /// 0.
+  int64_t numel = 0;
   friend bool operator==(const Fingerprint&, const Fingerprint&) = default;
 
   /// "all_reduce(f32[1024], max)".

@@ -108,6 +108,18 @@ Work Group::unshare(int64_t sent, int64_t received) {
   return engine_->start(call, counted_barrier(call, sent, received), {}, static_cast<size_t>(sent));
 }
 
+Work Group::operate(const Fingerprint& fingerprint, FunctionRef<Task<>(Call)> task, Tensor result,
+                    size_t bytes) {
+  const Call call = next_call(fingerprint);
+  return engine_->start(call, task(call), std::move(result), bytes);
+}
+
+void Group::excuse(int rank, bool excused) {
+  PHX_CHECK(rank >= 0 && rank < size(), "rank {} of {} is excused", rank, size());
+  info_->excused.resize(static_cast<size_t>(size()));
+  info_->excused[static_cast<size_t>(rank)] = excused;
+}
+
 Group Group::subgroup(std::string name, std::span<const int> members) const {
   GroupInfo info{.name = std::move(name)};
   for (const int m : members) {

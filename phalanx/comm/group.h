@@ -64,6 +64,14 @@ class Group {
   /// one gave to them (sent) and took from them.
   Work unshare(int64_t sent, int64_t received);
 
+  /// An operation of the caller's making: task(call) gives its coroutine, which runs to its first wait now,
+  /// waits for CommWaitables alone, and says what it moves (Call::count). Gives `result`, which has `bytes`
+  /// for the recorder. Every member calls it.
+  Work operate(const Fingerprint& fingerprint, FunctionRef<Task<>(Call)> task, Tensor result, size_t bytes);
+  /// That rank of this group need not call its operations any more (or again has to): its absence is no
+  /// error. Operations that wait for it still do; this is for those that the caller has made.
+  void excuse(int rank, bool excused);
+
   /// The group of `members` (ranks of this group, ascending; this rank among them). Every member of the new
   /// group calls it with the same name and members; other ranks need not know.
   Group subgroup(std::string name, std::span<const int> members) const;

@@ -37,6 +37,24 @@ struct TimesOptions {
 /// On the ranks of `group`; every member calls it.
 std::vector<OperationTime> measure_operations(Group& group, const TimesOptions& options);
 
+/// One operation of the low-latency mode, or its sending half; of the slowest rank.
+struct LatencyTime {
+  std::string operation;  ///< "dispatch", "combine" (of rows in its buffer), "copied combine"; ", send half"
+  double median = 0;      ///< seconds
+  double p99 = 0;
+  int64_t memory = 0;  ///< bytes that all ranks must read and write in it
+};
+
+/// The low-latency mode on the ranks of `group`, no rank's `tokens` more than its maximum; every member calls
+/// it.
+std::vector<LatencyTime> measure_low_latency(Group& group, const TimesShape& shape, int runs);
+
+/// Of values in any order: the least that 99 % do not exceed.
+double percentile_99(std::vector<double> values);
+
+/// `tokens` rows of floats near 1, of random last bits.
+Tensor random_rows(int64_t tokens, int64_t width, DType dtype, uint64_t seed);
+
 /// Bytes a second, read and written, at which as many ranks as there are cores copy memory, all at once.
 /// Every member calls it.
 double measure_copies(Group& group);

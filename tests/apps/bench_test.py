@@ -99,6 +99,16 @@ class Bench(unittest.TestCase):
                 self.assertGreater(row["logical_gb_per_s"], row["wire_gb_per_s"] / 2)
                 self.assertGreater(row["copy_percent"], 0)
 
+    def test_ep_low_latency(self):
+        whole = ["dispatch", "combine", "copied combine"]
+        for transport, dtype in (("threads", "bf16"), ("process", "f64")):
+            rows = self.rows(bench("ep", "--mode", "low-latency", "--ranks", 2, "--tokens", 5, "--width", 64,
+                                   "--top-k", 3, "--experts", 8, "--runs", 20, "--dtype", dtype,
+                                   "--transport", transport, "--json", "-"))
+            self.assertEqual([row["operation"] for row in rows], [f"{o}, send half" for o in whole] + whole)
+            for row in rows:
+                self.assertTrue(0 < row["median_us"] <= row["p99_us"])
+
     def test_bad_input_is_one_sentence(self):
         for run, words in (
                 (bench("ep", "--top-k", 9, "--experts", 8), ["--top-k 9", "8"]),

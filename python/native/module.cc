@@ -86,6 +86,7 @@ NB_MODULE(_native, m) {
   bind_rank(m);
   bind_worlds(m);
   bind_buffer(m);
+  bind_low_latency(m);
   bind_balance(m);
 }
 

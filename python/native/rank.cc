@@ -32,6 +32,8 @@ void Rank::serve(Group& world) {
     }
     changed_.notify_all();
   }
+  pending_.clear();
+  low_latency_.clear();
   buffers_.clear();
   const std::lock_guard lock(mutex_);
   disposed_.clear();
@@ -42,11 +44,13 @@ std::shared_ptr<Rank::Asked> Rank::next() {
   std::unique_lock lock(mutex_);
   while (true) {
     const std::deque<std::shared_ptr<void>> disposed = std::exchange(disposed_, {});
+    for (const int64_t number : std::exchange(dropped_, {})) pending_.erase(number);
     if (!failure_.empty()) return nullptr;
     if (asked_ && !asked_->done) return asked_;
     if (leaving_) return nullptr;
     changed_.wait(lock, [this] {
-      return leaving_ || !failure_.empty() || !disposed_.empty() || (asked_ && !asked_->done);
+      return leaving_ || !failure_.empty() || !disposed_.empty() || !dropped_.empty() ||
+             (asked_ && !asked_->done);
     });
   }
 }
@@ -143,6 +147,44 @@ std::pair<int, int> Rank::place() {
   changed_.wait(lock, [this] { return size_ > 0 || ended_; });
   if (size_ == 0 && error_) std::rethrow_exception(error_);
   return {rank_, size_};
+}
+
+int64_t Rank::keep(Pending pending) {
+  pending_.emplace(++last_pending_, std::move(pending));
+  return last_pending_;
+}
+
+void Rank::receive(int64_t number) {
+  call([this, number](Group&) {
+    const auto found = pending_.find(number);
+    if (found == pending_.end()) throw Error("hook: it was called before");
+    Pending pending = std::move(found->second);
+    pending_.erase(found);
+    pending.hook.wait();
+    if (pending.then) pending.then();
+    return true;
+  });
+}
+
+void Rank::drop(int64_t number) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!ended_) dropped_.push_back(number);
+  }
+  changed_.notify_all();
+}
+
+ep::LowLatencyBuffer& Rank::low_latency(Group& world, const LowLatencyKind& kind) {
+  std::unique_ptr<ep::LowLatencyBuffer>& buffer = low_latency_[kind];
+  if (!buffer) {
+    const ep::LowLatencyOptions options = {.max_tokens = kind.max_tokens,
+                                           .width = kind.width,
+                                           .dtype = kind.dtype,
+                                           .mask_after = std::chrono::milliseconds(kind.mask_after_ms)};
+    buffer = std::make_unique<ep::LowLatencyBuffer>(world, ep::ExpertMap::even(kind.experts, world.size()),
+                                                    options);
+  }
+  return *buffer;
 }
 
 ep::Buffer& Rank::buffer(Group& world, const BufferKind& kind) {

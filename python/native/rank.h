@@ -11,6 +11,7 @@
 
 #include "phalanx/comm/rank.h"
 #include "phalanx/ep/buffer.h"
+#include "phalanx/ep/low_latency.h"
 
 namespace phalanx::python {
 
@@ -19,6 +20,23 @@ struct BufferKind {
   int experts = 0;
   bool checked = false;
   friend auto operator<=>(const BufferKind&, const BufferKind&) = default;
+};
+
+/// Which low-latency buffer of a rank.
+struct LowLatencyKind {
+  int experts = 0;
+  int64_t max_tokens = 0;
+  int64_t width = 0;
+  DType dtype = DType::bf16;
+  int64_t mask_after_ms = 0;
+  friend auto operator<=>(const LowLatencyKind&, const LowLatencyKind&) = default;
+};
+
+/// An operation that has been sent and not yet received: its hook, and what must live until then.
+struct Pending {
+  ep::Hook hook;
+  PooledVector<Tensor> kept;
+  std::function<void()> then;  // when it has been received
 };
 
 /// Threads that know nothing of ranks ask one for something and wait, without the GIL. One asks at a time.
@@ -57,6 +75,16 @@ class Rank {
 
   /// The buffer of that kind; on the rank's thread.
   ep::Buffer& buffer(Group& world, const BufferKind& kind);
+  ep::LowLatencyBuffer& low_latency(Group& world, const LowLatencyKind& kind);
+  /// All that there are; on the rank's thread.
+  std::map<LowLatencyKind, std::unique_ptr<ep::LowLatencyBuffer>>& low_latency() { return low_latency_; }
+
+  /// Keeps an operation for receive() or drop(); on the rank's thread. Gives its number.
+  int64_t keep(Pending pending);
+  /// Receives it; with the GIL, as call(). Error: it was received before.
+  void receive(int64_t number);
+  /// Gives it up, and with it the world, unless it was received. Does not wait.
+  void drop(int64_t number);
 
  private:
   struct Asked {
@@ -74,6 +102,7 @@ class Rank {
   std::condition_variable changed_;
   std::shared_ptr<Asked> asked_;
   std::deque<std::shared_ptr<void>> disposed_;
+  std::vector<int64_t> dropped_;
   int rank_ = -1;
   int size_ = 0;
   bool leaving_ = false;
@@ -82,7 +111,11 @@ class Rank {
   std::string failure_;       // of fail()
   std::exception_ptr error_;  // of ended()
 
-  std::map<BufferKind, std::unique_ptr<ep::Buffer>> buffers_;  // the rank's thread's
+  // The rank's thread's:
+  std::map<BufferKind, std::unique_ptr<ep::Buffer>> buffers_;
+  std::map<LowLatencyKind, std::unique_ptr<ep::LowLatencyBuffer>> low_latency_;
+  std::map<int64_t, Pending> pending_;
+  int64_t last_pending_ = 0;
 };
 
 using Ranks = std::vector<std::shared_ptr<Rank>>;

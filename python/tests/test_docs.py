@@ -13,8 +13,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re
 
 @pytest.mark.parametrize("number", range(2))
 def test_example(number):
-    result = subprocess.run([sys.executable, "-c", BLOCKS[number]], capture_output=True, text=True, timeout=60,
-                            check=False)
+    result = subprocess.run([sys.executable, "-c", BLOCKS[number]], capture_output=True, text=True,
+                            timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout
 

@@ -13,6 +13,7 @@ from phalanx.arrays import Array, check, expect, give, take, zeros
 from phalanx.config import Config
 from phalanx.errors import ArgumentError, Error, Unsupported
 from phalanx.events import EventHandle, EventOverlap, finished, wait_for
+from phalanx.low_latency import LowLatency
 
 Rows = Union[Array, Tuple[Array, Array]]  # rows, or FP8 rows with their scales
 
@@ -52,7 +53,7 @@ def native_of(handle: Any) -> _native.Handle:
     return handle.native
 
 
-class Buffer:
+class Buffer(LowLatency):
     """The ranks of a group, ready to dispatch and combine. Every rank makes the same calls in the same order.
 
     group: a phalanx.Group, or a torch.distributed ProcessGroup; comm: an mpi4py communicator instead of it.
@@ -60,6 +61,8 @@ class Buffer:
     low_latency_mode: kept; low-latency calls need no mode here.
     num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl: of networks that are not used; kept.
     explicitly_destroy: destroy() may be called.
+    enable_shrink: ranks may be masked in low-latency calls.
+    mask_after: seconds after which a low-latency call masks a rank that it waits for; 0: never.
     checked: dispatch also refuses tokens that name an expert twice, and weights that are NaN.
 
     Tensors are PyTorch's on the CPU or NumPy's, contiguous; results are of the kind of x, and share no memory
@@ -72,9 +75,9 @@ class Buffer:
                  low_latency_mode: bool = False, num_qps_per_rank: int = 24,
                  allow_nvlink_for_low_latency_mode: bool = True, allow_mnnvl: bool = False,
                  explicitly_destroy: bool = False, enable_shrink: bool = False, comm: Any = None, *,
-                 checked: bool = False) -> None:
-        if enable_shrink:
-            raise Unsupported("enable_shrink: masks of dead ranks are not supported")
+                 checked: bool = False, mask_after: float = 0.0) -> None:
+        expect(mask_after >= 0, f"mask_after is {mask_after}; it must be 0 or more")
+        expect(enable_shrink or not mask_after, "mask_after needs enable_shrink")
         self._group, self._owned = connect(group, comm)
         self.group = group if group is not None else comm
         self.rank = self._group.rank()
@@ -88,6 +91,7 @@ class Buffer:
         self.explicitly_destroy = explicitly_destroy
         self.enable_shrink = enable_shrink
         self.checked = checked
+        self.mask_after = mask_after
         self.runtime: Optional[_native.Rank] = self._group._native
 
     def destroy(self) -> None:
@@ -160,7 +164,8 @@ class Buffer:
 
     def get_dispatch_layout(self, topk_idx: Array, num_experts: int,
                             previous_event: Optional[EventOverlap] = None, async_finish: bool = False,
-                            allocate_on_comm_stream: bool = False) -> Tuple[Any, None, Any, Any, EventOverlap]:
+                            allocate_on_comm_stream: bool = False
+                            ) -> Tuple[Any, None, Any, Any, EventOverlap]:
         """What dispatch wants to know of the experts that tokens choose. Communicates nothing.
 
         topk_idx: [tokens, k] i64, experts 0 ... num_experts - 1, -1 for none.

@@ -168,9 +168,10 @@ class ElasticBuffer:
         raise AttributeError(name)
 
     def dispatch(self, x: Rows, topk_idx: Optional[Array] = None, topk_weights: Optional[Array] = None,
-                 cumulative_local_expert_recv_stats: Optional[Array] = None, num_experts: Optional[int] = None,
-                 num_max_tokens_per_rank: Optional[int] = None, expert_alignment: Optional[int] = None,
-                 num_sms: int = 0, num_qps: int = 0, previous_event: Any = None,
+                 cumulative_local_expert_recv_stats: Optional[Array] = None,
+                 num_experts: Optional[int] = None, num_max_tokens_per_rank: Optional[int] = None,
+                 expert_alignment: Optional[int] = None, num_sms: int = 0, num_qps: int = 0,
+                 previous_event: Any = None,
                  previous_event_before_epilogue: Any = None, async_with_compute_stream: bool = False,
                  allocate_on_comm_stream: bool = False, handle: Optional[EPHandle] = None,
                  do_handle_copy: bool = True, do_cpu_sync: Optional[bool] = None, do_expand: bool = False,

@@ -14,4 +14,4 @@ pip=("$here/bin/python" -m pip --disable-pip-version-check -q)
 # As `make test` builds the library, assertions included, so that ccache has most of it.
 CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)} "${pip[@]}" install --force-reinstall --no-deps \
   --config-settings=cmake.build-type=RelWithDebInfo ./python
-exec "$here/bin/python" -B -m pytest -q -p no:cacheprovider python/tests
+exec "$here/bin/python" -B -m pytest -p no:cacheprovider python/tests

@@ -43,8 +43,14 @@ void Rank::serve(Group& world) {
 std::shared_ptr<Rank::Asked> Rank::next() {
   std::unique_lock lock(mutex_);
   while (true) {
-    const std::deque<std::shared_ptr<void>> disposed = std::exchange(disposed_, {});
-    for (const int64_t number : std::exchange(dropped_, {})) pending_.erase(number);
+    if (!disposed_.empty() || !dropped_.empty()) {
+      std::deque<std::shared_ptr<void>> disposed = std::exchange(disposed_, {});
+      const std::vector<int64_t> dropped = std::exchange(dropped_, {});
+      lock.unlock();
+      disposed.clear();
+      for (const int64_t number : dropped) pending_.erase(number);
+      lock.lock();
+    }
     if (!failure_.empty()) return nullptr;
     if (asked_ && !asked_->done) return asked_;
     if (leaving_) return nullptr;

@@ -11,15 +11,14 @@ import socket
 import sys
 import threading
 import time
-import weakref
-from typing import Any, Callable, List, Optional, Tuple, TypeVar
+from typing import Any, Callable, List, Optional, Set, Tuple, TypeVar
 
 from phalanx import _native
 from phalanx.errors import ArgumentError, Error, Unsupported
 
 AT_EXIT_SECONDS = 10.0  # that a process waits, at its end, for the other ranks to leave
 T = TypeVar("T")
-_open: weakref.WeakSet = weakref.WeakSet()
+_open: Set[_native.Rank] = set()  # ranks whose threads may still run
 _world: Optional[Group] = None  # of init()
 
 
@@ -31,6 +30,10 @@ class Group:
 
     def __init__(self, native: _native.Rank) -> None:
         self._native = native
+        self._leaves = False  # when it is garbage
+        for old in list(_open):  # a copy: other threads make groups too
+            if old.wait_ended(0):
+                _open.discard(old)
         _open.add(native)
         self._rank, self._size = native.place()
 
@@ -49,6 +52,10 @@ class Group:
     def destroy(self) -> None:
         """Leaves the world; never waits. The group and its buffers cannot be used any more."""
         self._native.leave()
+
+    def __del__(self) -> None:
+        if getattr(self, "_leaves", False):
+            self._native.leave()
 
     @classmethod
     def of(cls, group: Any, threads_per_rank: int = 0, deadline: float = 0.0) -> Group:
@@ -69,8 +76,11 @@ class Group:
             hosts = sorted({place[0] for place in places})
             return _over_mpi(rank, size, hosts, threads_per_rank, deadline)
         if size == 1:
-            return cls(_native.start_threads(1, threads_per_rank, deadline)[0])
-        return cls(_native.join_processes((rank, size), places[0][2:], mine, threads_per_rank, deadline))
+            made = cls(_native.start_threads(1, threads_per_rank, deadline)[0])
+        else:
+            made = cls(_native.join_processes((rank, size), places[0][2:], mine, threads_per_rank, deadline))
+        made._leaves = True
+        return made
 
 
 def _boot_id() -> str:

@@ -172,6 +172,51 @@ def test_killed_process_is_named():
     assert all("rank 1" in text for text in given.values())
 
 
+class Communicator:
+    """What Buffer needs of mpi4py's, between threads."""
+
+    def __init__(self, rank, barrier, board):
+        self.rank, self.barrier, self.board = rank, barrier, board
+
+    def Get_rank(self):
+        """This rank's number."""
+        return self.rank
+
+    def Get_size(self):
+        """The number of ranks."""
+        return len(self.board)
+
+    def allgather(self, mine):
+        """An object of every rank, by rank."""
+        self.board[self.rank] = mine
+        self.barrier.wait()
+        everyone = list(self.board)
+        self.barrier.wait()
+        return everyone
+
+
+def test_communicator(rng):
+    """Ranks that meet through a communicator, here all in this process."""
+    case = Case.random(rng, 3)
+    barrier, board, failures = threading.Barrier(3), [None] * 3, []
+
+    def rank(number):
+        try:
+            buffer = deep_ep.Buffer(None, comm=Communicator(number, barrier, board), explicitly_destroy=True)
+            assert (buffer.rank, buffer.group_size) == (number, 3)
+            check_round_trip(phalanx.Group(buffer.runtime), kinds.KINDS[-1], "float32", case)
+            buffer.destroy()
+        except BaseException as error:  # told to the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == [] and not any(thread.is_alive() for thread in threads)
+
+
 LAUNCHED = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -161,7 +161,9 @@ def test_without_cpu_sync_and_mistakes(rng):
         for wrong, says in (({"handle": handle, "num_experts": 99}, "num_experts is 99"),
                             ({"handle": handle, "do_expand": True}, "do_expand is True"),
                             ({"handle": 3}, "handle is a int"), ({}, "topk_idx is None"),
-                            ({"do_zero_padding": True}, "do_zero_padding needs do_expand")):
+                            ({"do_zero_padding": True}, "do_zero_padding needs do_expand"),
+                            ({"handle": handle, "cumulative_local_expert_recv_stats": np.zeros(99, np.int32)},
+                             "cumulative_local_expert_recv_stats has shape")):
             with pytest.raises(phalanx.ArgumentError, match=says):
                 buffer.dispatch(x, **wrong)
         expanded_x, _, _, expanded_handle, _ = dispatched(buffer, kind, "float32", case, do_expand=True)

@@ -202,6 +202,10 @@ class ElasticBuffer:
         payload, scales = unpack_payload(x)
         wait_for("previous_event", previous_event)
         wait_for("previous_event_before_epilogue", previous_event_before_epilogue)
+        if cumulative_local_expert_recv_stats is not None:
+            experts = handle.num_experts if isinstance(handle, EPHandle) else num_experts or 0
+            check("cumulative_local_expert_recv_stats", cumulative_local_expert_recv_stats, ("i32",),
+                  (experts // self.num_ranks,))
         if handle is not None:
             expect(topk_idx is None, "topk_idx must be None with a handle")
             expect(not do_cpu_sync, "do_cpu_sync must be None or False with a handle")
@@ -348,7 +352,6 @@ class ElasticBuffer:
     def _count(self, stats: Any, handle: EPHandle) -> None:
         if stats is None:
             return
-        check("cumulative_local_expert_recv_stats", stats, ("i32",), (handle.num_experts // self.num_ranks,))
         if handle.do_expand:
             stats += handle.num_unaligned_recv_tokens_per_expert
             return

@@ -18,6 +18,10 @@ test: build      ## build and run all tests but the slow ones
 test-full: build ## build and run all tests, the slow ones too
 	@ctest --preset dev -j $(JOBS) --no-tests=error -LE '^cuda$$'
 
+python: deps     ## build the Python package into build/python and test it (TORCH=1: with PyTorch, which is large)
+	@scripts/install_deps.sh python
+	@scripts/python.sh $(if $(TORCH),--torch)
+
 demo:            ## train a small mixture of experts and let it speak (TEXT=FILE: on your text)
 	@scripts/demo.sh $(if $(TEXT),--text "$(TEXT)")
 
@@ -43,4 +47,4 @@ lint:            ## check format, style limits and rules, then clang-tidy (slow)
 clean:           ## remove everything that was built
 	rm -rf build out
 
-.PHONY: help deps build test test-full demo bench asan tsan format lint clean
+.PHONY: help deps build test test-full python demo bench asan tsan format lint clean

@@ -16,9 +16,10 @@ function(phalanx_choose_sources out)
 endfunction()
 
 # phalanx_library(NAME [NEEDS folder…] [EXTERNAL name…] [CUDA_EXTERNAL name…])
-# The static library phalanx_NAME of folder phalanx/NAME. A folder without sources (yet) becomes an empty
-# interface library, so that the arrows through it still hold. NEEDS are seen by whoever links this library;
-# EXTERNAL libraries are not. Names in EXTERNAL that were not found and are optional are skipped.
+# The static library phalanx_NAME of folder phalanx/NAME, installed as phalanx::NAME (install.cmake). A
+# folder without sources (yet) becomes an empty interface library, so that the arrows through it still hold.
+# NEEDS are seen by whoever links this library; EXTERNAL libraries are not. Names in EXTERNAL that were not
+# found and are optional are skipped.
 function(phalanx_library name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "NEEDS;EXTERNAL;CUDA_EXTERNAL")
   file(GLOB_RECURSE found CONFIGURE_DEPENDS
@@ -32,13 +33,14 @@ function(phalanx_library name)
     return()
   endif()
   add_library(phalanx_${name} STATIC ${sources})
-  target_link_libraries(phalanx_${name} PUBLIC ${arg_NEEDS} PRIVATE phalanx_options)
+  target_link_libraries(phalanx_${name} PUBLIC ${arg_NEEDS} PRIVATE $<BUILD_INTERFACE:phalanx_options>)
   if(PHALANX_CUDA)
     list(APPEND arg_EXTERNAL cudart ${arg_CUDA_EXTERNAL})
   endif()
   foreach(external IN LISTS arg_EXTERNAL)
     if(TARGET phalanx_ext_${external})
-      target_link_libraries(phalanx_${name} PRIVATE phalanx_ext_${external})
+      target_link_libraries(phalanx_${name} PRIVATE "$<BUILD_INTERFACE:phalanx_ext_${external}>"
+                                                    "$<INSTALL_INTERFACE:phalanx::ext_${external}>")
     endif()
   endforeach()
 endfunction()

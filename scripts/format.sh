@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mapfile -t files < <(git ls-files --cached --others --exclude-standard \
-  'phalanx/*' 'apps/*' 'tests/*' 'bench/*' 'python/*' |
+  'phalanx/*' 'apps/*' 'tests/*' 'bench/*' 'python/*' 'examples/*' |
   grep -E '\.(h|cc|cu|cuh)$' | grep -v '^tests/style/fixtures/' |
   while read -r file; do [ ! -e "$file" ] || echo "$file"; done)
 [ ${#files[@]} -gt 0 ] || exit 0

@@ -9,7 +9,7 @@ import os
 import re
 
 CPP = (".h", ".cc", ".cu", ".cuh")
-FOLDERS = ("phalanx", "apps", "tests", "bench", "python")
+FOLDERS = ("phalanx", "apps", "tests", "bench", "python", "examples")
 
 
 def files(root, folders=FOLDERS, endings=CPP):

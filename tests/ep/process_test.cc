@@ -49,16 +49,16 @@ void compare_ways(Group& world, const Sizes& s, std::mt19937& random) {
   const Layout layout = layout_of(idx_TK, ExpertMap::even(experts, world.size()));
   const std::unique_ptr<Transfer> direct = direct_transfer(world);
   const std::unique_ptr<Transfer> messages = message_transfer(world);
-  const Route into_memory = run(direct->plan(layout));
-  const Route by_messages = run(messages->plan(layout));
+  const Route into_memory = run(direct->plan(layout, Statement())).route;
+  const Route by_messages = run(messages->plan(layout, Statement())).route;
   if (into_memory.recv_rows != by_messages.recv_rows) throw Error("the plans differ");
   const PooledVector<Tensor> rows = {random_floats({s.tokens, s.width}, random), idx_TK,
                                      random_floats({s.tokens, s.top_k}, random)};
-  require_equal("spread", run(direct->spread(rows, into_memory)), run(messages->spread(rows, by_messages)));
+  require_equal("spread", run(direct->spread(rows, into_memory, 0)), run(messages->spread(rows, by_messages, 0)));
   const PooledVector<Tensor> made = {random_floats({into_memory.received(), s.width}, random),
                                      random_floats({into_memory.received(), s.top_k}, random)};
-  require_equal("collect", run(direct->collect(made, into_memory)),
-                run(messages->collect(made, by_messages)));
+  require_equal("collect", run(direct->collect(made, into_memory, {})),
+                run(messages->collect(made, by_messages, {})));
 }
 
 TEST(EpProcesses, BothWaysGiveTheSameBits) {

@@ -12,7 +12,6 @@
 
 #include "phalanx/comm/transport/fake.h"
 #include "phalanx/comm/transport/process.h"
-#include "phalanx/comm/transport/threads.h"
 #include "phalanx/ep/buffer.h"
 
 namespace phalanx::ep {
@@ -248,26 +247,27 @@ void check_cases(int cases, int cases_a_world, const RunRanks& run_ranks) {
   }
 }
 
-RunRanks directly() {
-  return [](int ranks, const RankBody& body) { run_thread_ranks({.ranks = ranks}, body); };
+RunRanks on_threads(const WrapTransport& wrap) {
+  return [wrap](int ranks, const RankBody& body) { run_thread_ranks({.ranks = ranks}, wrap, body); };
 }
 
-RunRanks by_messages() {
-  return [](int ranks, const RankBody& body) {
-    const auto late = [](std::unique_ptr<Transport> t) {
-      return fake_transport(std::move(t), {.max_delay = std::chrono::microseconds(20)});
-    };
-    run_thread_ranks({.ranks = ranks}, late, body);
-  };
-}
-
-RunRanks in_processes() {
+RunRanks on_processes() {
   return [](int ranks, const RankBody& body) {
     run_process_ranks({.ranks = ranks}, [&](Group& world) {
       ASSERT_TRUE(world.shares_memory());
       body(world);
       if (testing::Test::HasFailure()) throw Error("what rank {} has printed", world.rank());
     });
+  };
+}
+
+WrapTransport directly() {
+  return [](std::unique_ptr<Transport> t) { return t; };
+}
+
+WrapTransport by_messages() {
+  return [](std::unique_ptr<Transport> t) {
+    return fake_transport(std::move(t), {.max_delay = std::chrono::microseconds(20)});
   };
 }
 

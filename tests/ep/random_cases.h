@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "phalanx/comm/rank.h"
+#include "phalanx/comm/transport/threads.h"
 
 namespace phalanx::ep {
 
@@ -18,10 +18,12 @@ void check_cases(Group& world, unsigned seed, int first, int last);
 /// those of a slow account of them, bit for bit.
 void check_cases(int cases, int cases_a_world, const RunRanks& run_ranks);
 
-/// Threads in each other's memory, threads that send messages which come late, and processes in each other's
-/// memory.
-RunRanks directly();
-RunRanks by_messages();
-RunRanks in_processes();
+/// On threads, and on processes, which share memory too.
+RunRanks on_threads(const WrapTransport& wrap);
+RunRanks on_processes();
+
+/// Transports that share memory, and that send messages which come late.
+WrapTransport directly();
+WrapTransport by_messages();
 
 }  // namespace phalanx::ep

@@ -6,11 +6,11 @@
 namespace phalanx::ep {
 namespace {
 
-TEST(RandomCasesFull, Directly) { check_cases(10'000, 50, directly()); }
+TEST(RandomCasesFull, Directly) { check_cases(10'000, 50, on_threads(directly())); }
 
-TEST(RandomCasesFull, InProcesses) { check_cases(2'000, 20, in_processes()); }
+TEST(RandomCasesFull, OnProcesses) { check_cases(2'000, 20, on_processes()); }
 
-TEST(RandomCasesFull, ByMessages) { check_cases(2'000, 20, by_messages()); }
+TEST(RandomCasesFull, ByMessages) { check_cases(2'000, 20, on_threads(by_messages())); }
 
 }  // namespace
 }  // namespace phalanx::ep

@@ -6,11 +6,11 @@
 namespace phalanx::ep {
 namespace {
 
-TEST(RandomCases, Directly) { check_cases(480, 15, directly()); }
+TEST(RandomCases, Directly) { check_cases(480, 15, on_threads(directly())); }
 
-TEST(RandomCases, InProcesses) { check_cases(160, 10, in_processes()); }
+TEST(RandomCases, OnProcesses) { check_cases(160, 10, on_processes()); }
 
-TEST(RandomCases, ByMessages) { check_cases(160, 10, by_messages()); }
+TEST(RandomCases, ByMessages) { check_cases(160, 10, on_threads(by_messages())); }
 
 }  // namespace
 }  // namespace phalanx::ep

@@ -1,4 +1,7 @@
 // How elements are stored in rows, and summed as wider floats. Kernels include this once for each target.
+#include <algorithm>
+#include <array>
+
 #include "phalanx/ops/simd-inl.h"
 
 #if defined(PHALANX_EP_STORED_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -13,6 +16,21 @@ namespace phalanx::ep::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
+using phalanx::HWY_NAMESPACE::Rest;
+using phalanx::HWY_NAMESPACE::Whole;
+
+/// Elements of two bytes, and no byte more: AVX2 has no masks for them, and Highway's masked load reads a
+/// whole vector there, which reaches into the next row and past the last.
+template <class D>
+HWY_INLINE hn::Vec<D> load_halves(Whole at, D d, const uint16_t* p) {
+  return at.load(d, p);
+}
+template <class D>
+HWY_INLINE hn::Vec<D> load_halves(Rest at, D d, const uint16_t* p) {
+  HWY_ALIGN std::array<uint16_t, HWY_MAX_BYTES / sizeof(uint16_t)> lanes{};
+  std::copy_n(p, at.n, lanes.data());
+  return hn::Load(d, lanes.data());
+}
 /// f32 and f64: as they are.
 template <class T>
 struct StoredPlain {
@@ -37,7 +55,7 @@ struct StoredBf16 {
   static HWY_INLINE hn::Vec<D> load(At at, D d, const Stored* p) {
     const hn::Rebind<uint32_t, D> wide;
     const hn::Rebind<Stored, D> bits;
-    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(wide, at.load(bits, p))));
+    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(wide, load_halves(at, bits, p))));
   }
   template <class At>
   static HWY_INLINE void store(At at, hn::Vec<D> v, D d, Stored* p) {
@@ -60,7 +78,7 @@ struct StoredF16 {
   static HWY_INLINE hn::Vec<D> load(At at, D d, const Stored* p) {
     const hn::Rebind<hwy::float16_t, D> half;
     const hn::Rebind<Stored, D> bits;
-    return hn::PromoteTo(d, hn::BitCast(half, at.load(bits, p)));
+    return hn::PromoteTo(d, hn::BitCast(half, load_halves(at, bits, p)));
   }
   template <class At>
   static HWY_INLINE void store(At at, hn::Vec<D> v, D d, Stored* p) {

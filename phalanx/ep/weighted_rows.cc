@@ -13,7 +13,6 @@ namespace phalanx::ep::HWY_NAMESPACE {
 namespace {
 
 using phalanx::HWY_NAMESPACE::for_lanes;
-using phalanx::HWY_NAMESPACE::Whole;
 
 // One token's rows, and what each counts.
 template <class S>

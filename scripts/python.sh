@@ -12,6 +12,7 @@ pip() {
   "$here/bin/python" -m pip --disable-pip-version-check -q "$@" ||
     fail "pip $* did not succeed (it says why above); it needs PyPI."
 }
+export CC=${CC:-cc} CXX=${CXX:-c++}  # by which name ccache knows them
 export CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)}
 pip install pytest numpy ml_dtypes
 [ "${1:-}" != "--torch" ] || pip install torch

@@ -28,7 +28,8 @@ class Numpy:
     @staticmethod
     def wide(x):
         """x as float64 or int64 of NumPy."""
-        return x.astype(np.int64 if x.dtype.kind in "iub" else np.float64)
+        with np.errstate(invalid="ignore"):  # rows that are undefined may be NaN
+            return x.astype(np.int64 if x.dtype.kind in "iub" else np.float64)
 
 
 class Torch:

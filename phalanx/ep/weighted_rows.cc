@@ -6,13 +6,11 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ep/weighted_rows.cc"
 #include "hwy/foreach_target.h"
-#include "phalanx/ep/stored-inl.h"
+#include "phalanx/ops/stored-inl.h"
 
 HWY_BEFORE_NAMESPACE();
-namespace phalanx::ep::HWY_NAMESPACE {
+namespace phalanx::HWY_NAMESPACE {
 namespace {
-
-using phalanx::HWY_NAMESPACE::for_lanes;
 
 // One token's rows, and what each counts.
 template <class S>
@@ -79,22 +77,11 @@ void sum_tokens(std::span<const std::byte* const> rows, const Tensor& weights, c
 }
 
 void weighted_kernel(std::span<const std::byte* const> rows, const Tensor& weights, const Tensor& out) {
-  switch (out.dtype()) {
-    case DType::f64:
-      return sum_tokens<StoredPlain<double>>(rows, weights, out);
-    case DType::f32:
-      return sum_tokens<StoredPlain<float>>(rows, weights, out);
-    case DType::bf16:
-      return sum_tokens<StoredBf16>(rows, weights, out);
-    case DType::f16:
-      return sum_tokens<StoredF16>(rows, weights, out);
-    default:
-      PHX_CHECK(false, "weighted sums of {}", dtype_name(out.dtype()));
-  }
+  visit_stored(out.dtype(), [&](auto stored) { sum_tokens<decltype(stored)>(rows, weights, out); });
 }
 
 }  // namespace
-}  // namespace phalanx::ep::HWY_NAMESPACE
+}  // namespace phalanx::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE

@@ -1,5 +1,7 @@
 // Loops over rows by the vectors of one target, the last vector masked. Kernels include this once for each
 // target (Highway's foreach_target); `hn` is Highway for that target.
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -39,12 +41,23 @@ struct Whole {
   }
 };
 
-/// The last `n` elements of a row, fewer than a vector: other lanes read as zero and are not written.
+/// The last `n` elements of a row, fewer than a vector: other lanes read as zero and are not written. Not a
+/// byte of theirs is touched: where the processor has no masks for such lanes (AVX2 has none below 4 bytes),
+/// Highway's masked load reads the whole vector, which another thread may be writing, or which ends the
+/// memory.
 struct Rest {
   size_t n;
   template <class D>
   HWY_INLINE hn::Vec<D> load(D d, const hn::TFromD<D>* p) const {
-    return hn::MaskedLoad(hn::FirstN(d, n), d, p);
+    using T = hn::TFromD<D>;
+    constexpr bool kMasked = HWY_TARGET <= HWY_AVX3 || (HWY_TARGET <= HWY_AVX2 && sizeof(T) >= 4);
+    if constexpr (kMasked) {
+      return hn::MaskedLoad(hn::FirstN(d, n), d, p);
+    } else {
+      HWY_ALIGN std::array<T, HWY_MAX_BYTES / sizeof(T)> lanes{};
+      std::copy_n(p, n, lanes.data());
+      return hn::Load(d, lanes.data());
+    }
   }
   template <class D, class V>
   HWY_INLINE void store(V v, D d, hn::TFromD<D>* p) const {
@@ -99,8 +112,8 @@ HWY_INLINE hn::TFromD<D> max_lanes(D d, int64_t n, const hn::TFromD<D>* x) {
   }
   for (; i + lanes <= n; i += lanes) max0 = hn::Max(max0, hn::LoadU(d, x + i));
   if (i < n) {
-    const auto mask = hn::FirstN(d, static_cast<size_t>(n - i));
-    max1 = hn::Max(max1, hn::IfThenElse(mask, hn::MaskedLoad(mask, d, x + i), lowest));
+    const Rest rest{static_cast<size_t>(n - i)};
+    max1 = hn::Max(max1, hn::IfThenElse(hn::FirstN(d, rest.n), rest.load(d, x + i), lowest));
   }
   return hn::GetLane(hn::MaxOfLanes(d, hn::Max(max0, max1)));
 }

@@ -54,7 +54,8 @@ void compare_ways(Group& world, const Sizes& s, std::mt19937& random) {
   if (into_memory.recv_rows != by_messages.recv_rows) throw Error("the plans differ");
   const PooledVector<Tensor> rows = {random_floats({s.tokens, s.width}, random), idx_TK,
                                      random_floats({s.tokens, s.top_k}, random)};
-  require_equal("spread", run(direct->spread(rows, into_memory, 0)), run(messages->spread(rows, by_messages, 0)));
+  require_equal("spread", run(direct->spread(rows, into_memory, 0)),
+                run(messages->spread(rows, by_messages, 0)));
   const PooledVector<Tensor> made = {random_floats({into_memory.received(), s.width}, random),
                                      random_floats({into_memory.received(), s.top_k}, random)};
   require_equal("collect", run(direct->collect(made, into_memory, {})),

@@ -49,6 +49,7 @@ class Torch:
         return x.to(torch.float64 if x.dtype.is_floating_point else torch.int64).numpy()
 
 
+FP8 = [kind for kind, there in ((Numpy, ml_dtypes), (Torch, hasattr(torch, "float8_e4m3fn"))) if there]
 KINDS = (Numpy, Torch) if torch else (Numpy,)
 EVERY = [(kind, dtype) for kind in KINDS for dtype in kind.dtypes]
 IDS = [f"{kind.name}-{dtype}" for kind, dtype in EVERY]

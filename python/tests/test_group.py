@@ -244,7 +244,7 @@ def _launch(tmp_path, *command):
 
 @needs_torch
 def test_torchrun(tmp_path):
-    _launch(tmp_path, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3")
+    _launch(tmp_path, sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3")
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not there")

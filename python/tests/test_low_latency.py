@@ -90,11 +90,9 @@ def test_round_trips(rng, kind, dtype, hooks):
     phalanx.run_threads(3, rank)
 
 
-@pytest.mark.parametrize("kind", [kinds.Torch] if kinds.torch else [kinds.Numpy], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", kinds.FP8, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("scale", ["any", "rounded", "packed"])
 def test_fp8(rng, kind, scale):
-    if kind is kinds.Numpy and kinds.ml_dtypes is None:
-        pytest.skip("neither torch nor ml_dtypes is there")
     case = small_case(rng, 3, hidden=512)
     case.x = [rng.standard_normal(x.shape) for x in case.x]
 
@@ -126,6 +124,20 @@ def test_fp8(rng, kind, scale):
     phalanx.run_threads(3, rank)
 
 
+def test_fp8_where_there_is_none(rng):
+    """Kinds without e4m3 say so before anything is sent."""
+    case = small_case(rng, 2, hidden=8)
+
+    def rank(group):
+        buffer = deep_ep.Buffer(group)
+        for kind in set(kinds.KINDS) - set(kinds.FP8):
+            with pytest.raises(phalanx.Unsupported, match="use_fp8"):
+                sent(buffer, kind, "float32", case)
+        group.barrier()
+
+    phalanx.run_threads(2, rank)
+
+
 def test_mistakes(rng):
     case = small_case(rng, 2, hidden=64)
     kind = kinds.Numpy
@@ -135,7 +147,7 @@ def test_mistakes(rng):
         for options, says in (({"async_finish": True, "return_recv_hook": True}, "one of them only"),
                               ({"use_fp8": False, "round_scale": True}, "round_scale needs"),
                               ({"use_ue8m0": True, "round_scale": True}, "hidden is 64"),
-                              ({"dispatch_wait_recv_cost_stats": 1}, "dispatch_wait_recv_cost_stats")):
+                              ({"use_fp8": False, "dispatch_wait_recv_cost_stats": 1}, "wait_recv_cost")):
             with pytest.raises(phalanx.Error, match=says):
                 sent(buffer, kind, "float32", case, **options)
         with pytest.raises(phalanx.ArgumentError, match="enable_shrink"):

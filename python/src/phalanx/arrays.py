@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any, Optional, Sequence, Union
 
@@ -99,6 +100,14 @@ def give(tensor: Optional[_native.Tensor], like: Any, dtype: Optional[str] = Non
 
         return out.view(getattr(ml_dtypes, name))
     return out if out.dtype == name else out.view(name)
+
+
+def has_fp8(like: Any) -> bool:
+    """Whether arrays of the kind of `like` can be e4m3: PyTorch from 2.1 on, NumPy with ml_dtypes."""
+    torch = torch_of(like)
+    if torch is not None:
+        return hasattr(torch, "float8_e4m3fn")
+    return importlib.util.find_spec("ml_dtypes") is not None
 
 
 def zeros(shape: Sequence[int], dtype: str, like: Array) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional, Tuple
 import numpy as np
 
 from phalanx import _native
-from phalanx.arrays import Array, check, dtype_name, expect, give, take, torch_of, zeros
+from phalanx.arrays import Array, check, dtype_name, expect, give, has_fp8, take, torch_of, zeros
 from phalanx.errors import ArgumentError, Unsupported
 from phalanx.events import EventOverlap, finished
 
@@ -79,6 +79,8 @@ class LowLatency:
         expect(not round_scale or use_fp8, "round_scale needs use_fp8")
         expect(not use_ue8m0 or x.shape[1] % 512 == 0, f"use_ue8m0: hidden is {x.shape[1]}, not times 512")
         expect(not use_fp8 or dtype_name(x) != "f64", "use_fp8: rows of f64 are not quantised")
+        if use_fp8 and not has_fp8(x):
+            raise Unsupported("use_fp8: FP8 needs PyTorch 2.1, or for NumPy ml_dtypes; give use_fp8=False")
         if dispatch_wait_recv_cost_stats is not None:
             raise Unsupported("dispatch_wait_recv_cost_stats: how long each rank was waited for is not kept")
         experts = num_experts // self.group_size

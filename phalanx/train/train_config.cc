@@ -106,8 +106,7 @@ void add_moe(ConfigTable& table, MoeConfig& m) {
       .at_least(0);
   s.add("capacity", &m.capacity, "tokens an expert takes of a sequence, in even loads; 0: all that choose it")
       .at_least(0);
-  s.add("exact_sums", &m.exact_sums,
-        "sums over experts do not depend on which rank has which; more rows travel");
+  s.add("exact_sums", &m.exact_sums, "sums do not depend on which rank has which expert; more rows travel");
   s.add("groups", &m.groups, "equal groups of experts").at_least(1).at_most(kExperts);
   s.add("top_groups", &m.top_groups, "groups that a token's experts come from").at_least(1).at_most(kExperts);
 }
@@ -193,16 +192,13 @@ void add_parallel(ConfigTable& table, ParallelConfig& p) {
   s.add("ulysses", &p.ulysses, "ranks of cp that exchange heads, in a ring; 0: the most")
       .at_least(0)
       .at_most(1 << 16);
-  s.add("rebalance_every", &p.rebalance_every,
-        "steps from one move of experts between ranks to the next; 0: none")
+  s.add("rebalance_every", &p.rebalance_every, "steps between moves of experts; 0: none")
       .at_least(0)
       .at_most(kSteps);
-  s.add("rebalance_window", &p.rebalance_window,
-        "last steps whose loads decide about that; 0: all since the last")
+  s.add("rebalance_window", &p.rebalance_window, "steps whose loads decide about that; 0: all since the last")
       .at_least(0)
       .at_most(1 << 16);
-  s.add("rebalance_moves", &p.rebalance_moves,
-        "the most experts that move at once, on a stage; 0: any number")
+  s.add("rebalance_moves", &p.rebalance_moves, "experts that may move at once, on a stage; 0: all")
       .at_least(0)
       .at_most(1 << 20);
   s.add("zero", &p.zero, "ZeRO's stage: 1 shares out moments, 2 gradients, 3 weights").at_least(0).at_most(3);

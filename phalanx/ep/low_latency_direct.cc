@@ -123,7 +123,9 @@ class Direct final : public LowLatencyWay {
     int64_t& flag = boards_[me()].data<int64_t>()[Board::flag(news, number)];
     std::atomic_ref(flag).store(number + 1, std::memory_order_seq_cst);
     for (const int member : call.group().members) {
-      if (member != call.transport().rank()) call.transport().page(member)->bell.ring();
+      if (member == call.transport().rank()) continue;
+      // Over MPI there are none: ranks that wait look again by themselves.
+      if (RankPage* page = call.transport().page(member)) page->bell.ring();
     }
   }
 

@@ -1,6 +1,7 @@
 // One rank of a world that a launcher has started (launch_test.py):
 //   ranks_program SEED [messages]
-// Dispatch and combine on random cases; `messages`: these ranks share no memory, without it they must.
+// Dispatch and combine on random cases, of many tokens and of few; `messages`: these ranks share no memory,
+// without it they must.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -8,6 +9,7 @@
 #include <string_view>
 
 #include "phalanx/comm/launch.h"
+#include "tests/ep/low_latency_cases.h"
 #include "tests/ep/random_cases.h"
 
 namespace phalanx::ep {
@@ -19,6 +21,7 @@ int rank_main(unsigned seed, bool messages) {
   run_ranks({.transport = place->transport, .ranks = place->ranks}, [&](Group& world) {
     if (world.shares_memory() == messages) throw Error("the ranks share {}memory", messages ? "" : "no ");
     check_cases(world, seed, 0, 40);
+    for (unsigned i = 0; i < 10; ++i) check_low_latency(world, seed + i);
     if (testing::Test::HasFailure()) throw Error("what rank {} has printed", world.rank());
   });
   return 0;

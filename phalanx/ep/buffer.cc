@@ -69,18 +69,14 @@ void zero_without_expert(const Tensor& weights, const Tensor& topk_idx) {
   });
 }
 
-// i64 [tokens, 2]: room for the rank, and the token.
-Tensor numbered(int64_t tokens) {
-  Tensor out = Tensor::zeros({tokens, 2}, DType::i64);
-  for (int64_t t = 0; t < tokens; ++t) out.data<int64_t>()[2 * t + 1] = t;
-  return out;
-}
-
-void fill_ranks(const Tensor& sources, const PooledVector<int64_t>& recv_rows) {
-  int64_t* at = sources.data<int64_t>();
-  for (size_t r = 0; r < recv_rows.size(); ++r) {
-    for (int64_t i = 0; i < recv_rows[r]; ++i, at += 2) *at = static_cast<int64_t>(r);
+// i64 [tokens, 2]: the rank, and the token.
+Tensor numbered(int64_t tokens, int rank) {
+  Tensor out = Tensor::empty({tokens, 2}, DType::i64);
+  for (int64_t t = 0; t < tokens; ++t) {
+    out.data<int64_t>()[2 * t] = rank;
+    out.data<int64_t>()[2 * t + 1] = t;
   }
+  return out;
 }
 
 // The rows that live of a tensor with more.
@@ -167,11 +163,10 @@ Task<Dispatched> Buffer::dispatch(Tokens tokens, DispatchOptions options) {
   h.buffer = number_;
   h.slice_rows = co_await slices_.count(h.route.received());
   h.capacity = std::max(options.worst_rows, total(h.slice_rows));
-  const Tensor sources = options.sources ? numbered(tokens.x_TD.rows()) : Tensor();
+  const Tensor sources = options.sources ? numbered(tokens.x_TD.rows(), group_.rank()) : Tensor();
   PooledVector<Tensor> rows = defined({tokens.x_TD, choices, tokens.weights_TK, tokens.scales_TS, sources});
   const int64_t room = slices_.alone() ? h.capacity : 0;
   PooledVector<Tensor> received = co_await transfer_->spread(std::move(rows), h.route, room);
-  if (options.sources) fill_ranks(received.back(), h.route.recv_rows);
   PooledVector<Tensor> all = co_await slices_.gather(std::move(received), h.slice_rows, h.capacity);
   out.x_RD = live_rows(take_if(true, all), total(h.slice_rows));
   out.topk_idx_RK = {take_if(true, all), out.x_RD.live};

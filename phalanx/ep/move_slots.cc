@@ -39,11 +39,12 @@ Task<PooledVector<Tensor>> move_slots(Group& group, PooledVector<Tensor> own, Re
             to.phy2log().size(), to.experts());
   const ExpertMap& slots = to.slots();
   const int me = group.rank();
+  const PooledVector<Move> all = moves(from, to);
   PooledVector<Tensor> out;
   PooledVector<P2P> messages;
   for (const Tensor& t : own) {
     const Tensor moved = out.emplace_back(Tensor::empty(t.shape(), t.dtype()));
-    for (const Move& m : moves(from, to)) {
+    for (const Move& m : all) {
       const int sender = from.slots().owner(m.from);
       const int receiver = slots.owner(m.to);
       const int64_t there = m.from - from.slots().first(me);

@@ -1,6 +1,7 @@
 #include "phalanx/ep/row_places.h"
 
 #include <numeric>
+#include <utility>
 
 #include "phalanx/base/error.h"
 
@@ -22,6 +23,50 @@ PooledVector<std::byte*> bases(std::span<const Tensor> tensors, const Counts& st
     const Tensor& t = tensors[tensors.size() == 1 ? 0 : r];
     out.push_back(t.raw() + static_cast<size_t>(starts[r]) * row_bytes(t));
   }
+  return out;
+}
+
+Task<PooledVector<Tensor>> send_rows(Group& group, PooledVector<Tensor> rows, Layout layout,
+                                     Counts recv_rows) {
+  const Counts starts = sums_before(layout.rows);
+  PooledVector<Work> works;
+  for (const Tensor& x : rows) {
+    const Tensor packed = Tensor::empty(x.shape().with_rows(layout.pairs()), x.dtype());
+    spread_rows(layout, x, bases(std::span(&packed, 1), starts));
+    works.push_back(group.all_to_all(packed, layout.rows, recv_rows));
+  }
+  PooledVector<Tensor> out;
+  for (Work& work : works) {
+    Tensor received = co_await work;
+    out.push_back(std::move(received));
+  }
+  co_return out;
+}
+
+Task<PooledVector<Tensor>> send_back(Group& group, PooledVector<Tensor> rows, Layout layout,
+                                     Counts recv_rows) {
+  PooledVector<Work> works;
+  for (const Tensor& y : rows) works.push_back(group.all_to_all(y, recv_rows, layout.rows));
+  PooledVector<Tensor> out;
+  for (Work& work : works) {
+    Tensor back = co_await work;
+    out.push_back(std::move(back));
+  }
+  co_return out;
+}
+
+Tensor sum_packed(const Layout& layout, const Tensor& rows, std::span<const Tensor> first) {
+  Tensor out = Tensor::empty(rows.shape().with_rows(layout.tokens()), rows.dtype());
+  sum_rows(layout, bases(std::span(&rows, 1), sums_before(layout.rows)), out, first);
+  return out;
+}
+
+Tensor sum_packed(const Layout& layout, const Quantized& rows, DType dtype, std::span<const Tensor> first) {
+  Tensor out = Tensor::empty(rows.q_TD.shape().with_rows(layout.tokens()), dtype);
+  const Counts starts = sums_before(layout.rows);
+  const PooledVector<std::byte*> q = bases(std::span(&rows.q_TD, 1), starts);
+  const PooledVector<std::byte*> scales = bases(std::span(&rows.scales_TS, 1), starts);
+  sum_quantized_rows(layout, {q, scales}, out, first);
   return out;
 }
 

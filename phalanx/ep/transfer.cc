@@ -136,31 +136,16 @@ class Messages final : public Transfer {
   }
 
   Task<PooledVector<Tensor>> spread(PooledVector<Tensor> rows, Route route, int64_t capacity) override {
-    const Layout& layout = route.layout;
-    const Counts starts = sums_before(layout.rows);
-    const int64_t all = std::accumulate(layout.rows.begin(), layout.rows.end(), int64_t{0});
-    PooledVector<Work> works;
-    for (const Tensor& x : rows) {
-      const Tensor packed = Tensor::empty(x.shape().with_rows(all), x.dtype());
-      spread_rows(layout, x, bases(std::span(&packed, 1), starts));
-      works.push_back(group_.all_to_all(packed, layout.rows, route.recv_rows));
-    }
-    PooledVector<Tensor> out;
-    for (Work& work : works) {
-      Tensor received = co_await work;
-      out.push_back(with_room(std::move(received), capacity));
-    }
+    PooledVector<Tensor> out = co_await send_rows(group_, std::move(rows), route.layout, route.recv_rows);
+    for (Tensor& x : out) x = with_room(std::move(x), capacity);
     co_return out;
   }
 
   Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows, Route route,
                                      PooledVector<Tensor> first) override {
-    const Layout& layout = route.layout;
-    const PooledVector<Tensor> back = co_await send_back(std::move(rows), route);
-    PooledVector<Tensor> out;
-    for (const Tensor& y : back) {
-      out.push_back(Tensor::empty(y.shape().with_rows(layout.tokens()), y.dtype()));
-      sum_rows(layout, bases(std::span(&y, 1), sums_before(layout.rows)), out.back(), first);
+    PooledVector<Tensor> out = co_await send_back(group_, std::move(rows), route.layout, route.recv_rows);
+    for (Tensor& y : out) {
+      y = sum_packed(route.layout, y, first);
       first.clear();
     }
     co_return out;
@@ -168,15 +153,11 @@ class Messages final : public Transfer {
 
   Task<Tensor> collect_quantized(Quantized rows, Route route, DType dtype,
                                  PooledVector<Tensor> first) override {
-    const Layout& layout = route.layout;
     PooledVector<Tensor> own = {rows.q_TD, rows.scales_TS};
-    const PooledVector<Tensor> back = co_await send_back(std::move(own), route);
-    Tensor out = Tensor::empty(rows.q_TD.shape().with_rows(layout.tokens()), dtype);
-    const Counts starts = sums_before(layout.rows);
-    const PooledVector<std::byte*> q = bases(std::span(&back[0], 1), starts);
-    const PooledVector<std::byte*> scales = bases(std::span(&back[1], 1), starts);
-    sum_quantized_rows(layout, {q, scales}, out, first);
-    co_return out;
+    const PooledVector<Tensor> back =
+        co_await send_back(group_, std::move(own), route.layout, route.recv_rows);
+    const Quantized packed = {back[0], back[1]};
+    co_return sum_packed(route.layout, packed, dtype, first);
   }
 
  private:
@@ -186,20 +167,6 @@ class Messages final : public Transfer {
     Tensor out = Tensor::empty(received.shape().with_rows(capacity), received.dtype());
     if (received.bytes() > 0) std::memcpy(out.raw(), received.raw(), received.bytes());
     return out;
-  }
-
-  // Rows to where they came from.
-  Task<PooledVector<Tensor>> send_back(PooledVector<Tensor> rows, Route route) {
-    PooledVector<Work> works;
-    for (const Tensor& y : rows) {
-      works.push_back(group_.all_to_all(y, route.recv_rows, route.layout.rows));
-    }
-    PooledVector<Tensor> out;
-    for (Work& work : works) {
-      Tensor back = co_await work;
-      out.push_back(std::move(back));
-    }
-    co_return out;
   }
 
   Group& group_;

@@ -128,17 +128,8 @@ class TwoLevel final : public Transfer {
 
   Task<PooledVector<Tensor>> spread(PooledVector<Tensor> rows, Route route, int64_t capacity) override {
     const Relay& relay = route.relay;
-    PooledVector<Work> works;
-    for (const Tensor& x : rows) {
-      const Tensor packed = Tensor::empty(x.shape().with_rows(relay.to_nodes.pairs()), x.dtype());
-      spread_rows(relay.to_nodes, x, bases(std::span(&packed, 1), sums_before(relay.to_nodes.rows)));
-      works.push_back(rail_.all_to_all(packed, relay.to_nodes.rows, relay.recv_rows));
-    }
-    PooledVector<Tensor> passing;
-    for (Work& work : works) {
-      Tensor x = co_await work;
-      passing.push_back(std::move(x));
-    }
+    const PooledVector<Tensor> passing =
+        co_await send_rows(rail_, std::move(rows), relay.to_nodes, relay.recv_rows);
     PooledVector<Tensor> out = shareable_rows(node_, passing, std::max(capacity, route.received()));
     PooledVector<Tensor> everywhere = co_await everyones(node_, out);
     for (size_t i = 0; i < passing.size(); ++i) {
@@ -163,11 +154,9 @@ class TwoLevel final : public Transfer {
     everywhere.clear();
     Work all_have_read = node_.unshare(bytes_received(rows, route), bytes_onward(rows, route));
     co_await all_have_read;
-    const PooledVector<Tensor> back = co_await send_back(std::move(sums), route);
-    PooledVector<Tensor> out;
-    for (const Tensor& y : back) {
-      out.push_back(Tensor::empty(y.shape().with_rows(route.layout.tokens()), y.dtype()));
-      sum_rows(relay.to_nodes, bases(std::span(&y, 1), sums_before(relay.to_nodes.rows)), out.back(), first);
+    PooledVector<Tensor> out = co_await send_back(rail_, std::move(sums), relay.to_nodes, relay.recv_rows);
+    for (Tensor& y : out) {
+      y = sum_packed(relay.to_nodes, y, first);
       first.clear();
     }
     co_return out;
@@ -189,13 +178,10 @@ class TwoLevel final : public Transfer {
     co_await all_have_read;
     const Quantized narrow = quantize(sums, ScaleFormat::f32);
     PooledVector<Tensor> sent = {narrow.q_TD, narrow.scales_TS};
-    const PooledVector<Tensor> back = co_await send_back(std::move(sent), route);
-    Tensor out = Tensor::empty(sums.shape().with_rows(route.layout.tokens()), dtype);
-    const Counts starts = sums_before(relay.to_nodes.rows);
-    const PooledVector<std::byte*> q_back = bases(std::span(&back[0], 1), starts);
-    const PooledVector<std::byte*> scales_back = bases(std::span(&back[1], 1), starts);
-    sum_quantized_rows(relay.to_nodes, {q_back, scales_back}, out, first);
-    co_return out;
+    const PooledVector<Tensor> back =
+        co_await send_back(rail_, std::move(sent), relay.to_nodes, relay.recv_rows);
+    const Quantized packed = {back[0], back[1]};
+    co_return sum_packed(relay.to_nodes, packed, dtype, first);
   }
 
  private:
@@ -242,20 +228,6 @@ class TwoLevel final : public Transfer {
     int64_t bytes = 0;
     for (const Tensor& x : rows) bytes += static_cast<int64_t>(row_bytes(x));
     return bytes;
-  }
-
-  // One row for each (token, node), to where the token is.
-  Task<PooledVector<Tensor>> send_back(PooledVector<Tensor> rows, Route route) {
-    PooledVector<Work> works;
-    for (const Tensor& y : rows) {
-      works.push_back(rail_.all_to_all(y, route.relay.recv_rows, route.relay.to_nodes.rows));
-    }
-    PooledVector<Tensor> out;
-    for (Work& work : works) {
-      Tensor back = co_await work;
-      out.push_back(std::move(back));
-    }
-    co_return out;
   }
 
   int nodes_;

@@ -199,15 +199,17 @@ Task<double> DataParallel::grad_norm() {
   for (const Bucket& b : store_.buckets()) {
     const bool mine = b.counts && (!b.replicas || b.replicas->rank() == 0);
     const auto moves = [this](const Parameter* p) { return store_.sums_by_row(*p); };
-    if (std::ranges::any_of(b.parameters, moves)) {
-      for (Parameter* p : b.parameters) {
-        double sum = 0;
-        if (moves(p)) sum = co_await squares_by_row(p);
-        const bool counts = mine && (!moves(p) || store_.mesh().coordinate(Axis::ep) == 0);
-        if (counts) squares += moves(p) ? sum : sum_of_squares(store_.own_grad(*p));
+    if (std::ranges::none_of(b.parameters, moves)) {
+      if (mine) squares += sum_of_squares(store_.share_of_grads(b));
+      continue;
+    }
+    for (Parameter* p : b.parameters) {
+      if (!moves(p)) {
+        if (mine) squares += sum_of_squares(store_.own_grad(*p));
+        continue;
       }
-    } else if (mine) {
-      squares += sum_of_squares(store_.share_of_grads(b));
+      const double sum = co_await squares_by_row(p);
+      if (mine && store_.mesh().coordinate(Axis::ep) == 0) squares += sum;
     }
   }
   const Tensor all = Tensor::of(Shape{1}, std::span<const double>(&squares, 1));

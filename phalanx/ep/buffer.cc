@@ -184,12 +184,10 @@ Task<Dispatched> Buffer::dispatch(Tokens tokens, DispatchOptions options) {
 // Compact rows become expanded ones; the handle remembers how.
 void Buffer::expand(Dispatched& d) const {
   Handle& h = d.handle;
-  h.expanded = true;
-  h.topk_idx_RK = d.topk_idx_RK.data;
-  h.expansion = expansion_of(h.topk_idx_RK, singles_, d.expert_rows);
-  d.x_RD = all_rows(expand_rows(h.expansion, d.x_RD.data));
-  if (d.scales_RS.defined()) d.scales_RS = expand_rows(h.expansion, d.scales_RS);
-  if (d.weights_RK.defined()) d.weights_RK = expand_slots(h.expansion, h.topk_idx_RK, d.weights_RK);
+  const Expansion& e = h.expansion.emplace(expansion_of(d.topk_idx_RK.data, singles_, d.expert_rows));
+  d.x_RD = all_rows(expand_rows(e, d.x_RD.data));
+  if (d.scales_RS.defined()) d.scales_RS = expand_rows(e, d.scales_RS);
+  if (d.weights_RK.defined()) d.weights_RK = expand_slots(e, d.weights_RK);
 }
 
 Task<Rows> Buffer::dispatch(Tensor x, Handle handle) {
@@ -209,12 +207,12 @@ Task<Redispatched> Buffer::dispatch(Tensor x, Tensor scales, Handle h) {
   const int64_t room = slices_.alone() ? h.capacity : 0;
   PooledVector<Tensor> received = co_await transfer_->spread(std::move(rows), h.route, room);
   PooledVector<Tensor> all = co_await slices_.gather(std::move(received), h.slice_rows, h.capacity);
-  if (h.expanded) {
-    for (Tensor& t : all) t = expand_rows(h.expansion, t);
+  if (h.expansion) {
+    for (Tensor& t : all) t = expand_rows(*h.expansion, t);
   }
   Redispatched out;
   const Tensor data = take_if(true, all);
-  out.x_RD = h.expanded ? all_rows(data) : live_rows(data, total(h.slice_rows));
+  out.x_RD = h.expansion ? all_rows(data) : live_rows(data, total(h.slice_rows));
   out.scales_RS = take_if(scales.defined(), all);
   co_return out;
 }
@@ -250,12 +248,12 @@ Task<Combined> Buffer::combine(Rows y, Handle h, CombineOptions options) {
 void Buffer::check_combine(const Rows& y, const Handle& h, const CombineOptions& o) const {
   check_handle(h, "combine");
   const int64_t live = total(h.slice_rows);
-  const int64_t rows = h.expanded ? h.expansion.rows() : live;
-  if (y.count() < rows || (h.expanded && y.count() != rows)) {
+  const int64_t rows = h.expansion ? h.expansion->rows() : live;
+  if (y.count() < rows || (h.expansion && y.count() != rows)) {
     throw Error("combine: {} rows, {} were dispatched", y.count(), rows);
   }
   const Tensor& w = o.weights;
-  if (w.defined() && (w.rows() < rows || w.shape().rank() != (h.expanded ? 1 : 2))) {
+  if (w.defined() && (w.rows() < rows || w.shape().rank() != (h.expansion ? 1 : 2))) {
     throw Error("combine: weights are {} for {} rows", w.shape(), rows);
   }
   if (o.bias.size() > 2) throw Error("combine: {} biases, at most 2 are added", o.bias.size());
@@ -274,9 +272,9 @@ void Buffer::check_combine(const Rows& y, const Handle& h, const CombineOptions&
 
 // Rows and weights, one for each (token, rank) again.
 PooledVector<Tensor> Buffer::compact(const Tensor& y, const Tensor& weights, const Handle& h) const {
-  if (h.expanded) {
-    const Tensor slots = weights.defined() ? reduce_slots(h.expansion, h.topk_idx_RK, weights) : Tensor();
-    return defined({reduce_rows(h.expansion, y), slots});
+  if (h.expansion) {
+    const Tensor slots = weights.defined() ? reduce_slots(*h.expansion, weights) : Tensor();
+    return defined({reduce_rows(*h.expansion, y), slots});
   }
   const int64_t rows = total(h.slice_rows);
   return defined({y.slice(0, rows), weights.defined() ? weights.slice(0, rows) : Tensor()});

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "phalanx/ep/expansion.h"
@@ -16,12 +17,10 @@ namespace phalanx::ep {
 /// buffer.
 struct Handle {
   Route route;
-  PooledVector<int64_t> slice_rows;  // [etp]: what each rank with a slice of the same experts received
-  int64_t capacity = 0;              // of the received rows
-  Tensor topk_idx_RK;                // expanded: of the compact rows
-  Expansion expansion;
-  bool expanded = false;
-  uint64_t buffer = 0;  // the number of its buffer
+  PooledVector<int64_t> slice_rows;    // [etp]: what each rank with a slice of the same experts received
+  int64_t capacity = 0;                // of the received rows
+  std::optional<Expansion> expansion;  // none: rows are compact
+  uint64_t buffer = 0;                 // the number of its buffer
 };
 
 /// Rows, what came with them, and what leads back.

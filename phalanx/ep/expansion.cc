@@ -16,10 +16,10 @@ PooledVector<std::byte*> bases(const Expansion& expansion, const Tensor& rows_N)
 
 // f(slot, place) for each slot of [R, K] that names an expert.
 template <class F>
-void for_slots(const Expansion& expansion, const Tensor& topk_idx_RK, F f) {
-  const int64_t* const idx = topk_idx_RK.data<const int64_t>();
+void for_slots(const Expansion& expansion, F f) {
+  const int64_t* const idx = expansion.topk_idx_RK.data<const int64_t>();
   const int64_t* row = expansion.layout.row_P.data<const int64_t>();  // pairs are in the order of slots
-  for (int64_t slot = 0; slot < topk_idx_RK.numel(); ++slot) {
+  for (int64_t slot = 0; slot < expansion.topk_idx_RK.numel(); ++slot) {
     if (idx[slot] >= 0) f(slot, expansion.experts.first[static_cast<size_t>(idx[slot])] + *row++);
   }
 }
@@ -39,7 +39,7 @@ ExpertRows count_expert_rows(const Rows& topk_idx_RK, int64_t experts, int64_t a
 }
 
 Expansion expansion_of(const Tensor& topk_idx_RK, const ExpertMap& singles, ExpertRows experts) {
-  return {layout_of(topk_idx_RK, singles, PairOrder::by_slot), std::move(experts)};
+  return {layout_of(topk_idx_RK, singles, PairOrder::by_slot), topk_idx_RK, std::move(experts)};
 }
 
 Tensor expand_rows(const Expansion& expansion, const Tensor& x) {
@@ -61,22 +61,22 @@ Tensor reduce_rows(const Expansion& expansion, const Tensor& y) {
   return out;
 }
 
-Tensor expand_slots(const Expansion& expansion, const Tensor& topk_idx_RK, const Tensor& weights_RK) {
+Tensor expand_slots(const Expansion& expansion, const Tensor& weights_RK) {
   Tensor out = Tensor::zeros({expansion.rows()}, weights_RK.dtype());
   visit_float(out.dtype(), [&](auto t) {
     const auto* const from = weights_RK.data<const decltype(t)>();
     auto* const to = out.data<decltype(t)>();
-    for_slots(expansion, topk_idx_RK, [&](int64_t slot, int64_t place) { to[place] = from[slot]; });
+    for_slots(expansion, [&](int64_t slot, int64_t place) { to[place] = from[slot]; });
   });
   return out;
 }
 
-Tensor reduce_slots(const Expansion& expansion, const Tensor& topk_idx_RK, const Tensor& weights_N) {
-  Tensor out = Tensor::zeros(topk_idx_RK.shape(), weights_N.dtype());
+Tensor reduce_slots(const Expansion& expansion, const Tensor& weights_N) {
+  Tensor out = Tensor::zeros(expansion.topk_idx_RK.shape(), weights_N.dtype());
   visit_float(out.dtype(), [&](auto t) {
     const auto* const from = weights_N.data<const decltype(t)>();
     auto* const to = out.data<decltype(t)>();
-    for_slots(expansion, topk_idx_RK, [&](int64_t slot, int64_t place) { to[slot] = from[place]; });
+    for_slots(expansion, [&](int64_t slot, int64_t place) { to[slot] = from[place]; });
   });
   return out;
 }

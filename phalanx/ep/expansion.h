@@ -8,6 +8,7 @@ namespace phalanx::ep {
 /// Which row goes to which places; N expanded rows, those between experts included.
 struct Expansion {
   Layout layout;  ///< pairs (received row, local expert), those of a row by slot
+  Tensor topk_idx_RK;
   ExpertRows experts;
 
   int64_t rows() const { return experts.first.back(); }
@@ -24,7 +25,7 @@ Tensor expand_rows(const Expansion& expansion, const Tensor& x_RD);
 /// y [N, …] → [R, …]: the sum over a row's places, in slot order (sum_rows).
 Tensor reduce_rows(const Expansion& expansion, const Tensor& y_ND);
 /// One number for each slot [R, K] → for each place [N], and back; 0 where there is none.
-Tensor expand_slots(const Expansion& expansion, const Tensor& topk_idx_RK, const Tensor& weights_RK);
-Tensor reduce_slots(const Expansion& expansion, const Tensor& topk_idx_RK, const Tensor& weights_N);
+Tensor expand_slots(const Expansion& expansion, const Tensor& weights_RK);
+Tensor reduce_slots(const Expansion& expansion, const Tensor& weights_N);
 
 }  // namespace phalanx::ep

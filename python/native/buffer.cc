@@ -47,7 +47,7 @@ std::vector<int64_t> list_of(const PooledVector<int64_t>& numbers) {
 
 // How many rows combine wants.
 int64_t rows_of(const HandleOfRank& h) {
-  return h.get().expanded ? h.get().expansion.rows() : h.get().route.received();
+  return h.get().expansion ? h.get().expansion->rows() : h.get().route.received();
 }
 
 std::optional<Tensor> or_none(const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; }
@@ -127,7 +127,9 @@ void bind_handle(nb::module_& m) {
       .def_prop_ro("received", [](const HandleOfRank& h) { return h.get().route.received(); })
       .def_prop_ro("rows", &rows_of, "How many rows combine wants.")
       .def_prop_ro("from_ranks", [](const HandleOfRank& h) { return list_of(h.get().route.recv_rows); })
-      .def_prop_ro("topk_idx", [](const HandleOfRank& h) { return or_none(h.get().topk_idx_RK); });
+      .def_prop_ro("topk_idx", [](const HandleOfRank& h) {
+        return or_none(h.get().expansion ? h.get().expansion->topk_idx_RK : Tensor());
+      });
 }
 
 void bind_dispatch(nb::module_& m) {

@@ -3,14 +3,7 @@
 import numpy as np
 import pytest
 
-try:
-    import torch
-except ImportError:
-    torch = None
-try:
-    import ml_dtypes
-except ImportError:
-    ml_dtypes = None
+from kinds import ml_dtypes, torch  # None where it is not there
 
 
 def pytest_report_header():

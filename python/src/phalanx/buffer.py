@@ -92,27 +92,7 @@ class Buffer(LowLatency):
         self.enable_shrink = enable_shrink
         self.checked = checked
         self.mask_after = mask_after
-        self.runtime: Optional[_native.Rank] = self._group._native
-
-    def destroy(self) -> None:
-        """Lets go of the ranks; needs explicitly_destroy. Later calls raise Error."""
-        if not self.explicitly_destroy:
-            raise Error("destroy: the buffer was made without explicitly_destroy=True")
-        self._leave()
-
-    def _leave(self) -> None:
-        if self.runtime is not None and self._owned:
-            self.runtime.leave()
-        self.runtime = None
-
-    def __del__(self) -> None:
-        if getattr(self, "runtime", None) is not None:
-            self._leave()
-
-    def _rank(self) -> _native.Rank:
-        if self.runtime is None:
-            raise Error("the buffer was destroyed")
-        return self.runtime
+        self.runtime = self._group._native
 
     @staticmethod
     def is_sm90_compiled() -> bool:

@@ -11,7 +11,8 @@ from phalanx import _native
 from phalanx.arguments import (FLOATS, WEIGHTS, bias_list, connect, payload_of, request_of,
                                unpack_payload)
 from phalanx.arrays import Array, check, expect, give, take, torch_of
-from phalanx.errors import ArgumentError, Error, Unsupported
+from phalanx.connected import Connected
+from phalanx.errors import ArgumentError, Unsupported
 from phalanx.events import EventHandle, EventOverlap, finished, wait_for
 
 Rows = Union[Array, Tuple[Array, Array]]  # rows, or FP8 rows with their scales
@@ -61,7 +62,7 @@ def _column_major(scales: Any) -> Any:
     return np.asfortranarray(scales)
 
 
-class ElasticBuffer:
+class ElasticBuffer(Connected):
     """The ranks of a group, ready to dispatch and combine. Every rank makes the same calls in the same order.
 
     group: a phalanx.Group, a torch.distributed ProcessGroup or an mpi4py communicator.
@@ -100,27 +101,7 @@ class ElasticBuffer:
         self.num_gpu_timeout_secs = num_gpu_timeout_secs
         self.explicitly_destroy = explicitly_destroy
         self.checked = checked
-        self.runtime: Optional[_native.Rank] = self._group._native
-
-    def destroy(self) -> None:
-        """Lets go of the ranks; needs explicitly_destroy. Later calls raise Error."""
-        if not self.explicitly_destroy:
-            raise Error("destroy: the buffer was made without explicitly_destroy=True")
-        self._leave()
-
-    def _leave(self) -> None:
-        if self.runtime is not None and self._owned:
-            self.runtime.leave()
-        self.runtime = None
-
-    def __del__(self) -> None:
-        if getattr(self, "runtime", None) is not None:
-            self._leave()
-
-    def _rank(self) -> _native.Rank:
-        if self.runtime is None:
-            raise Error("the buffer was destroyed")
-        return self.runtime
+        self.runtime = self._group._native
 
     @staticmethod
     def get_buffer_size_hint(group: Any, num_max_tokens_per_rank: int, hidden: int, num_topk: int = 0,

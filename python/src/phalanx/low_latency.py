@@ -10,6 +10,7 @@ import numpy as np
 
 from phalanx import _native
 from phalanx.arrays import Array, check, dtype_name, expect, give, has_fp8, take, torch_of, zeros
+from phalanx.connected import Connected
 from phalanx.errors import ArgumentError, Unsupported
 from phalanx.events import EventOverlap, finished
 
@@ -32,16 +33,12 @@ def _unpowered(scales: np.ndarray) -> np.ndarray:
     return (scales.astype(np.uint32) << 23).view(np.float32)
 
 
-class LowLatency:
+class LowLatency(Connected):
     """The low-latency half of Buffer."""
 
-    runtime: Optional[_native.Rank]
     group_size: int
     enable_shrink: bool
     mask_after: float
-
-    def _rank(self) -> _native.Rank:
-        raise NotImplementedError
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int,
                                  num_experts: int) -> None:

@@ -16,7 +16,7 @@ export CC=${CC:-cc} CXX=${CXX:-c++}  # by which name ccache knows them
 export CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-$(nproc)}
 pip install pytest numpy ml_dtypes
 [ "${1:-}" != "--torch" ] || pip install torch
-# As `make test` builds the library, assertions included, and as far from the sources, so that ccache has most of it.
+# As `make test` builds the library, assertions included, and as far from the sources: ccache has most of it.
 pip install --force-reinstall --no-deps --config-settings=cmake.build-type=RelWithDebInfo \
   --config-settings=build-dir="$PWD/build/python_module" ./python
 exec "$here/bin/python" -B -m pytest -p no:cacheprovider python/tests

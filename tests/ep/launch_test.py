@@ -1,4 +1,4 @@
-"""Dispatch and combine on ranks that mpirun has started: random cases, of many tokens and of few, in each other's memory."""
+"""Dispatch and combine, of many tokens and of few, on ranks of mpirun, in each other's memory."""
 
 import os
 import random

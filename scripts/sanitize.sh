@@ -42,5 +42,6 @@ if setarch -R true 2>/dev/null; then
   run=(setarch -R)
 fi
 chosen=(-L "^($labels)\$" -LE '^(full|cuda)$')
-[ -z "$quick" ] || chosen+=(-E '_test[.](py|sh)$|VerifyModels|MemoryTest|GradientTest|ProfileTest|ModelOptions')
+numbers='VerifyModels|MemoryTest|GradientTest|ProfileTest|ModelOptions'
+[ -z "$quick" ] || chosen+=(-E "_test[.](py|sh)\$|$numbers")
 exec "${run[@]}" ctest --preset "$preset" -j "$jobs" --no-tests=error "${chosen[@]}"

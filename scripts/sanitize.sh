@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # sanitize.sh [--quick] asan|tsan [folder…]: builds the tests of the folders under a sanitizer and runs them.
 # Without folders: those whose mistakes are races, lifetimes and bytes on disk.
-# --quick: without the command and the tests that launch it, and without sweeps over models whose subject is
-# numbers: each of their layouts takes other tests through the same code.
+# --quick, which is CI's: without the command and the tests that launch it, and without sweeps over whole
+# models that compare numbers, for an hour has no room for them. `make asan` and `make tsan` run all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 quick=

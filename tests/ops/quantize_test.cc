@@ -32,6 +32,11 @@ float element(const Tensor& t, int64_t i) {
   return t.dtype() == DType::bf16 ? t.data<bf16>()[i].to_float() : t.data<f16>()[i].to_float();
 }
 
+float rounded_to(DType dtype, float v) {
+  if (dtype == DType::f32) return v;
+  return dtype == DType::bf16 ? bf16::from(v).to_float() : f16::from(v).to_float();
+}
+
 struct Scale {
   float by;    // elements are multiplied by it
   float back;  // and q by this
@@ -73,10 +78,11 @@ TEST_P(QuantizeTest, IsTheDefinition) {
       ASSERT_EQ(scale, want.back) << "row " << row << ", group " << group;
       const f8e4m3 q = got.q_TD.data<f8e4m3>()[i];
       ASSERT_EQ(q.bits, f8e4m3::from(element(x, i) * want.by).bits) << "row " << row << ", element " << i;
-      // Half of the last of four bits, or half of the smallest unit, 2^-9; and the narrower dtype's own
-      // error.
+      // Half of the last of four bits, or half of the smallest unit, 2^-9.
       const float allowed = std::max(std::abs(element(x, i)) / 16, 0x1p-10f * scale) * 1.01f;
-      ASSERT_LE(std::abs(element(back, i) - element(x, i)), allowed);
+      const float value = q.to_float() * scale;
+      ASSERT_LE(std::abs(value - element(x, i)), allowed);
+      ASSERT_EQ(element(back, i), rounded_to(dtype, value));
     }
   }
 }

@@ -22,6 +22,11 @@ inline std::string quote_name(std::string_view name) {
   return s;
 }
 
+/// The text with U+FFFD for what is not UTF-8, so that a message may hold it.
+inline std::string as_utf8(std::string_view text) {
+  return Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
+}
+
 /// Parses text that comes from `where` (a file). Error: not JSON, not UTF-8, a key that an object has twice,
 /// a NUL, a byte order mark, nesting deeper than 16.
 inline Json parse(std::string_view text, const std::string& where) {
@@ -41,9 +46,9 @@ inline Json parse(std::string_view text, const std::string& where) {
   try {
     return Json::parse(text, on_event);
   } catch (const Json::parse_error& e) {
-    const std::string_view what = e.what();
+    const std::string what = as_utf8(e.what());
     const size_t after = what.find("parse error");
-    throw Error("{}: not JSON: {}", where, after == std::string_view::npos ? what : what.substr(after));
+    throw Error("{}: not JSON: {}", where, after == std::string::npos ? what : what.substr(after));
   }
 }
 

@@ -1,12 +1,12 @@
 #include "phalanx/model/tokenizer.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <unordered_map>
 
 #include "phalanx/base/check.h"
 #include "phalanx/base/error.h"
+#include "phalanx/model/strict_json-inl.h"
 #include "phalanx/model/tokenizer_bpe.h"
 #include "phalanx/model/utf8.h"
 
@@ -160,7 +160,7 @@ std::unique_ptr<Tokenizer> load_tokenizer(std::string_view json, const std::stri
     if (kind == "bpe") return load_bpe(root);
     throw Error("its kind \"{}\" is none of char, byte, bpe", kind);
   } catch (const nlohmann::json::exception& e) {
-    throw Error("{}: not a tokenizer: {}", name, e.what());
+    throw Error("{}: not a tokenizer: {}", name, strict_json::as_utf8(e.what()));
   } catch (const Error& e) {
     throw Error("{}: not a tokenizer: {}", name, e.what());
   }

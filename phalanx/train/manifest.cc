@@ -120,7 +120,8 @@ std::string_view checked_body(std::string_view text, const std::string& where) {
       text.substr(text.size() - kAfterChecksum.size() - kChecksumDigits, kChecksumDigits);
   const std::string found = checksum_text(xxh3(body));
   if (digits != found) {
-    throw Error("{}: its checksum is {}, but it says {}: damaged, or changed by hand", where, found, digits);
+    throw Error("{}: its checksum is {}, but it says {}: damaged, or changed by hand", where, found,
+                quote_name(digits));
   }
   return body;
 }

@@ -30,12 +30,12 @@ class CheckpointMistakes(Case):
             for word in (self.before, *says):
                 self.assertIn(word, result.stderr)
 
-    def flip(self, path, at):
+    def flip(self, path, at, bit=None):
         with open(path, "r+b") as f:
             f.seek(at)
             byte = f.read(1)[0]
             f.seek(at)
-            f.write(bytes([byte ^ 1 << random.randrange(8)]))
+            f.write(bytes([byte ^ 1 << (random.randrange(8) if bit is None else bit)]))
 
     def test_a_truncated_file(self):
         os.truncate(self.shard, os.path.getsize(self.shard) - 1)
@@ -61,8 +61,16 @@ class CheckpointMistakes(Case):
         self.assertIn(self.shard, result.stderr)
 
     def test_a_flipped_bit_of_the_manifest(self):
+        seed = random.SystemRandom().randrange(2**32)
+        print("flip of seed", seed, flush=True)
+        random.seed(seed)
         manifest = os.path.join(self.latest, "manifest.json")
         self.flip(manifest, random.randrange(os.path.getsize(manifest)))
+        self.refuse_everywhere(self.latest, "manifest.json", "is complete: use " + self.before)
+
+    def test_a_digit_of_the_checksum_that_is_no_text(self):
+        manifest = os.path.join(self.latest, "manifest.json")
+        self.flip(manifest, os.path.getsize(manifest) - len('0"\n}\n'), 7)
         self.refuse_everywhere(self.latest, "manifest.json", "is complete: use " + self.before)
 
     def test_nothing_is_there(self):

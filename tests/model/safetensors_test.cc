@@ -172,7 +172,7 @@ std::vector<Damage> damages() {
       {"NotJson", raw("{\"a\":"), {"not JSON"}},
       {"TwoJsons", raw("{}{}"), {"not JSON"}},
       {"ZeroByte", raw(std::string("{}\0\0", 4)), {"zero byte"}},
-      {"NotUtf8", raw("{\"\xff\":1}"), {"not JSON", "UTF-8"}},
+      {"NotUtf8", raw("{\"\xff\":1}"), {"not JSON", "UTF-8", "\uFFFD"}},
       {"Deep", raw("{\"a\":" + std::string(50, '[') + std::string(50, ']') + "}"), {"nested deeper"}},
       {"NotAnObject", raw("{\"a\":3}"), {"tensor \"a\"", "object", "found 3"}},
       {"DuplicateTensor", file_bytes("{" + a + "," + a + "}", eight), {"\"a\" stands there twice"}},

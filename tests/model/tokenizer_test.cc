@@ -161,6 +161,7 @@ TEST(Tokenizer, DamagedFilesAreNamed) {
     return refusal([&] { load_tokenizer(json, "tokenizer.json"); });
   };
   EXPECT_THAT(load(""), HasSubstr("tokenizer.json: not a tokenizer: "));
+  EXPECT_THAT(load("{\"\xff"), HasSubstr("\uFFFD"));
   EXPECT_THAT(load("[]"), HasSubstr("tokenizer.json: not a tokenizer: "));
   EXPECT_THAT(load(R"({"kind":"word"})"), HasSubstr("its kind \"word\" is none of char, byte, bpe"));
   EXPECT_THAT(load(R"({"kind":"char"})"), HasSubstr("characters"));

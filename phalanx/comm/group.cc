@@ -59,7 +59,8 @@ Work Group::all_gather(Tensor x) {
   return engine_->start(call, engine_->transport().all_gather(call, x, out), out, x.bytes());
 }
 
-Work Group::all_to_all(Tensor x, std::span<const int64_t> send_rows, std::span<const int64_t> recv_rows) {
+Work Group::all_to_all(Tensor x, std::span<const int64_t> send_rows, std::span<const int64_t> recv_rows,
+                       const Tensor& into) {
   PHX_CHECK(static_cast<int>(send_rows.size()) == size() && static_cast<int>(recv_rows.size()) == size(),
             "all_to_all with {} and {} counts on {} ranks", send_rows.size(), recv_rows.size(), size());
   PHX_CHECK(std::ranges::all_of(send_rows, [](int64_t n) { return n >= 0; }) && sum(send_rows) == x.rows(),
@@ -67,7 +68,12 @@ Work Group::all_to_all(Tensor x, std::span<const int64_t> send_rows, std::span<c
   PHX_CHECK(std::ranges::all_of(recv_rows, [](int64_t n) { return n >= 0; }), "all_to_all receives {} rows",
             recv_rows);
   const Call call = next_call({.kind = Kind::all_to_all, .dtype = x.dtype(), .numel = x.row_size()});
-  const Tensor out = Tensor::empty(x.shape().with_rows(sum(recv_rows)), x.dtype());
+  const Shape shape = x.shape().with_rows(sum(recv_rows));
+  PHX_CHECK(
+      !into.defined() ||
+          (into.dtype() == x.dtype() && into.rows() >= shape[0] && into.shape().with_rows(shape[0]) == shape),
+      "all_to_all of {} {} into {} {}", dtype_name(x.dtype()), shape, dtype_name(into.dtype()), into.shape());
+  const Tensor out = into.defined() ? into.slice(0, shape[0]) : Tensor::empty(shape, x.dtype());
   PooledVector<int64_t> send(send_rows.begin(), send_rows.end());
   PooledVector<int64_t> recv(recv_rows.begin(), recv_rows.end());
   Task<> task = engine_->transport().all_to_all(call, x, out, std::move(send), std::move(recv));

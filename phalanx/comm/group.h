@@ -45,8 +45,10 @@ class Group {
   /// x [n, …] → [R·n, …], in rank order.
   Work all_gather(Tensor x);
   /// Rows of x, cut by send_rows[R] in rank order, go to their ranks; gives the received rows in rank order.
-  /// The caller knows recv_rows[R] (an all_to_all of the counts, say).
-  Work all_to_all(Tensor x, std::span<const int64_t> send_rows, std::span<const int64_t> recv_rows);
+  /// The caller knows recv_rows[R] (an all_to_all of the counts, say). They come to the first rows of `into`,
+  /// if given, else to a new tensor.
+  Work all_to_all(Tensor x, std::span<const int64_t> send_rows, std::span<const int64_t> recv_rows,
+                  const Tensor& into = {});
   /// In place; gives x.
   Work broadcast(Tensor x, int root);
   /// A batch of sends and receives; peers are ranks of this group. Every member calls it, if only with an

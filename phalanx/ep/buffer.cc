@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "phalanx/base/error.h"
+#include "phalanx/ep/row_places.h"
 
 namespace phalanx::ep {
 namespace {
@@ -164,30 +165,46 @@ Task<Dispatched> Buffer::dispatch(Tokens tokens, DispatchOptions options) {
   h.slice_rows = co_await slices_.count(h.route.received());
   h.capacity = std::max(options.worst_rows, total(h.slice_rows));
   const Tensor sources = options.sources ? numbered(tokens.x_TD.rows(), group_.rank()) : Tensor();
-  PooledVector<Tensor> rows = defined({tokens.x_TD, choices, tokens.weights_TK, tokens.scales_TS, sources});
-  const int64_t room = slices_.alone() ? h.capacity : 0;
-  PooledVector<Tensor> received = co_await transfer_->spread(std::move(rows), h.route, room);
-  PooledVector<Tensor> all = co_await slices_.gather(std::move(received), h.slice_rows, h.capacity);
-  out.x_RD = live_rows(take_if(true, all), total(h.slice_rows));
-  out.topk_idx_RK = {take_if(true, all), out.x_RD.live};
+  PooledVector<Tensor> rows = defined({choices, tokens.weights_TK, sources, tokens.x_TD, tokens.scales_TS});
+  PooledVector<Tensor> all = transfer_->room(rows, h.capacity);
+  if (options.rows_later) rows = defined({choices, tokens.weights_TK, sources});
+  co_await move(std::move(rows), h, all);
+  out.topk_idx_RK = live_rows(take_if(true, all), total(h.slice_rows));
   out.weights_RK = take_if(tokens.weights_TK.defined(), all);
-  out.scales_RS = take_if(tokens.scales_TS.defined(), all);
   out.sources_R2 = take_if(options.sources, all);
+  out.x_RD = {take_if(true, all), out.topk_idx_RK.live};
+  out.scales_RS = take_if(tokens.scales_TS.defined(), all);
   keep_local(out.topk_idx_RK, experts_, group_.rank());
   if (options.order == PairOrder::every_slot) keep_one_slot(out.topk_idx_RK);
   if (out.weights_RK.defined()) zero_without_expert(out.weights_RK, out.topk_idx_RK.data);
   out.expert_rows = count_expert_rows(out.topk_idx_RK, local_experts(), options.expert_alignment);
-  if (options.expand) expand(out);
+  if (options.expand) expand(out, options.rows_later);
   co_return out;
 }
 
-// Compact rows become expanded ones; the handle remembers how.
-void Buffer::expand(Dispatched& d) const {
+// Compact rows become expanded ones, unless they come later; the handle remembers how.
+void Buffer::expand(Dispatched& d, bool rows_later) const {
   Handle& h = d.handle;
   const Expansion& e = h.expansion.emplace(expansion_of(d.topk_idx_RK.data, singles_, d.expert_rows));
-  d.x_RD = all_rows(expand_rows(e, d.x_RD.data));
-  if (d.scales_RS.defined()) d.scales_RS = expand_rows(e, d.scales_RS);
   if (d.weights_RK.defined()) d.weights_RK = expand_slots(e, d.weights_RK);
+  const Redispatched compact = {d.x_RD, d.scales_RS};
+  const Redispatched expanded = room(compact.x_RD.data, compact.scales_RS, h);
+  d.x_RD = expanded.x_RD;
+  d.scales_RS = expanded.scales_RS;
+  if (rows_later) return;
+  expand_rows(e, compact.x_RD.data, d.x_RD.data);
+  if (d.scales_RS.defined()) expand_rows(e, compact.scales_RS, d.scales_RS);
+}
+
+// Compact rows of all ranks of etp.
+Task<> Buffer::move(PooledVector<Tensor> rows, Handle h, PooledVector<Tensor> room) {
+  if (slices_.alone()) {
+    co_await transfer_->spread(std::move(rows), std::move(h.route), std::move(room));
+    co_return;
+  }
+  PooledVector<Tensor> own = transfer_->room(rows, h.route.received());
+  co_await transfer_->spread(std::move(rows), std::move(h.route), own);
+  co_await slices_.gather(std::move(own), std::move(h.slice_rows), std::move(room));
 }
 
 Task<Rows> Buffer::dispatch(Tensor x, Handle handle) {
@@ -196,25 +213,55 @@ Task<Rows> Buffer::dispatch(Tensor x, Handle handle) {
 }
 
 Task<Redispatched> Buffer::dispatch(Tensor x, Tensor scales, Handle h) {
-  check_handle(h, "cached dispatch");
-  const int64_t tokens = h.route.layout.tokens();
-  for (const Tensor& t : {x, scales}) {
-    if (t.defined() && t.rows() != tokens) {
-      throw Error("cached dispatch: {} rows, the handle's dispatch had {} tokens", t.rows(), tokens);
-    }
-  }
-  PooledVector<Tensor> rows = defined({x, scales});
-  const int64_t room = slices_.alone() ? h.capacity : 0;
-  PooledVector<Tensor> received = co_await transfer_->spread(std::move(rows), h.route, room);
-  PooledVector<Tensor> all = co_await slices_.gather(std::move(received), h.slice_rows, h.capacity);
-  if (h.expansion) {
-    for (Tensor& t : all) t = expand_rows(*h.expansion, t);
-  }
-  Redispatched out;
-  const Tensor data = take_if(true, all);
-  out.x_RD = h.expansion ? all_rows(data) : live_rows(data, total(h.slice_rows));
-  out.scales_RS = take_if(scales.defined(), all);
+  Redispatched out = room(x, scales, h);
+  co_await dispatch_into(std::move(x), std::move(scales), std::move(h), out);
   co_return out;
+}
+
+Redispatched Buffer::room(const Tensor& x, const Tensor& scales, const Handle& h) const {
+  check_handle(h, "cached dispatch");
+  if (!x.defined()) throw Error("cached dispatch: no rows are given");
+  PooledVector<Tensor> rows = h.expansion ? new_rows(defined({x, scales}), h.expansion->rows())
+                                          : transfer_->room(defined({x, scales}), h.capacity);
+  Redispatched out;
+  const Tensor data = take_if(true, rows);
+  out.x_RD = h.expansion ? all_rows(data) : live_rows(data, total(h.slice_rows));
+  out.scales_RS = take_if(scales.defined(), rows);
+  return out;
+}
+
+Task<> Buffer::dispatch_into(Tensor x, Tensor scales, Handle h, Redispatched room) {
+  check_handle(h, "cached dispatch");
+  PooledVector<Tensor> rows = defined({x, scales});
+  const PooledVector<Tensor> to = defined({room.x_RD.data, room.scales_RS});
+  check_room(rows, to, h);
+  if (!h.expansion) {
+    co_await move(std::move(rows), std::move(h), to);
+    co_return;
+  }
+  const PooledVector<Tensor> compact = transfer_->room(rows, h.capacity);
+  co_await move(std::move(rows), h, compact);
+  for (size_t i = 0; i < to.size(); ++i) expand_rows(*h.expansion, compact[i], to[i]);
+}
+
+// Error: rows are not of the handle's tokens, or have other places.
+void Buffer::check_room(const PooledVector<Tensor>& rows, const PooledVector<Tensor>& room,
+                        const Handle& h) const {
+  const int64_t tokens = h.route.layout.tokens();
+  const int64_t places = h.expansion ? h.expansion->rows() : h.capacity;
+  if (rows.empty() || rows.size() != room.size()) {
+    throw Error("cached dispatch: {} tensors, room for {}: rows, and scales where there are some",
+                rows.size(), room.size());
+  }
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].rows() != tokens) {
+      throw Error("cached dispatch: {} rows, the handle's dispatch had {} tokens", rows[i].rows(), tokens);
+    }
+    const Shape wanted = rows[i].shape().with_rows(places);
+    if (room[i].shape() == wanted && room[i].dtype() == rows[i].dtype()) continue;
+    throw Error("cached dispatch: room of {} {}, wanted is {} {}", dtype_name(room[i].dtype()),
+                room[i].shape(), dtype_name(rows[i].dtype()), wanted);
+  }
 }
 
 Task<Combined> Buffer::combine(Rows y, Handle handle, Tensor weights) {
@@ -224,25 +271,36 @@ Task<Combined> Buffer::combine(Rows y, Handle handle, Tensor weights) {
 
 Task<Combined> Buffer::combine(Rows y, Handle h, CombineOptions options) {
   check_combine(y, h, options);
-  const bool with_weights = options.weights.defined();
+  const Combined out = sums_for(y.data, options.weights, h, options.into);
   PooledVector<Tensor> parts = compact(y.data, options.weights, h);
   PooledVector<Tensor> own = co_await slices_.reduce(std::move(parts), h.slice_rows);
-  Combined out;
+  PooledVector<Tensor> sums = defined({out.x_TD, out.weights_TK});
   if (options.quantize) {
     Quantized rows = quantize(own[0], ScaleFormat::f32);
-    const DType dtype = own[0].dtype();
-    out.x_TD =
-        co_await transfer_->collect_quantized(std::move(rows), h.route, dtype, std::move(options.bias));
+    co_await transfer_->collect_quantized(std::move(rows), h.route, std::move(options.bias), out.x_TD);
     own.erase(own.begin());
+    sums.erase(sums.begin());
     options.bias.clear();
   }
   if (!own.empty()) {
-    PooledVector<Tensor> sums =
-        co_await transfer_->collect(std::move(own), std::move(h.route), std::move(options.bias));
-    if (!options.quantize) out.x_TD = take_if(true, sums);
-    out.weights_TK = take_if(with_weights, sums);
+    co_await transfer_->collect(std::move(own), std::move(h.route), std::move(options.bias), std::move(sums));
   }
   co_return out;
+}
+
+Combined sums_for(const Tensor& y, const Tensor& weights, const Handle& h, Combined into) {
+  const int64_t tokens = h.route.layout.tokens();
+  const auto expect = [](Tensor& sums, const Shape& shape, DType dtype) {
+    if (!sums.defined()) sums = Tensor::empty(shape, dtype);
+    if (sums.shape() == shape && sums.dtype() == dtype) return;
+    throw Error("combine: sums are {} {}, and are to go into {} {}", dtype_name(dtype), shape,
+                dtype_name(sums.dtype()), sums.shape());
+  };
+  expect(into.x_TD, y.shape().with_rows(tokens), y.dtype());
+  if (!weights.defined()) return {into.x_TD, Tensor()};
+  const int64_t slots = h.expansion ? h.expansion->topk_idx_RK.dim(1) : weights.dim(1);
+  expect(into.weights_TK, {tokens, slots}, weights.dtype());
+  return into;
 }
 
 void Buffer::check_combine(const Rows& y, const Handle& h, const CombineOptions& o) const {

@@ -34,7 +34,7 @@ struct Dispatched {
   Handle handle;
 };
 
-/// Rows of a cached dispatch.
+/// Rows, of a cached dispatch say.
 struct Redispatched {
   Rows x_RD;
   Tensor scales_RS;
@@ -54,6 +54,8 @@ struct CombineOptions {
   PooledVector<Tensor> bias = {};
   /// Rows go in f8e4m3 with f32 scales (ops/quantize.h), in about half the bytes of bf16; not f64.
   bool quantize = false;
+  /// Where sums go, and weights; undefined: to new tensors.
+  Combined into = {};
 };
 
 /// How rows move.
@@ -112,9 +114,13 @@ class Buffer {
   /// Other rows the same way; nothing but the rows is exchanged. Error: they do not fit the handle.
   Task<Rows> dispatch(Tensor x_TD, Handle handle);
   Task<Redispatched> dispatch(Tensor x_TD, Tensor scales_TS, Handle handle);
+  /// Room for the rows of a cached dispatch, which dispatch_into may fill any number of times.
+  Redispatched room(const Tensor& x_TD, const Tensor& scales_TS, const Handle& handle) const;
+  /// A cached dispatch to the memory of `room`, or of a dispatch with rows_later. Error: they do not fit.
+  Task<> dispatch_into(Tensor x_TD, Tensor scales_TS, Handle handle, Redispatched room);
   /// y [R, D] back to the tokens; weights [R, K] beside them, or an empty tensor.
   Task<Combined> combine(Rows y_RD, Handle handle, Tensor weights_RK);
-  /// Error: rows, weights or biases do not fit the handle.
+  /// Error: rows, weights, biases or where sums are to go do not fit the handle.
   Task<Combined> combine(Rows y_RD, Handle handle, CombineOptions options);
 
  private:
@@ -123,7 +129,10 @@ class Buffer {
   void check_thread() const;
   void check_handle(const Handle& handle, const char* call) const;
   void check_combine(const Rows& y, const Handle& handle, const CombineOptions& options) const;
-  void expand(Dispatched& dispatched) const;
+  Task<> move(PooledVector<Tensor> rows_T, Handle handle, PooledVector<Tensor> room_R);
+  void expand(Dispatched& dispatched, bool rows_later) const;
+  void check_room(const PooledVector<Tensor>& rows, const PooledVector<Tensor>& room,
+                  const Handle& handle) const;
   PooledVector<Tensor> compact(const Tensor& y, const Tensor& weights, const Handle& handle) const;
 
   Group& group_;
@@ -136,5 +145,9 @@ class Buffer {
   uint64_t number_;
   std::thread::id thread_;
 };
+
+/// Where the sums of rows y, and of weights if there are some, go: `into`, where it is undefined new tensors.
+/// Error: they do not fit.
+Combined sums_for(const Tensor& y_RD, const Tensor& weights, const Handle& handle, Combined into = {});
 
 }  // namespace phalanx::ep

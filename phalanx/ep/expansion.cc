@@ -42,8 +42,7 @@ Expansion expansion_of(const Tensor& topk_idx_RK, const ExpertMap& singles, Expe
   return {layout_of(topk_idx_RK, singles, PairOrder::by_slot), topk_idx_RK, std::move(experts)};
 }
 
-Tensor expand_rows(const Expansion& expansion, const Tensor& x) {
-  const Tensor out = Tensor::empty(x.shape().with_rows(expansion.rows()), x.dtype());
+void expand_rows(const Expansion& expansion, const Tensor& x, const Tensor& out) {
   const PooledVector<std::byte*> to = bases(expansion, out);
   spread_rows(expansion.layout, x, to);
   for (size_t e = 0; e < to.size(); ++e) {
@@ -51,7 +50,6 @@ Tensor expand_rows(const Expansion& expansion, const Tensor& x) {
     const Tensor between = out.slice(begin, expansion.experts.first[e + 1]);
     if (between.bytes() > 0) std::memset(between.raw(), 0, between.bytes());
   }
-  return out;
 }
 
 Tensor reduce_rows(const Expansion& expansion, const Tensor& y) {

@@ -26,21 +26,22 @@ PooledVector<std::byte*> bases(std::span<const Tensor> tensors, const Counts& st
   return out;
 }
 
-Task<PooledVector<Tensor>> send_rows(Group& group, PooledVector<Tensor> rows, Layout layout,
-                                     Counts recv_rows) {
-  const Counts starts = sums_before(layout.rows);
-  PooledVector<Work> works;
-  for (const Tensor& x : rows) {
-    const Tensor packed = Tensor::empty(x.shape().with_rows(layout.pairs()), x.dtype());
-    spread_rows(layout, x, bases(std::span(&packed, 1), starts));
-    works.push_back(group.all_to_all(packed, layout.rows, recv_rows));
-  }
+PooledVector<Tensor> new_rows(const PooledVector<Tensor>& like, int64_t rows) {
   PooledVector<Tensor> out;
-  for (Work& work : works) {
-    Tensor received = co_await work;
-    out.push_back(std::move(received));
+  for (const Tensor& t : like) out.push_back(Tensor::empty(t.shape().with_rows(rows), t.dtype()));
+  return out;
+}
+
+Task<> send_rows(Group& group, PooledVector<Tensor> rows, Layout layout, Counts recv_rows,
+                 PooledVector<Tensor> into) {
+  const Counts starts = sums_before(layout.rows);
+  const PooledVector<Tensor> packed = new_rows(rows, layout.pairs());
+  PooledVector<Work> works;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    spread_rows(layout, rows[i], bases(std::span(&packed[i], 1), starts));
+    works.push_back(group.all_to_all(packed[i], layout.rows, recv_rows, into[i]));
   }
-  co_return out;
+  for (Work& work : works) co_await work;
 }
 
 Task<PooledVector<Tensor>> send_back(Group& group, PooledVector<Tensor> rows, Layout layout,
@@ -55,30 +56,20 @@ Task<PooledVector<Tensor>> send_back(Group& group, PooledVector<Tensor> rows, La
   co_return out;
 }
 
-Tensor sum_packed(const Layout& layout, const Tensor& rows, std::span<const Tensor> first) {
-  Tensor out = Tensor::empty(rows.shape().with_rows(layout.tokens()), rows.dtype());
-  sum_rows(layout, bases(std::span(&rows, 1), sums_before(layout.rows)), out, first);
-  return out;
+void sum_packed(const Layout& layout, const Tensor& rows, const Tensor& sums, std::span<const Tensor> first) {
+  sum_rows(layout, bases(std::span(&rows, 1), sums_before(layout.rows)), sums, first);
 }
 
-Tensor sum_packed(const Layout& layout, const Quantized& rows, DType dtype, std::span<const Tensor> first) {
-  Tensor out = Tensor::empty(rows.q_TD.shape().with_rows(layout.tokens()), dtype);
+void sum_packed(const Layout& layout, const Quantized& rows, const Tensor& sums,
+                std::span<const Tensor> first) {
   const Counts starts = sums_before(layout.rows);
   const PooledVector<std::byte*> q = bases(std::span(&rows.q_TD, 1), starts);
   const PooledVector<std::byte*> scales = bases(std::span(&rows.scales_TS, 1), starts);
-  sum_quantized_rows(layout, {q, scales}, out, first);
-  return out;
+  sum_quantized_rows(layout, {q, scales}, sums, first);
 }
 
 void make_shareable(const Group& group, PooledVector<Tensor>& tensors) {
   for (Tensor& t : tensors) t = group.shareable(std::move(t));
-}
-
-PooledVector<Tensor> shareable_rows(const Group& group, const PooledVector<Tensor>& like, int64_t rows) {
-  PooledVector<Tensor> out;
-  for (const Tensor& t : like) out.push_back(Tensor::empty(t.shape().with_rows(rows), t.dtype()));
-  make_shareable(group, out);
-  return out;
 }
 
 namespace {

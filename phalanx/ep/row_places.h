@@ -17,18 +17,22 @@ int64_t others(const Counts& rows, int rank);
 /// The address of row starts[r] of tensor r, or of the only one.
 PooledVector<std::byte*> bases(std::span<const Tensor> tensors, const Counts& starts);
 
-/// Each tensor [T, …], packed by where its rows go, sent as `layout` says and received as recv_rows do.
-Task<PooledVector<Tensor>> send_rows(Group& group, PooledVector<Tensor> rows_T, Layout layout,
-                                     Counts recv_rows);
-/// The reverse: what send_rows brought, packed by where it came from, to there.
+/// New tensors of so many rows, like those given.
+PooledVector<Tensor> new_rows(const PooledVector<Tensor>& like, int64_t rows);
+
+/// Each tensor [T, …], packed by where its rows go, sent as `layout` says, and received as recv_rows do, to
+/// the first rows of into[i].
+Task<> send_rows(Group& group, PooledVector<Tensor> rows_T, Layout layout, Counts recv_rows,
+                 PooledVector<Tensor> into);
+/// The reverse: what send_rows brought, packed by where it came from, to there, in new tensors.
 Task<PooledVector<Tensor>> send_back(Group& group, PooledVector<Tensor> rows_R, Layout layout,
                                      Counts recv_rows);
-/// [T, …]: the sums of rows that came back (sum_rows, sum_quantized_rows).
-Tensor sum_packed(const Layout& layout, const Tensor& rows_P, std::span<const Tensor> first);
-Tensor sum_packed(const Layout& layout, const Quantized& rows_P, DType dtype, std::span<const Tensor> first);
+/// The sums [T, …] of rows that came back (sum_rows, sum_quantized_rows).
+void sum_packed(const Layout& layout, const Tensor& rows_P, const Tensor& sums_T,
+                std::span<const Tensor> first);
+void sum_packed(const Layout& layout, const Quantized& rows_P, const Tensor& sums_T,
+                std::span<const Tensor> first);
 
-/// New tensors of so many rows, like those given, that the group's ranks can share.
-PooledVector<Tensor> shareable_rows(const Group& group, const PooledVector<Tensor>& like, int64_t rows);
 /// The tensors themselves where they can be shared, else copies.
 void make_shareable(const Group& group, PooledVector<Tensor>& tensors);
 

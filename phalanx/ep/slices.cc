@@ -44,27 +44,22 @@ Task<Counts> Slices::count(int64_t own_rows) {
   co_return Counts(rows.begin(), rows.end());
 }
 
-Task<PooledVector<Tensor>> Slices::gather(PooledVector<Tensor> own, Counts rows, int64_t capacity) {
-  if (!group_) co_return own;
-  const int ranks = group_->size();
-  PooledVector<Tensor> out;
+Task<> Slices::gather(PooledVector<Tensor> own, Counts rows, PooledVector<Tensor> room) {
   PooledVector<P2P> messages;
-  for (const Tensor& x : own) {
-    const int64_t room = std::max(capacity, sum(rows, ranks));
-    const Tensor all = out.emplace_back(Tensor::empty(x.shape().with_rows(room), x.dtype()));
-    for (int r = 0; r < ranks; ++r) {
-      const Tensor part = rows_of(all, rows, r);
-      if (r == group_->rank()) {
-        if (x.bytes() > 0) std::memcpy(part.raw(), x.raw(), x.bytes());
+  for (size_t i = 0; i < own.size(); ++i) {
+    for (size_t r = 0; r < rows.size(); ++r) {
+      const Tensor part = rows_of(room[i], rows, static_cast<int>(r));
+      if (!group_ || static_cast<int>(r) == group_->rank()) {
+        if (part.bytes() > 0) std::memcpy(part.raw(), own[i].raw(), part.bytes());
         continue;
       }
-      messages.push_back(send_to(r, x));
-      messages.push_back(recv_from(r, part));
+      messages.push_back(send_to(static_cast<int>(r), own[i]));
+      messages.push_back(recv_from(static_cast<int>(r), part));
     }
   }
+  if (!group_) co_return;
   Work work = group_->exchange(std::move(messages));
   co_await work;
-  co_return out;
 }
 
 Task<PooledVector<Tensor>> Slices::reduce(PooledVector<Tensor> parts, Counts rows) {

@@ -11,7 +11,7 @@ namespace phalanx::ep {
 /// other's backward.
 ///
 /// Bytes, for tensors of b bytes a row: with r rows here and R on all ranks, gather sends (etp − 1)·r·b and
-/// reduce (R − r)·b; with one rank nothing is sent, and tensors come back as they are.
+/// reduce (R − r)·b; with one rank nothing is sent.
 class Slices {
  public:
   /// Null: one rank.
@@ -20,10 +20,8 @@ class Slices {
   bool alone() const { return group_ == nullptr; }
   /// How many rows each rank has.
   Task<PooledVector<int64_t>> count(int64_t own_rows);
-  /// Each tensor [own rows, …] → [max(capacity, all rows), …], in rank order; what is behind is undefined. A
-  /// lone rank gets its own back.
-  Task<PooledVector<Tensor>> gather(PooledVector<Tensor> own, PooledVector<int64_t> rows,
-                                    int64_t capacity = 0);
+  /// Each tensor [own rows, …] to room [all rows or more, …], in rank order.
+  Task<> gather(PooledVector<Tensor> own, PooledVector<int64_t> rows, PooledVector<Tensor> room);
   /// Each tensor [all rows, …] → its own rows, summed over ranks in rank order.
   Task<PooledVector<Tensor>> reduce(PooledVector<Tensor> parts, PooledVector<int64_t> rows);
 

@@ -28,6 +28,8 @@ struct DispatchOptions {
   bool expand = false;
   /// Also say from where rows come.
   bool sources = false;
+  /// All but the rows and their scales: what comes has room for these, which Buffer::dispatch_into fills.
+  bool rows_later = false;
   /// In which order combine sums a token's rows. Expanded rows of one rank are always summed by slot.
   /// every_slot: a received row names one expert, the first of a token's the expert of its first slot here.
   PairOrder order = PairOrder::by_rank;

@@ -54,10 +54,14 @@ class Direct final : public Transfer {
     co_return plan;
   }
 
-  Task<PooledVector<Tensor>> spread(PooledVector<Tensor> rows, Route route, int64_t capacity) override {
-    const int64_t room = std::max(capacity, route.received());
-    PooledVector<Tensor> out = shareable_rows(group_, rows, room);
-    PooledVector<Tensor> everywhere = co_await everyones(group_, out);
+  PooledVector<Tensor> room(const PooledVector<Tensor>& like, int64_t rows) const override {
+    PooledVector<Tensor> out = new_rows(like, rows);
+    make_shareable(group_, out);
+    return out;
+  }
+
+  Task<> spread(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> room) override {
+    PooledVector<Tensor> everywhere = co_await everyones(group_, std::move(room));
     int64_t bytes = 0;
     for (size_t i = 0; i < rows.size(); ++i) {
       spread_rows(route.layout, rows[i], bases(of_tensor(everywhere, i, group_.size()), route.starts));
@@ -67,38 +71,31 @@ class Direct final : public Transfer {
     Work all_have_written = group_.unshare(bytes * others(route.layout.rows, group_.rank()),
                                            bytes * others(route.recv_rows, group_.rank()));
     co_await all_have_written;
-    co_return out;
   }
 
-  Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows, Route route,
-                                     PooledVector<Tensor> first) override {
+  Task<> collect(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> first,
+                 PooledVector<Tensor> sums) override {
     make_shareable(group_, rows);
     PooledVector<Tensor> everywhere = co_await everyones(group_, rows);
-    PooledVector<Tensor> out;
     for (size_t i = 0; i < rows.size(); ++i) {
-      out.push_back(Tensor::empty(rows[i].shape().with_rows(route.layout.tokens()), rows[i].dtype()));
-      sum_rows(route.layout, bases(of_tensor(everywhere, i, group_.size()), route.starts), out.back(), first);
+      sum_rows(route.layout, bases(of_tensor(everywhere, i, group_.size()), route.starts), sums[i], first);
       first.clear();
     }
     everywhere.clear();
     Work done = all_have_read(rows, route);
     co_await done;
-    co_return out;
   }
 
-  Task<Tensor> collect_quantized(Quantized rows, Route route, DType dtype,
-                                 PooledVector<Tensor> first) override {
+  Task<> collect_quantized(Quantized rows, Route route, PooledVector<Tensor> first, Tensor sums) override {
     PooledVector<Tensor> own = {rows.q_TD, rows.scales_TS};
     make_shareable(group_, own);
     PooledVector<Tensor> everywhere = co_await everyones(group_, own);
-    Tensor out = Tensor::empty(rows.q_TD.shape().with_rows(route.layout.tokens()), dtype);
     const PooledVector<std::byte*> q = bases(of_tensor(everywhere, 0, group_.size()), route.starts);
     const PooledVector<std::byte*> scales = bases(of_tensor(everywhere, 1, group_.size()), route.starts);
-    sum_quantized_rows(route.layout, {q, scales}, out, first);
+    sum_quantized_rows(route.layout, {q, scales}, sums, first);
     everywhere.clear();
     Work done = all_have_read(own, route);
     co_await done;
-    co_return out;
   }
 
  private:
@@ -135,40 +132,34 @@ class Messages final : public Transfer {
     co_return plan;
   }
 
-  Task<PooledVector<Tensor>> spread(PooledVector<Tensor> rows, Route route, int64_t capacity) override {
-    PooledVector<Tensor> out = co_await send_rows(group_, std::move(rows), route.layout, route.recv_rows);
-    for (Tensor& x : out) x = with_room(std::move(x), capacity);
-    co_return out;
+  PooledVector<Tensor> room(const PooledVector<Tensor>& like, int64_t rows) const override {
+    return new_rows(like, rows);
   }
 
-  Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows, Route route,
-                                     PooledVector<Tensor> first) override {
-    PooledVector<Tensor> out = co_await send_back(group_, std::move(rows), route.layout, route.recv_rows);
-    for (Tensor& y : out) {
-      y = sum_packed(route.layout, y, first);
+  Task<> spread(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> room) override {
+    return send_rows(group_, std::move(rows), std::move(route.layout), std::move(route.recv_rows),
+                     std::move(room));
+  }
+
+  Task<> collect(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> first,
+                 PooledVector<Tensor> sums) override {
+    const PooledVector<Tensor> back =
+        co_await send_back(group_, std::move(rows), route.layout, route.recv_rows);
+    for (size_t i = 0; i < back.size(); ++i) {
+      sum_packed(route.layout, back[i], sums[i], first);
       first.clear();
     }
-    co_return out;
   }
 
-  Task<Tensor> collect_quantized(Quantized rows, Route route, DType dtype,
-                                 PooledVector<Tensor> first) override {
+  Task<> collect_quantized(Quantized rows, Route route, PooledVector<Tensor> first, Tensor sums) override {
     PooledVector<Tensor> own = {rows.q_TD, rows.scales_TS};
     const PooledVector<Tensor> back =
         co_await send_back(group_, std::move(own), route.layout, route.recv_rows);
     const Quantized packed = {back[0], back[1]};
-    co_return sum_packed(route.layout, packed, dtype, first);
+    sum_packed(route.layout, packed, sums, first);
   }
 
  private:
-  // The received tensor in one of at least `capacity` rows.
-  static Tensor with_room(Tensor received, int64_t capacity) {
-    if (received.rows() >= capacity) return received;
-    Tensor out = Tensor::empty(received.shape().with_rows(capacity), received.dtype());
-    if (received.bytes() > 0) std::memcpy(out.raw(), received.raw(), received.bytes());
-    return out;
-  }
-
   Group& group_;
 };
 

@@ -50,16 +50,17 @@ class Transfer {
   /// So far, all that its groups have sent.
   virtual LinkBytes sent() const = 0;
   virtual Task<Plan> plan(Layout layout, Statement own) = 0;
-  /// Each tensor [T, …] → [max(capacity, received rows), …], by source rank, then token; what is behind the
-  /// received rows is undefined.
-  virtual Task<PooledVector<Tensor>> spread(PooledVector<Tensor> rows_T, Route route, int64_t capacity) = 0;
-  /// Each tensor [received rows, …] → [T, …]: the sum over a token's pairs (sum_rows), for the first tensor
+  /// New tensors like those given, of so many rows, for spread to write to.
+  virtual PooledVector<Tensor> room(const PooledVector<Tensor>& like, int64_t rows) const = 0;
+  /// Each tensor [T, …] to room [received rows or more, …]: by source rank, then token. What is behind stays.
+  virtual Task<> spread(PooledVector<Tensor> rows_T, Route route, PooledVector<Tensor> room_R) = 0;
+  /// Each tensor [received rows, …] to sums [T, …] over a token's pairs (sum_rows), for the first tensor
   /// after the token's rows of `first`.
-  virtual Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows_R, Route route,
-                                             PooledVector<Tensor> first) = 0;
-  /// The same of rows in FP8, with f32 scales; sums have `dtype`.
-  virtual Task<Tensor> collect_quantized(Quantized rows_R, Route route, DType dtype,
-                                         PooledVector<Tensor> first) = 0;
+  virtual Task<> collect(PooledVector<Tensor> rows_R, Route route, PooledVector<Tensor> first,
+                         PooledVector<Tensor> sums_T) = 0;
+  /// The same of rows in FP8, with f32 scales.
+  virtual Task<> collect_quantized(Quantized rows_R, Route route, PooledVector<Tensor> first,
+                                   Tensor sums_T) = 0;
 };
 
 /// Each source row is read once, and written to its place on each rank that gets it; sums are read where they

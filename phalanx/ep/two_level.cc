@@ -126,62 +126,64 @@ class TwoLevel final : public Transfer {
     co_return plan;
   }
 
-  Task<PooledVector<Tensor>> spread(PooledVector<Tensor> rows, Route route, int64_t capacity) override {
+  PooledVector<Tensor> room(const PooledVector<Tensor>& like, int64_t rows) const override {
+    PooledVector<Tensor> out = new_rows(like, rows);
+    make_shareable(node_, out);
+    return out;
+  }
+
+  Task<> spread(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> room) override {
     const Relay& relay = route.relay;
-    const PooledVector<Tensor> passing =
-        co_await send_rows(rail_, std::move(rows), relay.to_nodes, relay.recv_rows);
-    PooledVector<Tensor> out = shareable_rows(node_, passing, std::max(capacity, route.received()));
-    PooledVector<Tensor> everywhere = co_await everyones(node_, out);
+    const PooledVector<Tensor> passing = new_rows(rows, relay.onward.tokens());
+    co_await send_rows(rail_, std::move(rows), relay.to_nodes, relay.recv_rows, passing);
+    PooledVector<Tensor> everywhere = co_await everyones(node_, std::move(room));
     for (size_t i = 0; i < passing.size(); ++i) {
       spread_rows(relay.onward, passing[i], places(everywhere, i, relay.starts));
     }
     everywhere.clear();
-    Work all_have_written = node_.unshare(bytes_onward(passing, route), bytes_received(out, route));
+    Work all_have_written = node_.unshare(bytes_onward(passing, route), bytes_received(passing, route));
     co_await all_have_written;
-    co_return out;
   }
 
-  Task<PooledVector<Tensor>> collect(PooledVector<Tensor> rows, Route route,
-                                     PooledVector<Tensor> first) override {
+  Task<> collect(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> first,
+                 PooledVector<Tensor> sums) override {
     const Relay& relay = route.relay;
     make_shareable(node_, rows);
     PooledVector<Tensor> everywhere = co_await everyones(node_, rows);
-    PooledVector<Tensor> sums;
+    PooledVector<Tensor> of_node = new_rows(rows, relay.onward.tokens());
     for (size_t i = 0; i < rows.size(); ++i) {
-      sums.push_back(Tensor::empty(rows[i].shape().with_rows(relay.onward.tokens()), rows[i].dtype()));
-      sum_rows(relay.onward, places(everywhere, i, relay.starts), sums.back());
+      sum_rows(relay.onward, places(everywhere, i, relay.starts), of_node[i]);
     }
     everywhere.clear();
     Work all_have_read = node_.unshare(bytes_received(rows, route), bytes_onward(rows, route));
     co_await all_have_read;
-    PooledVector<Tensor> out = co_await send_back(rail_, std::move(sums), relay.to_nodes, relay.recv_rows);
-    for (Tensor& y : out) {
-      y = sum_packed(relay.to_nodes, y, first);
+    const PooledVector<Tensor> back =
+        co_await send_back(rail_, std::move(of_node), relay.to_nodes, relay.recv_rows);
+    for (size_t i = 0; i < back.size(); ++i) {
+      sum_packed(relay.to_nodes, back[i], sums[i], first);
       first.clear();
     }
-    co_return out;
   }
 
   // Inside the node as they are; sums are quantised again.
-  Task<Tensor> collect_quantized(Quantized rows, Route route, DType dtype,
-                                 PooledVector<Tensor> first) override {
+  Task<> collect_quantized(Quantized rows, Route route, PooledVector<Tensor> first, Tensor sums) override {
     const Relay& relay = route.relay;
     PooledVector<Tensor> own = {rows.q_TD, rows.scales_TS};
     make_shareable(node_, own);
     PooledVector<Tensor> everywhere = co_await everyones(node_, own);
-    const Tensor sums = Tensor::empty(rows.q_TD.shape().with_rows(relay.onward.tokens()), dtype);
+    const Tensor of_node = Tensor::empty(sums.shape().with_rows(relay.onward.tokens()), sums.dtype());
     const PooledVector<std::byte*> q = places(everywhere, 0, relay.starts);
     const PooledVector<std::byte*> scales = places(everywhere, 1, relay.starts);
-    sum_quantized_rows(relay.onward, {q, scales}, sums);
+    sum_quantized_rows(relay.onward, {q, scales}, of_node);
     everywhere.clear();
     Work all_have_read = node_.unshare(bytes_received(own, route), bytes_onward(own, route));
     co_await all_have_read;
-    const Quantized narrow = quantize(sums, ScaleFormat::f32);
+    const Quantized narrow = quantize(of_node, ScaleFormat::f32);
     PooledVector<Tensor> sent = {narrow.q_TD, narrow.scales_TS};
     const PooledVector<Tensor> back =
         co_await send_back(rail_, std::move(sent), relay.to_nodes, relay.recv_rows);
     const Quantized packed = {back[0], back[1]};
-    co_return sum_packed(relay.to_nodes, packed, dtype, first);
+    sum_packed(relay.to_nodes, packed, sums, first);
   }
 
  private:

@@ -194,6 +194,74 @@ TEST_P(FormsTest, SourcesNameTheRankAndTheToken) {
   });
 }
 
+void expect_bits(const Tensor& got, const Tensor& want) {
+  ASSERT_EQ(got.shape(), want.shape());
+  ASSERT_EQ(got.dtype(), want.dtype());
+  if (want.bytes() == 0) return;
+  ASSERT_EQ(std::memcmp(got.raw(), want.raw(), want.bytes()), 0);
+}
+
+TEST_P(FormsTest, RowsMayComeLaterToTheRoomThatIsThere) {
+  on_worlds([](Group& world, const World& w, const Tokens& mine) {
+    Buffer buffer(world, ExpertMap(w.experts));
+    const Quantized q = quantize(mine.x_TD, ScaleFormat::f32);
+    Tokens tokens = {q.q_TD, mine.topk_idx_TK, mine.weights_TK, q.scales_TS};
+    for (const bool expand : {false, true}) {
+      DispatchOptions options = {.expert_alignment = 2, .expand = expand, .sources = true};
+      const Dispatched want = run(buffer.dispatch(tokens, options));
+      options.rows_later = true;
+      const Dispatched got = run(buffer.dispatch(tokens, options));
+      ASSERT_NO_FATAL_FAILURE(expect_bits(got.topk_idx_RK.data, want.topk_idx_RK.data));
+      ASSERT_NO_FATAL_FAILURE(expect_bits(got.weights_RK, want.weights_RK));
+      ASSERT_NO_FATAL_FAILURE(expect_bits(got.sources_R2, want.sources_R2));
+      for (int i = 0; i < 2; ++i) {  // and again: the room may be filled any number of times
+        run(buffer.dispatch_into(tokens.x_TD, tokens.scales_TS, got.handle, {got.x_RD, got.scales_RS}));
+        ASSERT_EQ(got.x_RD.count(), want.x_RD.count());
+        ASSERT_NO_FATAL_FAILURE(expect_bits(got.x_RD.data, want.x_RD.data));
+        ASSERT_NO_FATAL_FAILURE(expect_bits(got.scales_RS, want.scales_RS));
+        std::ranges::fill(got.x_RD.data.span<f8e4m3>(), f8e4m3());
+      }
+    }
+  });
+}
+
+TEST_P(FormsTest, SumsGoWhereTheyAreWanted) {
+  on_worlds([](Group& world, const World& w, const Tokens& mine) {
+    Buffer buffer(world, ExpertMap(w.experts));
+    const Dispatched in = run(buffer.dispatch(mine, DispatchOptions()));
+    for (const bool quantize : {false, true}) {
+      CombineOptions options = {.weights = in.weights_RK, .bias = {mine.x_TD}, .quantize = quantize};
+      const Combined want = run(buffer.combine(in.x_RD, in.handle, options));
+      options.into = {Tensor::empty(want.x_TD.shape(), DType::bf16),
+                      Tensor::empty(want.weights_TK.shape(), DType::f32)};
+      const Combined got = run(buffer.combine(in.x_RD, in.handle, options));
+      ASSERT_EQ(got.x_TD.raw(), options.into.x_TD.raw());
+      ASSERT_EQ(got.weights_TK.raw(), options.into.weights_TK.raw());
+      ASSERT_NO_FATAL_FAILURE(expect_bits(got.x_TD, want.x_TD));
+      ASSERT_NO_FATAL_FAILURE(expect_bits(got.weights_TK, want.weights_TK));
+    }
+  });
+}
+
+// Refused before anything is sent: the other ranks need not call.
+TEST_P(FormsTest, RoomThatDoesNotFitIsRefused) {
+  on_worlds([](Group& world, const World& w, const Tokens& mine) {
+    Buffer buffer(world, ExpertMap(w.experts));
+    const Dispatched in = run(buffer.dispatch(mine, DispatchOptions()));
+    const Tensor wider = Tensor::empty({in.x_RD.capacity(), w.width + 1}, DType::bf16);
+    const Tensor other = Tensor::empty(in.x_RD.data.shape(), DType::f16);
+    for (const Tensor& room : {wider, other, Tensor()}) {
+      EXPECT_THROW(run(buffer.dispatch_into(mine.x_TD, Tensor(), in.handle, {{room, in.x_RD.live}, {}})),
+                   Error);
+    }
+    const Tensor more = Tensor::empty({mine.x_TD.rows() + 1, w.width}, DType::bf16);
+    EXPECT_THROW(run(buffer.dispatch_into(more, Tensor(), in.handle, {in.x_RD, {}})), Error);
+    CombineOptions options = {.into = {more, Tensor()}};
+    EXPECT_THROW(run(buffer.combine(in.x_RD, in.handle, options)), Error);
+    run(buffer.combine(in.x_RD, in.handle, Tensor()));  // and the buffer works on
+  });
+}
+
 TEST_P(FormsTest, RowsInFp8TravelWithTheirScales) {
   on_worlds([](Group& world, const World& w, const Tokens& mine) {
     Buffer buffer(world, ExpertMap(w.experts));

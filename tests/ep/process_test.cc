@@ -10,6 +10,7 @@
 
 #include "phalanx/comm/transport/process.h"
 #include "phalanx/ep/buffer.h"
+#include "phalanx/ep/row_places.h"
 #include "phalanx/ep/times.h"
 
 namespace phalanx::ep {
@@ -54,12 +55,18 @@ void compare_ways(Group& world, const Sizes& s, std::mt19937& random) {
   if (into_memory.recv_rows != by_messages.recv_rows) throw Error("the plans differ");
   const PooledVector<Tensor> rows = {random_floats({s.tokens, s.width}, random), idx_TK,
                                      random_floats({s.tokens, s.top_k}, random)};
-  require_equal("spread", run(direct->spread(rows, into_memory, 0)),
-                run(messages->spread(rows, by_messages, 0)));
+  const PooledVector<Tensor> room = direct->room(rows, into_memory.received());
+  const PooledVector<Tensor> other_room = messages->room(rows, by_messages.received());
+  run(direct->spread(rows, into_memory, room));
+  run(messages->spread(rows, by_messages, other_room));
+  require_equal("spread", room, other_room);
   const PooledVector<Tensor> made = {random_floats({into_memory.received(), s.width}, random),
                                      random_floats({into_memory.received(), s.top_k}, random)};
-  require_equal("collect", run(direct->collect(made, into_memory, {})),
-                run(messages->collect(made, by_messages, {})));
+  const PooledVector<Tensor> sums = new_rows(made, s.tokens);
+  const PooledVector<Tensor> other_sums = new_rows(made, s.tokens);
+  run(direct->collect(made, into_memory, {}, sums));
+  run(messages->collect(made, by_messages, {}, other_sums));
+  require_equal("collect", sums, other_sums);
 }
 
 TEST(EpProcesses, BothWaysGiveTheSameBits) {

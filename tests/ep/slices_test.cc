@@ -44,12 +44,12 @@ TEST_P(SlicesTest, GatherBringsTheRowsOfAllRanksInOrder) {
     const PooledVector<int64_t> counts = run(slices.count(mine));
     ASSERT_EQ(std::vector<int64_t>(counts.begin(), counts.end()), rows_);
     const int64_t before = world.traffic().sent;
-    const PooledVector<Tensor> got = run(slices.gather(
-        {rows_of_rank(world.rank(), mine, DType::f32), rows_of_rank(world.rank(), mine, DType::f64)},
-        counts));
+    const Shape room = {all(), kWidth};
+    const PooledVector<Tensor> got = {Tensor::empty(room, DType::f32), Tensor::empty(room, DType::f64)};
+    run(slices.gather(
+        {rows_of_rank(world.rank(), mine, DType::f32), rows_of_rank(world.rank(), mine, DType::f64)}, counts,
+        got));
     EXPECT_EQ(world.traffic().sent - before, (GetParam() - 1) * mine * kWidth * (4 + 8));
-    ASSERT_EQ(got.size(), 2u);
-    ASSERT_EQ(got[0].rows(), all());
     int64_t row = 0;
     for (int r = 0; r < GetParam(); ++r) {
       for (int64_t i = 0; i < rows_[static_cast<size_t>(r)] * kWidth; ++i) {

@@ -52,11 +52,12 @@ int64_t rows_of(const HandleOfRank& h) {
 
 std::optional<Tensor> or_none(const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; }
 
-// What Python asks of a dispatch.
+// What Python asks of a dispatch. Later: rows come when the event has.
 struct DispatchRequest {
   ep::Tokens tokens;
   ep::DispatchOptions options;
   BufferKind kind;
+  bool later() const { return options.rows_later; }
 };
 
 struct Received {
@@ -68,7 +69,16 @@ struct Received {
   std::vector<int64_t> counts;
   std::vector<int64_t> firsts;
   std::shared_ptr<HandleOfRank> handle;
+  std::optional<Event> rest;
 };
+
+// Rows of a cached dispatch come to `room`, after all that the rank was asked for before.
+Event dispatch_later(const std::shared_ptr<Rank>& rank, const Quantized& rows, const HandleOfRank& handle,
+                     const ep::Redispatched& room) {
+  return Event(rank, [=, rank = rank.get(), kind = handle.kind(), h = handle.of(*rank)](Group& world) {
+    run(rank->buffer(world, kind).dispatch_into(rows.q_TD, rows.scales_TS, *h, room));
+  });
+}
 
 Received dispatch(const std::shared_ptr<Rank>& rank, const DispatchRequest& request) {
   Received got = rank->call([rank, request](Group& world) {
@@ -79,25 +89,32 @@ Received dispatch(const std::shared_ptr<Rank>& rank, const DispatchRequest& requ
                     .weights = in.weights_RK,
                     .sources = in.sources_R2,
                     .counts = list_of(in.expert_rows.count),
-                    .firsts = list_of(in.expert_rows.first)};
+                    .firsts = list_of(in.expert_rows.first),
+                    .handle = {},
+                    .rest = {}};
     out.handle = std::make_shared<HandleOfRank>(rank, request.kind, std::move(in.handle));
     return out;
   });
+  if (request.later()) {
+    got.rest = dispatch_later(rank, {request.tokens.x_TD, request.tokens.scales_TS}, *got.handle,
+                              {all_rows(got.x), got.scales});
+  }
   release_arrays();
   return got;
 }
 
-using TwoTensors = std::tuple<Tensor, std::optional<Tensor>>;
+using TwoTensors = std::tuple<Tensor, std::optional<Tensor>, std::optional<Event>>;
 
-TwoTensors dispatch_again(const std::shared_ptr<Rank>& rank, const Tensor& x,
-                          const std::optional<Tensor>& scales, const HandleOfRank& handle) {
+TwoTensors dispatch_again(const std::shared_ptr<Rank>& rank, const Quantized& rows,
+                          const HandleOfRank& handle, bool later) {
   const std::shared_ptr<ep::Handle> h = handle.of(*rank);
-  const auto out = rank->call([=, kind = handle.kind()](Group& world) {
-    ep::Redispatched in = run(rank->buffer(world, kind).dispatch(x, scales.value_or(Tensor()), *h));
-    return std::pair(in.x_RD.data, in.scales_RS);
+  const ep::Redispatched room = rank->call([=, kind = handle.kind()](Group& world) {
+    return rank->buffer(world, kind).room(rows.q_TD, rows.scales_TS, *h);
   });
+  const Event rest = dispatch_later(rank, rows, handle, room);
+  if (!later) rest.wait();
   release_arrays();
-  return {out.first, or_none(out.second)};
+  return {room.x_RD.data, or_none(room.scales_RS), later ? std::optional(rest) : std::nullopt};
 }
 
 // What Python asks of a combine, beside the rows.
@@ -105,20 +122,22 @@ struct CombineRequest {
   std::optional<Tensor> weights;
   std::vector<Tensor> bias;
   bool quantize = false;
+  bool later = false;  // sums come when the event has
 };
 
 TwoTensors combine(const std::shared_ptr<Rank>& rank, const Tensor& y, const HandleOfRank& handle,
                    const CombineRequest& request) {
   const std::shared_ptr<ep::Handle> h = handle.of(*rank);
-  const auto out = rank->call([=, kind = handle.kind()](Group& world) {
-    ep::CombineOptions options = {.weights = request.weights.value_or(Tensor()),
-                                  .quantize = request.quantize};
-    options.bias.assign(request.bias.begin(), request.bias.end());
-    ep::Combined sums = run(rank->buffer(world, kind).combine(all_rows(y), *h, std::move(options)));
-    return std::pair(sums.x_TD, sums.weights_TK);
+  ep::CombineOptions options = {.weights = request.weights.value_or(Tensor()), .quantize = request.quantize};
+  options.bias.assign(request.bias.begin(), request.bias.end());
+  options.into = ep::sums_for(y, options.weights, *h);
+  const Event rest(rank, [=, rank = rank.get(), kind = handle.kind()](Group& world) {
+    run(rank->buffer(world, kind).combine(all_rows(y), *h, options));
   });
+  if (!request.later) rest.wait();
   release_arrays();
-  return {out.first, or_none(out.second)};
+  return {options.into.x_TD, or_none(options.into.weights_TK),
+          request.later ? std::optional(rest) : std::nullopt};
 }
 
 void bind_handle(nb::module_& m) {
@@ -127,8 +146,9 @@ void bind_handle(nb::module_& m) {
       .def_prop_ro("received", [](const HandleOfRank& h) { return h.get().route.received(); })
       .def_prop_ro("rows", &rows_of, "How many rows combine wants.")
       .def_prop_ro("from_ranks", [](const HandleOfRank& h) { return list_of(h.get().route.recv_rows); })
-      .def_prop_ro("topk_idx", [](const HandleOfRank& h) {
-        return or_none(h.get().expansion ? h.get().expansion->topk_idx_RK : Tensor());
+      .def_prop_ro("topk_idx", [](const HandleOfRank& h) -> std::optional<Tensor> {
+        if (!h.get().expansion) return std::nullopt;
+        return h.get().expansion->topk_idx_RK;
       });
 }
 
@@ -168,6 +188,9 @@ void bind_dispatch(nb::module_& m) {
           "expand", [](const DispatchRequest& r) { return r.options.expand; },
           [](DispatchRequest& r, bool on) { r.options.expand = on; })
       .def_prop_rw(
+          "later", &DispatchRequest::later, [](DispatchRequest& r, bool on) { r.options.rows_later = on; },
+          "Rows come when Received.rest has ended.")
+      .def_prop_rw(
           "sources", [](const DispatchRequest& r) { return r.options.sources; },
           [](DispatchRequest& r, bool on) { r.options.sources = on; });
   nb::class_<Received>(m, "Received", "What a dispatch brought.")
@@ -178,10 +201,16 @@ void bind_dispatch(nb::module_& m) {
       .def_prop_ro("sources", [](const Received& r) { return or_none(r.sources); })
       .def_ro("counts", &Received::counts)
       .def_ro("firsts", &Received::firsts)
-      .def_ro("handle", &Received::handle);
+      .def_ro("handle", &Received::handle)
+      .def_ro("rest", &Received::rest);
   m.def("dispatch", &dispatch, nb::arg("rank"), nb::arg("request"));
-  m.def("dispatch_again", &dispatch_again, nb::arg("rank"), nb::arg("x"), nb::arg("scales").none(),
-        nb::arg("handle"));
+  m.def(
+      "dispatch_again",
+      [](const std::shared_ptr<Rank>& rank, const Tensor& x, const std::optional<Tensor>& scales,
+         const HandleOfRank& handle, bool later) {
+        return dispatch_again(rank, {x, scales.value_or(Tensor())}, handle, later);
+      },
+      nb::arg("rank"), nb::arg("x"), nb::arg("scales").none(), nb::arg("handle"), nb::arg("later"));
 }
 
 void bind_combine(nb::module_& m) {
@@ -189,7 +218,8 @@ void bind_combine(nb::module_& m) {
       .def(nb::init<>())
       .def_rw("weights", &CombineRequest::weights)
       .def_rw("bias", &CombineRequest::bias)
-      .def_rw("quantize", &CombineRequest::quantize);
+      .def_rw("quantize", &CombineRequest::quantize)
+      .def_rw("later", &CombineRequest::later);
   m.def("combine", &combine, nb::arg("rank"), nb::arg("x"), nb::arg("handle"), nb::arg("request"));
 }
 

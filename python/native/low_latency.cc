@@ -5,7 +5,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
-#include <cstring>
+#include <algorithm>
+#include <bit>
 
 #include "phalanx/base/error.h"
 #include "phalanx/ops/quantize.h"
@@ -28,9 +29,12 @@ class HookOfRank {
   }
 
   void receive() {
-    received_ = true;
-    rank_->receive(number_);
+    receive_later().wait();
     release_arrays();
+  }
+  Event receive_later() {
+    received_ = true;
+    return Event(rank_, [rank = rank_.get(), number = number_](Group&) { rank->receive(number); });
   }
 
  private:
@@ -58,7 +62,8 @@ struct LowLatencyRequest {
   std::optional<Tensor> stats;
   LowLatencyKind kind;
   bool fp8 = false;
-  bool powers_of_two = false;  // FP8 scales
+  bool powers_of_two = false;  // FP8 scales, in f32
+  bool ue8m0 = false;          // or as such
 };
 
 struct LowLatencyReceived {
@@ -69,19 +74,26 @@ struct LowLatencyReceived {
   std::shared_ptr<HookOfRank> hook;
 };
 
+float power_of_two(uint8_t ue8m0) { return std::bit_cast<float>(uint32_t{ue8m0} << 23); }
+
 // Rows [0, count[l]) of every expert's slots, in f8e4m3 with scales, as their senders would have made them.
-void quantize_rows(const Tensor& recv_LMH, const Tensor& count_L, const Quantized& out) {
+void quantize_rows(const Tensor& recv_LMH, const Tensor& count_L, bool powers_of_two, const Quantized& out) {
   const Tensor& q = out.q_TD;
   for (int64_t e = 0; e < recv_LMH.rows(); ++e) {
     const int64_t n = count_L.data<int32_t>()[e];
     const auto of_expert = [&](const Tensor& t) {
       return t.slice(e, e + 1).view({t.dim(1), t.dim(2)}).slice(0, n);
     };
-    const ScaleFormat format = out.scales_TS.dtype() == DType::u8 ? ScaleFormat::ue8m0 : ScaleFormat::f32;
     if (n == 0) continue;
-    const Quantized rows = quantize(of_expert(recv_LMH), format);
+    const Quantized rows =
+        quantize(of_expert(recv_LMH), powers_of_two ? ScaleFormat::ue8m0 : ScaleFormat::f32);
     copy_into(of_expert(q), rows.q_TD);
-    copy_into(of_expert(out.scales_TS), rows.scales_TS);
+    const Tensor scales = of_expert(out.scales_TS);
+    if (rows.scales_TS.dtype() == scales.dtype()) {
+      copy_into(scales, rows.scales_TS);
+    } else {
+      std::ranges::transform(rows.scales_TS.span<uint8_t>(), scales.data<float>(), power_of_two);
+    }
   }
 }
 
@@ -94,12 +106,14 @@ LowLatencyReceived dispatch(const std::shared_ptr<Rank>& rank, const LowLatencyR
     Pending pending = {.hook = std::move(in.hook), .kept = {request.stats.value_or(Tensor())}, .then = {}};
     if (request.fp8) {
       const Shape& s = in.recv_LMH.shape();
-      const DType scale = request.powers_of_two ? DType::u8 : DType::f32;
+      const DType scale = request.ue8m0 ? DType::u8 : DType::f32;
       const Quantized quantized = {Tensor::zeros(s, DType::f8e4m3),
                                    Tensor::zeros({s[0], s[1], scale_groups(s[2])}, scale)};
       out.x = quantized.q_TD;
       out.scales = quantized.scales_TS;
-      pending.then = [=, rows = in.recv_LMH, count = in.count_L] { quantize_rows(rows, count, quantized); };
+      pending.then = [=, rows = in.recv_LMH, count = in.count_L, powers = request.powers_of_two] {
+        quantize_rows(rows, count, powers, quantized);
+      };
     }
     out.handle = std::make_shared<LowLatencyHandleOfRank>(rank, request.kind, std::move(in.handle));
     out.hook = std::make_shared<HookOfRank>(rank, rank->keep(std::move(pending)));
@@ -151,7 +165,8 @@ void bind_types(nb::module_& m) {
       .def_prop_ro("source", [](const LowLatencyHandleOfRank& h) { return h.handle.source_LM; })
       .def_prop_ro("range", [](const LowLatencyHandleOfRank& h) { return h.handle.range_LR; });
   nb::class_<HookOfRank>(m, "Hook", "The receiving half of an operation.")
-      .def("__call__", &HookOfRank::receive, "Receives; once.");
+      .def("__call__", &HookOfRank::receive, "Receives; once.")
+      .def("later", &HookOfRank::receive_later, "Receives without being waited for; once.");
   nb::class_<LowLatencyRequest>(m, "LowLatencyRequest", "Tokens, and how they are to be dispatched.")
       .def(nb::init<>())
       .def_rw("x", &LowLatencyRequest::x)
@@ -159,6 +174,7 @@ void bind_types(nb::module_& m) {
       .def_rw("stats", &LowLatencyRequest::stats)
       .def_rw("fp8", &LowLatencyRequest::fp8)
       .def_rw("powers_of_two", &LowLatencyRequest::powers_of_two)
+      .def_rw("ue8m0", &LowLatencyRequest::ue8m0)
       .def(
           "sizes",
           [](LowLatencyRequest& r, int experts, int64_t max_tokens, int64_t mask_after_ms) {

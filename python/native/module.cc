@@ -38,6 +38,15 @@ void bind_rank(nb::module_& m) {
             return out;
           },
           arg("x"), "x [n, …] of every rank, as [ranks · n, …] by rank.");
+  nb::class_<Event>(m, "Event", "The end of what a rank was asked for and was not waited for.")
+      .def(
+          "wait",
+          [](const Event& event) {
+            event.wait();
+            release_arrays();
+          },
+          "Waits; raises what that raised.")
+      .def("is_of", &Event::is_of, arg("rank"), "Whether that rank does what it is asked for after it.");
 }
 
 void bind_worlds(nb::module_& m) {

@@ -29,6 +29,7 @@ void Rank::serve(Group& world) {
       const std::lock_guard lock(mutex_);
       asked->error = error;
       asked->done = true;
+      asked_.pop_front();
     }
     changed_.notify_all();
   }
@@ -37,6 +38,7 @@ void Rank::serve(Group& world) {
   buffers_.clear();
   const std::lock_guard lock(mutex_);
   disposed_.clear();
+  asked_.clear();  // what is left after a failure
   if (!failure_.empty()) throw Error("{}", failure_);
 }
 
@@ -52,11 +54,10 @@ std::shared_ptr<Rank::Asked> Rank::next() {
       lock.lock();
     }
     if (!failure_.empty()) return nullptr;
-    if (asked_ && !asked_->done) return asked_;
+    if (!asked_.empty()) return asked_.front();
     if (leaving_) return nullptr;
     changed_.wait(lock, [this] {
-      return leaving_ || !failure_.empty() || !disposed_.empty() || !dropped_.empty() ||
-             (asked_ && !asked_->done);
+      return leaving_ || !failure_.empty() || !disposed_.empty() || !dropped_.empty() || !asked_.empty();
     });
   }
 }
@@ -78,27 +79,42 @@ void Rank::check_open() const {
     throw Error("rank {}: it has left its world (destroy, or the end of run_threads)", rank_);
 }
 
-void Rank::ask(Job job) {
-  const auto asked = std::make_shared<Asked>();
+std::shared_ptr<Rank::Asked> Rank::post(Job job) {
+  auto asked = std::make_shared<Asked>();
   asked->job = std::move(job);
   {
     const std::lock_guard lock(mutex_);
     check_open();
-    if (asked_) {
+    asked_.push_back(asked);
+  }
+  changed_.notify_all();
+  return asked;
+}
+
+void Rank::ask(Job job) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (calling_) {
       throw Error(
           "rank {}: two threads call it at once; one thread at a time may use a group and its buffers",
           rank_);
     }
-    asked_ = asked;
+    calling_ = true;
   }
-  changed_.notify_all();
-  const nb::gil_scoped_release without_gil;
-  wait_for(asked);
+  const struct Done {
+    Rank& rank;
+    ~Done() {
+      const std::lock_guard lock(rank.mutex_);
+      rank.calling_ = false;
+    }
+  } done{*this};
+  wait_for(*post(std::move(job)));
 }
 
-void Rank::wait_for(const std::shared_ptr<Asked>& asked) {
+void Rank::wait_for(const Asked& asked) {
+  const nb::gil_scoped_release without_gil;
   std::unique_lock lock(mutex_);
-  while (!changed_.wait_for(lock, kLookForSignals, [&] { return asked->done || ended_; })) {
+  while (!changed_.wait_for(lock, kLookForSignals, [&] { return asked.done || ended_; })) {
     lock.unlock();  // whoever has the GIL may want the mutex
     {
       const nb::gil_scoped_acquire gil;
@@ -110,9 +126,8 @@ void Rank::wait_for(const std::shared_ptr<Asked>& asked) {
     }
     lock.lock();
   }
-  asked_.reset();
-  if (asked->error) std::rethrow_exception(asked->error);
-  if (asked->done) return;
+  if (asked.error) std::rethrow_exception(asked.error);
+  if (asked.done) return;
   if (error_) std::rethrow_exception(error_);
   throw Error("rank {}: it has left its world while a call waited", rank_);
 }
@@ -161,15 +176,12 @@ int64_t Rank::keep(Pending pending) {
 }
 
 void Rank::receive(int64_t number) {
-  call([this, number](Group&) {
-    const auto found = pending_.find(number);
-    if (found == pending_.end()) throw Error("hook: it was called before");
-    Pending pending = std::move(found->second);
-    pending_.erase(found);
-    pending.hook.wait();
-    if (pending.then) pending.then();
-    return true;
-  });
+  const auto found = pending_.find(number);
+  if (found == pending_.end()) throw Error("hook: it was called before");
+  Pending pending = std::move(found->second);
+  pending_.erase(found);
+  pending.hook.wait();
+  if (pending.then) pending.then();
 }
 
 void Rank::drop(int64_t number) {

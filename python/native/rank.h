@@ -39,11 +39,19 @@ struct Pending {
   std::function<void()> then;  // when it has been received
 };
 
-/// Threads that know nothing of ranks ask one for something and wait, without the GIL. One asks at a time.
-/// Everything that communicates lives on the rank's own thread, and is destroyed there.
+/// Threads that know nothing of ranks ask one for something and wait, without the GIL, at once or later. One
+/// waits at a time for a call. What is asked for is done in turn. Everything that communicates lives on the
+/// rank's own thread, and is destroyed there.
 class Rank {
  public:
   using Job = std::function<void(Group& world)>;
+
+  /// What was asked for; the rank's mutex guards it.
+  struct Asked {
+    Job job;
+    std::exception_ptr error;
+    bool done = false;
+  };
 
   /// The rank's side: does what is asked until leave() or fail(). After fail() it throws that text as Error.
   void serve(Group& world);
@@ -59,6 +67,10 @@ class Rank {
     ask([result, fn = std::move(fn)](Group& world) mutable { result->emplace(fn(world)); });
     return std::move(**result);
   }
+  /// Has it done after all that was asked for before; does not wait. Called with the GIL. Error: as call.
+  std::shared_ptr<Asked> post(Job job);
+  /// Waits until it is done; with the GIL, which it gives away meanwhile. Throws what the job threw.
+  void wait_for(const Asked& asked);
   /// Lets go of something on the rank's thread, since pooled memory goes back to the thread that frees it.
   /// Does not wait.
   void dispose(std::shared_ptr<void> what);
@@ -81,26 +93,20 @@ class Rank {
 
   /// Keeps an operation for receive() or drop(); on the rank's thread. Gives its number.
   int64_t keep(Pending pending);
-  /// Receives it; with the GIL, as call(). Error: it was received before.
+  /// Receives it; a job's part. Error: it was received before.
   void receive(int64_t number);
   /// Gives it up, and with it the world, unless it was received. Does not wait.
   void drop(int64_t number);
 
  private:
-  struct Asked {
-    Job job;
-    std::exception_ptr error;
-    bool done = false;
-  };
-
   void ask(Job job);
-  void wait_for(const std::shared_ptr<Asked>& asked);
   std::shared_ptr<Asked> next();
   void check_open() const;
 
   std::mutex mutex_;  // of all below, but for what only the rank's thread uses
   std::condition_variable changed_;
-  std::shared_ptr<Asked> asked_;
+  std::deque<std::shared_ptr<Asked>> asked_;
+  bool calling_ = false;  // a thread waits for a call
   std::deque<std::shared_ptr<void>> disposed_;
   std::vector<int64_t> dropped_;
   int rank_ = -1;
@@ -116,6 +122,21 @@ class Rank {
   std::map<LowLatencyKind, std::unique_ptr<ep::LowLatencyBuffer>> low_latency_;
   std::map<int64_t, Pending> pending_;
   int64_t last_pending_ = 0;
+};
+
+/// The end of something that was posted.
+class Event {
+ public:
+  Event(std::shared_ptr<Rank> rank, Rank::Job job)
+      : rank_(std::move(rank)), asked_(rank_->post(std::move(job))) {}
+
+  void wait() const { rank_->wait_for(*asked_); }
+  /// Whether that rank does what it is asked for after this.
+  bool is_of(const Rank& rank) const { return rank_.get() == &rank; }
+
+ private:
+  std::shared_ptr<Rank> rank_;
+  std::shared_ptr<Rank::Asked> asked_;
 };
 
 using Ranks = std::vector<std::shared_ptr<Rank>>;

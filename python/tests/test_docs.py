@@ -11,7 +11,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "python.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(3))
 def test_example(number):
     result = subprocess.run([sys.executable, "-c", BLOCKS[number]], capture_output=True, text=True,
                             timeout=60, check=False)
@@ -20,4 +20,4 @@ def test_example(number):
 
 
 def test_all_are_run():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3

@@ -12,7 +12,7 @@ from phalanx.arguments import (FLOATS, WEIGHTS, aligned, bias_list, check_config
 from phalanx.arrays import Array, check, expect, give, take, zeros
 from phalanx.config import Config
 from phalanx.errors import ArgumentError, Error, Unsupported
-from phalanx.events import EventHandle, EventOverlap, finished, wait_for
+from phalanx.events import EventHandle, EventOverlap, ending, wait_for
 from phalanx.low_latency import LowLatency
 
 Rows = Union[Array, Tuple[Array, Array]]  # rows, or FP8 rows with their scales
@@ -155,12 +155,12 @@ class Buffer(LowLatency):
         is_token_in_rank [tokens, ranks] bool, event). Error: an expert that does not exist.
         """
         del allocate_on_comm_stream
-        self._rank()
+        rank = self._rank()
         chosen = take("topk_idx", topk_idx, ("i64",), (None, None))
-        wait_for("previous_event", previous_event)
+        wait_for("previous_event", previous_event, rank)
         per_rank, per_expert, in_rank = _native.layout(chosen, num_experts, self.group_size)
         return (give(per_rank, topk_idx), None, give(per_expert, topk_idx), give(in_rank, topk_idx, "bool"),
-                finished(async_finish))
+                ending(async_finish))
 
     def dispatch(self, x: Rows, handle: Optional[Handle] = None, num_tokens_per_rank: Optional[Array] = None,
                  num_tokens_per_rdma_rank: None = None, is_token_in_rank: Optional[Array] = None,
@@ -179,6 +179,8 @@ class Buffer(LowLatency):
         num_worst_tokens: if not 0, results have that many rows, at least the tokens of all ranks: behind
         those
             that came, topk_idx is -1, weights are 0 and recv_x is undefined.
+        async_finish: returns when all but recv_x has come; recv_x is there, and x free again, when the event
+            has been waited for.
 
         Returns (recv_x, recv_topk_idx, recv_topk_weights, num_recv_tokens_per_expert_list, handle, event),
         rows by source rank, then token. recv_topk_idx are local experts, -1 (and weight 0) for those
@@ -194,7 +196,7 @@ class Buffer(LowLatency):
         expect(num_worst_tokens >= 0, f"num_worst_tokens is {num_worst_tokens}; it must be 0 or more")
         expect(num_tokens_per_rdma_rank is None, "num_tokens_per_rdma_rank must be None: there is one node")
         payload, scales = unpack_payload(x)
-        wait_for("previous_event", previous_event)
+        wait_for("previous_event", previous_event, rank)
         if handle is not None:
             expect(topk_idx is None and topk_weights is None,
                    "topk_idx and topk_weights must be None with a handle")
@@ -203,12 +205,14 @@ class Buffer(LowLatency):
             expect(payload.shape[0] == native.tokens,
                    f"x has {payload.shape[0]} rows; the handle's had {native.tokens}")
             more = None if scales is None else take("x[1]", scales)
-            rows, more = _native.dispatch_again(rank, take("x", payload), more, native)
-            return payload_of(rows, more, payload, scales), None, None, None, None, finished(async_finish)
+            rows, more, rest = _native.dispatch_again(rank, take("x", payload), more, native, async_finish)
+            return (payload_of(rows, more, payload, scales), None, None, None, None,
+                    ending(async_finish, rest))
         request = request_of(payload, scales)
         request.checked = self.checked
         request.expert_alignment = expert_alignment
         request.worst_rows = num_worst_tokens
+        request.later = async_finish
         layout = (num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert)
         self._route(request, payload.shape[0], layout, topk_idx, topk_weights)
         got = _native.dispatch(rank, request)
@@ -220,7 +224,7 @@ class Buffer(LowLatency):
                 None if topk_idx is None else give(got.topk_idx, topk_idx),
                 None if topk_weights is None else give(got.weights, topk_weights),
                 [] if num_worst_tokens else counts,
-                _Handle(self, got.handle, is_token_in_rank), finished(async_finish))
+                _Handle(self, got.handle, is_token_in_rank), ending(async_finish, got.rest))
 
     def combine(self, x: Array, handle: Handle, topk_weights: Optional[Array] = None,
                 bias: Union[None, Array, Tuple[Array, Array]] = None, config: Optional[Config] = None,
@@ -233,6 +237,8 @@ class Buffer(LowLatency):
         topk_weights: [received rows, k] f32 or f64; they travel back to the slots that they came from.
         bias: None, a tensor [tokens, hidden] of the dtype of x or a tuple of two, summed before the rows.
         quantize: rows travel in FP8 (e4m3) with f32 scales, and are summed in f32; not f64.
+        async_finish: returns at once; the sums are there, and all arguments free again, when the event has
+            been waited for.
 
         Returns (combined_x [tokens, hidden], combined_topk_weights [tokens, k] or None, event). Sums of
         f64 and f32 are made as they are, of bf16 and f16 in f32, rounded once, in the order of ranks.
@@ -245,12 +251,14 @@ class Buffer(LowLatency):
         expect(x.shape[0] >= native.rows, f"x has {x.shape[0]} rows; dispatch gave {native.rows}")
         request = _native.CombineRequest()
         request.quantize = quantize
+        request.later = async_finish
         request.bias = bias_list(bias, native.tokens, x)
         if topk_weights is not None:
             request.weights = take("topk_weights", topk_weights, WEIGHTS, (x.shape[0], None))
-        wait_for("previous_event", previous_event)
-        sums, back = _native.combine(rank, take("x", x), native, request)
-        return give(sums, x), None if back is None else give(back, topk_weights), finished(async_finish)
+        wait_for("previous_event", previous_event, rank)
+        sums, back, rest = _native.combine(rank, take("x", x), native, request)
+        return (give(sums, x), None if back is None else give(back, topk_weights),
+                ending(async_finish, rest))
 
     def _route(self, request: _native.DispatchRequest, tokens: int, layout: Tuple[Any, Any, Any],
                topk_idx: Optional[Array], topk_weights: Optional[Array]) -> None:

@@ -13,7 +13,7 @@ from phalanx.arguments import (FLOATS, WEIGHTS, bias_list, connect, payload_of, 
 from phalanx.arrays import Array, check, expect, give, take, torch_of
 from phalanx.connected import Connected
 from phalanx.errors import ArgumentError, Unsupported
-from phalanx.events import EventHandle, EventOverlap, finished, wait_for
+from phalanx.events import EventHandle, EventOverlap, ending, wait_for
 
 Rows = Union[Array, Tuple[Array, Array]]  # rows, or FP8 rows with their scales
 
@@ -173,6 +173,9 @@ class ElasticBuffer(Connected):
         between
             experts are 0, with or without do_zero_padding.
         use_tma_aligned_col_major_sf: received scales are column-major.
+        async_with_compute_stream: returns when all but recv_x has come; recv_x is there, and x free again,
+        when
+            the event has been waited for.
 
         Returns (recv_x, recv_topk_idx, recv_topk_weights, handle, event): topk_idx None when expanded,
         weights [rows] then, None where none were given. An expert that does not exist, or ranks that
@@ -181,8 +184,9 @@ class ElasticBuffer(Connected):
         del num_sms, num_qps, allocate_on_comm_stream
         expect(do_expand or not do_zero_padding, "do_zero_padding needs do_expand")
         payload, scales = unpack_payload(x)
-        wait_for("previous_event", previous_event)
-        wait_for("previous_event_before_epilogue", previous_event_before_epilogue)
+        rank = self._rank()
+        wait_for("previous_event", previous_event, rank)
+        wait_for("previous_event_before_epilogue", previous_event_before_epilogue, rank)
         if cumulative_local_expert_recv_stats is not None:
             experts = handle.num_experts if isinstance(handle, EPHandle) else num_experts or 0
             check("cumulative_local_expert_recv_stats", cumulative_local_expert_recv_stats, ("i32",),
@@ -192,17 +196,20 @@ class ElasticBuffer(Connected):
             expect(not do_cpu_sync, "do_cpu_sync must be None or False with a handle")
             same = (num_experts, expert_alignment, num_max_tokens_per_rank)
             self._check_same(handle, do_expand, same)
-            got = self._again(payload, scales, topk_weights, handle)
+            got = self._again(payload, scales, topk_weights, handle, async_with_compute_stream)
         else:
             got = self._first(payload, scales, topk_idx, topk_weights,
                               {"num_experts": num_experts, "expert_alignment": expert_alignment or 1,
                                "most": num_max_tokens_per_rank, "expand": do_expand,
-                               "sync": do_cpu_sync is None or do_cpu_sync, "copy": do_handle_copy})
-        recv_x, idx, weights, handle = got
+                               "sync": do_cpu_sync is None or do_cpu_sync, "copy": do_handle_copy,
+                               "later": async_with_compute_stream})
+        recv_x, idx, weights, handle, rest = got
         self._count(cumulative_local_expert_recv_stats, handle)
         if use_tma_aligned_col_major_sf and scales is not None:
+            if rest is not None:
+                rest.wait()
             recv_x = (recv_x[0], _column_major(recv_x[1]))
-        return recv_x, idx, weights, handle, finished(async_with_compute_stream)
+        return recv_x, idx, weights, handle, ending(async_with_compute_stream, rest)
 
     def combine(self, x: Array, handle: EPHandle, topk_weights: Optional[Array] = None,
                 bias: Union[None, Array, Tuple[Array, Array]] = None, num_sms: int = 0, num_qps: int = 0,
@@ -214,6 +221,9 @@ class ElasticBuffer(Connected):
         x: [rows, hidden] f64, f32, bf16 or f16, as dispatch gave them, compact or expanded.
         topk_weights: [rows, k], expanded: [rows], f32 or f64; they travel back to the slots they came from.
         bias: None, a tensor [tokens, hidden] of the dtype of x or a tuple of two, summed before the rows.
+        async_with_compute_stream: returns at once; the sums are there, and all arguments free again, when
+        the
+            event has been waited for.
 
         Returns (combined_x [tokens, hidden], combined_topk_weights [tokens, k] or None, event). Expanded
         rows of a token are first summed inside their rank in the order of top-k, rounded once, then over
@@ -228,14 +238,15 @@ class ElasticBuffer(Connected):
         expect(x.shape[0] >= native.rows, f"x has {x.shape[0]} rows; dispatch gave {native.rows}")
         request = _native.CombineRequest()
         request.bias = bias_list(bias, native.tokens, x)
+        request.later = async_with_compute_stream
         if topk_weights is not None:
             shape = (x.shape[0],) if handle.do_expand else (x.shape[0], None)
             request.weights = take("topk_weights", topk_weights, WEIGHTS, shape)
-        wait_for("previous_event", previous_event)
-        wait_for("previous_event_before_epilogue", previous_event_before_epilogue)
-        sums, back = _native.combine(rank, take("x", x), native, request)
+        wait_for("previous_event", previous_event, rank)
+        wait_for("previous_event_before_epilogue", previous_event_before_epilogue, rank)
+        sums, back, rest = _native.combine(rank, take("x", x), native, request)
         return (give(sums, x), None if back is None else give(back, topk_weights),
-                finished(async_with_compute_stream))
+                ending(async_with_compute_stream, rest))
 
     @staticmethod
     def _native_of(handle: Any) -> _native.Handle:
@@ -251,7 +262,7 @@ class ElasticBuffer(Connected):
             expect(value is None or value == held, f"{name} is {value}; the handle's dispatch had {held}")
 
     def _first(self, x: Array, scales: Optional[Array], topk_idx: Any, topk_weights: Optional[Array],
-               options: Dict[str, Any]) -> Tuple[Any, Any, Any, EPHandle]:
+               options: Dict[str, Any]) -> Tuple[Any, Any, Any, EPHandle, Optional[_native.Event]]:
         """A dispatch that finds its layout."""
         rank = self._rank()
         experts, alignment, most = options["num_experts"], options["expert_alignment"], options["most"]
@@ -267,6 +278,7 @@ class ElasticBuffer(Connected):
         request.experts, request.expert_alignment = experts, alignment
         request.checked, request.expand = self.checked, options["expand"]
         request.by_slot = request.sources = True
+        request.later = options["later"]
         if not options["sync"] and not options["expand"]:
             request.worst_rows = most * self.num_ranks
         got = _native.dispatch(rank, request)
@@ -275,7 +287,7 @@ class ElasticBuffer(Connected):
             kept = topk_idx.clone() if torch_of(topk_idx) is not None else topk_idx.copy()
         handle = self._handle(got, kept, most, request)
         weights = None if topk_weights is None else give(got.weights, topk_weights)
-        return payload_of(got.x, got.scales, x, scales), handle.recv_topk_idx, weights, handle
+        return payload_of(got.x, got.scales, x, scales), handle.recv_topk_idx, weights, handle, got.rest
 
     def _handle(self, got: _native.Received, topk_idx: Array, most: int,
                 request: _native.DispatchRequest) -> EPHandle:
@@ -302,7 +314,8 @@ class ElasticBuffer(Connected):
             of_kind(metadata), native=native, recv_topk_idx=None if expand else give(got.topk_idx, topk_idx))
 
     def _again(self, x: Array, scales: Optional[Array], topk_weights: Optional[Array],
-               handle: EPHandle) -> Tuple[Any, Any, Any, EPHandle]:
+               handle: EPHandle, later: bool
+               ) -> Tuple[Any, Any, Any, EPHandle, Optional[_native.Event]]:
         """A cached dispatch. Weights are rows of K numbers to it, of which those of other ranks are not
         wanted.
         """
@@ -312,14 +325,13 @@ class ElasticBuffer(Connected):
         weights = None
         if topk_weights is not None:
             check("topk_weights", topk_weights, WEIGHTS, tuple(handle.topk_idx.shape))
-        rows, more = _native.dispatch_again(rank, take("x", x), more, native)
-        if topk_weights is not None:
             weights = self._weights_again(topk_weights, handle)
-        return payload_of(rows, more, x, scales), handle.recv_topk_idx, weights, handle
+        rows, more, rest = _native.dispatch_again(rank, take("x", x), more, native, later)
+        return payload_of(rows, more, x, scales), handle.recv_topk_idx, weights, handle, rest
 
     def _weights_again(self, topk_weights: Array, handle: EPHandle) -> Any:
         given = take("topk_weights", topk_weights)
-        moved, _ = _native.dispatch_again(self._rank(), given, None, handle.native)
+        moved, _, _ = _native.dispatch_again(self._rank(), given, None, handle.native, False)
         rows = moved.numpy()
         if not handle.do_expand:
             out = np.where(np.asarray(handle.recv_topk_idx) >= 0, rows, rows.dtype.type(0))

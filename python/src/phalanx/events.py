@@ -1,19 +1,28 @@
-"""Events, as DeepEP has them. On CPUs an operation has finished when its call returns, so waiting never
-waits.
-"""
+"""Events, as DeepEP has them: the end of an operation that goes on after its call has returned."""
 
 from __future__ import annotations
 
 from typing import Any, Callable, Optional, Tuple
 
+from phalanx import _native
 from phalanx.errors import ArgumentError, Error
 
 
 class EventHandle:
-    """The end of work that was asked for before it was made."""
+    """The end of an operation of a rank; without one, of what the caller has computed, which has ended."""
+
+    def __init__(self, operation: Optional[_native.Event] = None) -> None:
+        self._operation = operation
 
     def current_stream_wait(self) -> None:
-        """Returns when that work has finished: at once, on CPUs."""
+        """Returns when it has ended; raises what it raised."""
+        if self._operation is not None:
+            self._operation.wait()
+
+    def wait_before(self, rank: _native.Rank) -> None:
+        """The same, for what that rank is asked for next: it does its own operations in turn."""
+        if self._operation is not None and not self._operation.is_of(rank):
+            self._operation.wait()
 
 
 class EventOverlap:
@@ -59,8 +68,8 @@ class EventOverlap:
         self._release = False
 
 
-def wait_for(name: str, event: Any) -> None:
-    """Waits for an event that a caller gave, or None."""
+def wait_for(name: str, event: Any, rank: _native.Rank) -> None:
+    """Has what the rank is asked for next come after an event that a caller gave, or None."""
     if event is None:
         return
     handle = event.event if isinstance(event, EventOverlap) else event
@@ -68,11 +77,11 @@ def wait_for(name: str, event: Any) -> None:
         return
     if not isinstance(handle, EventHandle):
         raise ArgumentError(f"{name} is a {type(event).__name__}; it must be an EventOverlap or None")
-    handle.current_stream_wait()
+    handle.wait_before(rank)
 
 
-def finished(async_finish: bool) -> EventOverlap:
-    """The event of a call that has finished: with a handle only where async_finish was set, as DeepEP
-    does.
+def ending(async_finish: bool, operation: Optional[_native.Event] = None) -> EventOverlap:
+    """The event of a call, whose operation goes on or has ended: with a handle only where async_finish was
+    set, as DeepEP does.
     """
-    return EventOverlap(EventHandle() if async_finish else None)
+    return EventOverlap(EventHandle(operation) if async_finish else None)

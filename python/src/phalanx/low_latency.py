@@ -12,7 +12,7 @@ from phalanx import _native
 from phalanx.arrays import Array, check, dtype_name, expect, give, has_fp8, take, torch_of, zeros
 from phalanx.connected import Connected
 from phalanx.errors import ArgumentError, Unsupported
-from phalanx.events import EventOverlap, finished
+from phalanx.events import EventOverlap, ending
 
 Hook = Optional[Callable[[], None]]
 
@@ -26,11 +26,6 @@ class LowLatencyHandle(tuple):
     """
 
     native: _native.LowLatencyHandle
-
-
-def _unpowered(scales: np.ndarray) -> np.ndarray:
-    """UE8M0 as f32."""
-    return (scales.astype(np.uint32) << 23).view(np.float32)
 
 
 class LowLatency(Connected):
@@ -61,7 +56,7 @@ class LowLatency(Connected):
         use_fp8: received rows are e4m3 with a scale for every 128 elements (not for f64).
         round_scale: scales are powers of two. use_ue8m0: and packed, four to an i32; hidden a multiple of
         512. return_recv_hook: returns when all is sent; the hook that is returned receives. It must be
-        called.
+        called. async_finish: the same, and the rank receives by itself; the event ends when it has.
 
         Returns (recv_x, recv_count, handle, event, hook). recv_x is [local experts, slots, hidden], or
         that in e4m3 and its scales [local experts, slots, hidden / 128] f32 (UE8M0: hidden / 512, i32),
@@ -85,7 +80,7 @@ class LowLatency(Connected):
         request.x = take("x", x)
         request.topk_idx = take("topk_idx", topk_idx, ("i64",), (x.shape[0], None))
         request.sizes(num_experts, num_max_dispatch_tokens_per_rank, int(1000 * self.mask_after))
-        request.fp8, request.powers_of_two = use_fp8, round_scale
+        request.fp8, request.powers_of_two, request.ue8m0 = use_fp8, round_scale, use_ue8m0
         if cumulative_local_expert_recv_stats is not None:
             request.stats = take("cumulative_local_expert_recv_stats", cumulative_local_expert_recv_stats,
                                  ("i32",), (experts,))
@@ -95,11 +90,9 @@ class LowLatency(Connected):
         handle.native = got.handle
         recv_x = give(got.x, x)
         if use_fp8:
-            recv_x = (recv_x, self._scales(got.scales, x, round_scale, use_ue8m0))
-        hook = self._hook(got, recv_x, round_scale and not use_ue8m0)
-        if not return_recv_hook:
-            hook()
-        return recv_x, give(got.count, x), handle, finished(async_finish), hook if return_recv_hook else None
+            recv_x = (recv_x, self._scales(got.scales, x, use_ue8m0))
+        event, hook = self._received(got.hook, async_finish, return_recv_hook)
+        return recv_x, give(got.count, x), handle, event, hook
 
     def low_latency_combine(self, x: Array, topk_idx: Array, topk_weights: Array, handle: LowLatencyHandle,
                             use_logfmt: bool = False, zero_copy: bool = False, async_finish: bool = False,
@@ -114,7 +107,8 @@ class LowLatency(Connected):
         topk_idx: [tokens, k] i64, as dispatched (or some of it); topk_weights: the same shape, f32 (f64
         for f64). out: [tokens, hidden], where the sums go; else they go to new memory.
         return_recv_hook: returns when all is sent; the hook that is returned receives. It must be called, and
-            until then all arrays belong to the call.
+            until then all arrays belong to the call. async_finish: the same, and the rank receives by itself;
+            the event ends when it has.
 
         Returns (combined_x [tokens, hidden], event, hook).
         """
@@ -137,9 +131,7 @@ class LowLatency(Connected):
         request.out = take("out", sums, (str(dtype_name(x)),), (topk_idx.shape[0], hidden))
         hook = _native.low_latency_combine(rank, request, native)
         del zero_copy
-        if not return_recv_hook:
-            hook()
-        return sums, finished(async_finish), hook if return_recv_hook else None
+        return (sums, *self._received(hook, async_finish, return_recv_hook))
 
     def get_next_low_latency_combine_buffer(self, handle: LowLatencyHandle) -> Any:
         """[local experts, slots, hidden], of the dtype and kind that was dispatched, for the experts to
@@ -175,24 +167,21 @@ class LowLatency(Connected):
         return handle.native
 
     @staticmethod
-    def _scales(scales: Any, x: Array, powers: bool, packed: bool) -> Any:
-        """As the caller will see them: the library's own memory, unless powers of two become f32."""
-        if not powers:
-            return give(scales, x)
-        if packed:
-            as_u8 = give(scales, x)
-            torch = torch_of(x)
-            return as_u8.view(torch.int32) if torch is not None else as_u8.view(np.int32)
-        return zeros(tuple(scales.shape), "float32", x)
+    def _scales(scales: Any, x: Array, packed: bool) -> Any:
+        """As the caller will see them, over the library's own memory."""
+        out = give(scales, x)
+        if not packed:
+            return out
+        torch = torch_of(x)
+        return out.view(torch.int32) if torch is not None else out.view(np.int32)
 
     @staticmethod
-    def _hook(got: _native.LowLatencyReceived, recv_x: Any, unpower: bool) -> Callable[[], None]:
-        if not unpower:
-            return got.hook
-
-        def hook() -> None:
-            got.hook()
-            scales: Any = got.scales
-            recv_x[1][:] = give(take("scales", _unpowered(scales.numpy())), recv_x[1])
-
-        return hook
+    def _received(hook: _native.Hook, async_finish: bool, return_recv_hook: bool
+                  ) -> Tuple[EventOverlap, Hook]:
+        """The event and the hook of a call that has sent: it receives now unless either is asked for."""
+        if return_recv_hook:
+            return ending(False), hook
+        if async_finish:
+            return ending(True, hook.later()), None
+        hook()
+        return ending(False), None

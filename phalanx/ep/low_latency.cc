@@ -26,12 +26,14 @@ void check_options(const LowLatencyOptions& o, const ExpertMap& experts, int ran
   if (dtype_size(o.dtype) == 1 || o.dtype == DType::i32 || o.dtype == DType::i64) {
     throw Error("low latency: dtype {}, expected bf16, f16, f32 or f64", dtype_name(o.dtype));
   }
+  if (o.fp8 && o.dtype == DType::f64) throw Error("low latency: rows of f64 are not sent in FP8");
   if (o.mask_after.count() < 0) throw Error("low latency: mask_after {} ms", o.mask_after.count());
 }
 
 // All ranks have the same sizes.
 void check_alike(Group& group, const ExpertMap& experts, const LowLatencyOptions& o) {
-  PooledVector<int64_t> mine = {o.max_tokens, o.width, static_cast<int64_t>(o.dtype), o.mask_after.count()};
+  PooledVector<int64_t> mine = {o.max_tokens, o.width, static_cast<int64_t>(o.dtype),
+                                o.fp8 ? static_cast<int64_t>(*o.fp8) : -1, o.mask_after.count()};
   for (int r = 0; r < experts.ranks(); ++r) mine.push_back(experts.count(r));
   const auto n = static_cast<int64_t>(mine.size());
   Work gather = group.all_gather(Tensor::of(Shape{1, n}, std::span<const int64_t>(mine)));
@@ -40,7 +42,7 @@ void check_alike(Group& group, const ExpertMap& experts, const LowLatencyOptions
     if (std::ranges::equal(all.slice(r, r + 1).span<int64_t>(), all.slice(0, 1).span<int64_t>())) continue;
     throw Error(
         "low latency: sizes or experts differ between ranks 0 and {}: [max_tokens, width, dtype, "
-        "mask_after, experts of each rank] are {} and {}",
+        "fp8, mask_after, experts of each rank] are {} and {}",
         r, all.slice(0, 1).span<int64_t>(), all.slice(r, r + 1).span<int64_t>());
   }
 }
@@ -112,7 +114,11 @@ LowLatencyBuffer::LowLatencyBuffer(Group& group, ExpertMap experts, const LowLat
                                                           .mask = RankMask(group_, options.mask_after),
                                                           .turns = {}});
   for (LowLatencyTurn& turn : core_->turns) {
-    turn.recv_LMH = Tensor::empty({core_->local(), core_->slots(), options.width}, options.dtype);
+    const Shape rows = {core_->local(), core_->slots(), options.width};
+    turn.recv_LMH = Tensor::empty(rows, options.fp8 ? DType::f8e4m3 : options.dtype);
+    if (options.fp8) {
+      turn.scales_LMS = Tensor::empty({rows[0], rows[1], scale_groups(options.width)}, core_->scales_dtype());
+    }
     turn.count_L = Tensor::zeros({core_->local()}, DType::i32);
     turn.source_LM = Tensor::zeros({core_->local(), core_->slots()}, DType::i32);
   }
@@ -139,10 +145,12 @@ LowLatencyDispatched LowLatencyBuffer::dispatch(const Tensor& x, const Tensor& t
   turn.number = dispatches_++;
   turn.tokens = x.rows();
   turn.dispatch_called = turn.combine_called = false;
+  const Tensor rows = core_->sent(x);
   const Fingerprint f{.kind = Fingerprint::Kind::low_latency_dispatch, .dtype = o.dtype, .numel = o.width};
-  const auto task = [&](Call call) { return way_->dispatch(call, x, stats, turn.number); };
-  Work work = group_.operate(f, task, {}, x.bytes());
+  const auto task = [&](Call call) { return way_->dispatch(call, rows, stats, turn.number); };
+  Work work = group_.operate(f, task, {}, rows.bytes());
   return {.recv_LMH = turn.recv_LMH,
+          .scales_LMS = turn.scales_LMS,
           .count_L = turn.count_L,
           .handle = {.source_LM = turn.source_LM, .range_LR = turn.range_LR, .number = turn.number},
           .hook = Hook(std::move(work), turn.dispatch_called)};

@@ -4,9 +4,11 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 
 #include "phalanx/comm/group.h"
 #include "phalanx/ep/expert_map.h"
+#include "phalanx/ops/quantize.h"
 
 namespace phalanx::ep {
 
@@ -18,6 +20,9 @@ struct LowLatencyOptions {
   int64_t max_tokens = 128;   ///< of a rank in one dispatch
   int64_t width = 0;          ///< elements of a token's row
   DType dtype = DType::bf16;  ///< bf16, f16, f32 or f64
+  /// Dispatch sends rows in f8e4m3 with scales of that format (ops/quantize.h), in about half the bytes of
+  /// bf16; not f64. What experts make of them has `dtype`.
+  std::optional<ScaleFormat> fp8 = {};
   /// A rank from which nothing came for so long in one hook is masked, and the hook goes on. 0: never; a late
   /// rank is an error after the world's deadline. Shorter than that deadline.
   std::chrono::milliseconds mask_after{0};
@@ -65,8 +70,9 @@ struct LowLatencyHandle {
 /// are recv[l, 0 … count[l] − 1], by source rank, then token, whatever came first. They stay until the hook
 /// of the dispatch after next.
 struct LowLatencyDispatched {
-  Tensor recv_LMH;
-  Tensor count_L;  ///< i32
+  Tensor recv_LMH;    ///< of the buffer's dtype, or f8e4m3
+  Tensor scales_LMS;  ///< of FP8: of every 128 elements; else undefined
+  Tensor count_L;     ///< i32
   LowLatencyHandle handle;
   Hook hook;  ///< gives an empty tensor
 };
@@ -78,10 +84,10 @@ struct LowLatencyDispatched {
 ///
 /// Masked ranks are not waited for: rows to and from them are skipped, as if none had been sent.
 ///
-/// A token's row goes to each of its experts. Bytes that a rank sends, with b bytes a row and sets of
-/// W = 8·⌈max_tokens / 64⌉ bytes: where ranks share memory, dispatch b for each (token, expert) of another
-/// rank, and W for each expert of another rank; elsewhere b for each (token, other rank), and the same sets.
-/// Combine, both ways, b for each row that came from another rank.
+/// A token's row goes to each of its experts. Bytes that a rank sends, with b bytes a row (of FP8 with its
+/// scales) and sets of W = 8·⌈max_tokens / 64⌉ bytes: where ranks share memory, dispatch b for each (token,
+/// expert) of another rank, and W for each expert of another rank; elsewhere b for each (token, other rank),
+/// and the same sets. Combine, both ways, the bytes of a row of `dtype` for each that came from another rank.
 class LowLatencyBuffer {
  public:
   /// Collective. Error: sizes differ between ranks, make no sense, or the map is of another number of ranks.

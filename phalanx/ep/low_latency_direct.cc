@@ -51,7 +51,8 @@ class Direct final : public LowLatencyWay {
     const LowLatencyOptions& o = core.options;
     const Board board(core, core.rank());
     const Tensor words = Tensor::zeros({board.words()}, DType::i64);
-    stages_ = everyones(Tensor::empty({2, o.max_tokens, o.width}, o.dtype));
+    const auto bytes = static_cast<int64_t>(core.sent_bytes());
+    stages_ = everyones(Tensor::empty({2, o.max_tokens, bytes}, DType::u8));
     outputs_ = everyones(Tensor::empty({2, core.local(), core.slots(), o.width}, o.dtype));
     boards_ = everyones(words);
     const int64_t experts = core.experts.experts();
@@ -65,9 +66,9 @@ class Direct final : public LowLatencyWay {
     }
   }
 
-  Task<> dispatch(Call call, Tensor x, Tensor stats, int64_t number) override {
+  Task<> dispatch(Call call, Tensor rows, Tensor stats, int64_t number) override {
     LowLatencyTurn& turn = core_.turn(number);
-    if (x.bytes() > 0) std::memcpy(stage(core_.rank(), number), x.raw(), x.bytes());
+    if (rows.bytes() > 0) std::memcpy(stage(core_.rank(), number), rows.raw(), rows.bytes());
     tell(call, News::dispatched, number);
     Called called(turn.dispatch_called);
     co_await Suspend(called);
@@ -150,7 +151,7 @@ class Direct final : public LowLatencyWay {
 
   // Rows and sets.
   int64_t bytes_of(const TokenSets& sets) const {
-    return LowLatencyCore::rows(sets) * static_cast<int64_t>(core_.row_bytes()) +
+    return LowLatencyCore::rows(sets) * static_cast<int64_t>(core_.sent_bytes()) +
            sets.sets() * core_.words() * static_cast<int64_t>(sizeof(uint64_t));
   }
   int64_t given(const LowLatencyTurn& turn) const {
@@ -188,7 +189,7 @@ class Direct final : public LowLatencyWay {
     return rows * static_cast<int64_t>(core_.row_bytes());
   }
 
-  PooledVector<Tensor> stages_;   // of every rank: [2, max, H]
+  PooledVector<Tensor> stages_;   // of every rank: [2, max, bytes of a row as sent]
   PooledVector<Tensor> outputs_;  // [2, its experts, M, H]
   PooledVector<Tensor> boards_;
 };

@@ -72,11 +72,11 @@ class Messages final : public LowLatencyWay {
 
   // What comes is taken in as soon as this rank waits for anything; it finds its places when the hook is
   // called.
-  Task<> dispatch(Call call, Tensor x, Tensor stats, int64_t number) override {
+  Task<> dispatch(Call call, Tensor sent, Tensor stats, int64_t number) override {
     LowLatencyTurn& turn = core_.turn(number);
     PooledVector<Mail> mail(static_cast<size_t>(core_.ranks()));
-    for (int r = 0; r < core_.ranks(); ++r) post(call, x, turn, r, mail[static_cast<size_t>(r)]);
-    const Tensor own = rows_of(x, core_.sets_of(turn.chosen_EW, core_.rank()));
+    for (int r = 0; r < core_.ranks(); ++r) post(call, sent, turn, r, mail[static_cast<size_t>(r)]);
+    const Tensor own = rows_of(sent, core_.sets_of(turn.chosen_EW, core_.rank()));
     const bool& called = turn.dispatch_called;
     for (int s = 0; s < core_.ranks(); ++s) {
       Came sets(core_, mail, &Mail::sets_in, s, called);
@@ -164,20 +164,21 @@ class Messages final : public LowLatencyWay {
   }
 
   // A copy of the rows of tokens that are in some set.
-  Tensor rows_of(const Tensor& x, const TokenSets& chosen) const {
-    const Tensor rows = Tensor::empty({in_some(chosen), core_.options.width}, core_.options.dtype);
+  Tensor rows_of(const Tensor& sent, const TokenSets& chosen) const {
+    const size_t bytes = core_.sent_bytes();
+    const Tensor rows = Tensor::empty({in_some(chosen), static_cast<int64_t>(bytes)}, DType::u8);
     std::byte* to = rows.raw();
-    for (int64_t t = 0; t < x.rows(); ++t) {
+    for (int64_t t = 0; t < sent.rows(); ++t) {
       bool any = false;
       for (int64_t e = 0; e < chosen.sets(); ++e) any = any || chosen.has(e, t);
       if (!any) continue;
-      std::memcpy(to, x.raw() + static_cast<size_t>(t) * core_.row_bytes(), core_.row_bytes());
-      to += core_.row_bytes();
+      std::memcpy(to, sent.raw() + static_cast<size_t>(t) * bytes, bytes);
+      to += bytes;
     }
     return rows;
   }
 
-  void post(const Call& call, const Tensor& x, const LowLatencyTurn& turn, int r, Mail& mail) const {
+  void post(const Call& call, const Tensor& sent, const LowLatencyTurn& turn, int r, Mail& mail) const {
     if (away(r)) return;
     if (core_.experts.count(r) > 0) {
       const TokenSets chosen = core_.sets_of(turn.chosen_EW, r);
@@ -185,7 +186,7 @@ class Messages final : public LowLatencyWay {
       const Tensor from = turn.chosen_EW.slice(core_.experts.first(r), core_.experts.first(r + 1));
       std::memcpy(sets.raw(), from.raw(), from.bytes());
       exchange(call, 0, one(send_to(r, sets)), mail.sets_out);
-      const Tensor rows = rows_of(x, chosen);
+      const Tensor rows = rows_of(sent, chosen);
       if (rows.rows() > 0) exchange(call, 1, one(send_to(r, rows)), mail.rows_out);
     }
     if (core_.local() == 0) return;
@@ -196,7 +197,8 @@ class Messages final : public LowLatencyWay {
   // The sets of rank s are here, unless it is masked.
   void expect_rows(const Call& call, int s, Mail& mail) const {
     if (away(s) || !mail.sets_in) return;
-    mail.rows = Tensor::empty({in_some(TokenSets(mail.sets)), core_.options.width}, core_.options.dtype);
+    const auto bytes = static_cast<int64_t>(core_.sent_bytes());
+    mail.rows = Tensor::empty({in_some(TokenSets(mail.sets)), bytes}, DType::u8);
     if (mail.rows.rows() > 0) exchange(call, 1, one(recv_from(s, mail.rows)), mail.rows_in);
   }
 

@@ -24,14 +24,17 @@ void copy_rows(std::byte* to, const std::byte* from, size_t bytes, bool stream) 
   }
 }
 
-// Copies rows of `bytes` bytes from a source to their places: `first_row[e]` is the first of set e, and rows
-// of one set lie one behind the other. Also notes in `source` which token each is.
+// Copies rows of `bytes` bytes, each with `scale_bytes` more behind it, from a source to their places:
+// `first_row[e]` is the first of set e, and rows of one set lie one behind the other. Also notes in `source`
+// which token each is.
 struct Spread {
   const SourceRows& from;
   std::span<const int64_t> first_row;
   size_t bytes;
+  size_t scale_bytes;
   bool stream;
   std::byte* to;
+  std::byte* scales;
   int32_t* source;
 
   // Tokens begin … end − 1, of which `before` tokens that are in some set come before the first.
@@ -40,16 +43,19 @@ struct Spread {
     for (size_t e = 0; e < next.size(); ++e) {
       next[e] += from.chosen.count_before(static_cast<int64_t>(e), begin);
     }
-    const std::byte* row = from.first + static_cast<size_t>(from.packed ? before : begin) * bytes;
+    const std::byte* row =
+        from.first + static_cast<size_t>(from.packed ? before : begin) * (bytes + scale_bytes);
     for (int64_t t = begin; t < end; ++t) {
       bool chosen = false;
       for (size_t e = 0; e < next.size(); ++e) {
         if (!from.chosen.has(static_cast<int64_t>(e), t)) continue;
         chosen = true;
-        source[next[e]] = static_cast<int32_t>(t);
-        copy_rows(to + static_cast<size_t>(next[e]++) * bytes, row, bytes, stream);
+        const auto place = static_cast<size_t>(next[e]++);
+        source[place] = static_cast<int32_t>(t);
+        copy_rows(to + place * bytes, row, bytes, stream);
+        copy_rows(scales + place * scale_bytes, row + bytes, scale_bytes, false);
       }
-      if (chosen || !from.packed) row += bytes;
+      if (chosen || !from.packed) row += bytes + scale_bytes;
     }
     stream_fence();
   }
@@ -63,7 +69,11 @@ void LowLatencyTurn::place(int source, const SourceRows& rows) {
   const int64_t experts = recv_LMH.dim(0);
   const int64_t slots = recv_LMH.dim(1);
   const int64_t ranks = range_LR.dim(1);
-  const size_t bytes = static_cast<size_t>(recv_LMH.dim(2)) * dtype_size(recv_LMH.dtype());
+  const auto row_bytes = [](const Tensor& t) {
+    return t.defined() ? static_cast<size_t>(t.dim(2)) * dtype_size(t.dtype()) : 0;
+  };
+  const size_t bytes = row_bytes(recv_LMH);
+  const size_t scale_bytes = row_bytes(scales_LMS);
   int32_t* const count = count_L.data<int32_t>();
   PooledVector<int64_t> first_row(static_cast<size_t>(experts));
   int64_t all = 0;
@@ -76,14 +86,16 @@ void LowLatencyTurn::place(int source, const SourceRows& rows) {
     all += n;
   }
   if (all == 0) return;
-  const TraceSpan span(TraceKind::elementwise, "place", 2 * static_cast<size_t>(all) * bytes);
+  const TraceSpan span(TraceKind::elementwise, "place", 2 * static_cast<size_t>(all) * (bytes + scale_bytes));
   const int64_t words = chosen_EW.dim(1);
   PooledVector<uint64_t> any(static_cast<size_t>(words), 0);
   const TokenSets in_some(any.data(), 1, words);
   rows.chosen.unite_into(in_some);
   std::byte* const to = recv_LMH.raw();
   const bool stream = past_caches(all * ranks, bytes) && can_stream(to, bytes);
-  const Spread spread = {rows, first_row, bytes, stream, to, source_LM.data<int32_t>()};
+  std::byte* const scales = scale_bytes > 0 ? scales_LMS.raw() : nullptr;
+  int32_t* const token_of = source_LM.data<int32_t>();
+  const Spread spread = {rows, first_row, bytes, scale_bytes, stream, to, scales, token_of};
   parallel_for(64 * words, block_rows(recv_LMH.dim(2)), [&](int64_t begin, int64_t end) {
     spread.tokens(begin, end, in_some.count_before(0, begin));
   });

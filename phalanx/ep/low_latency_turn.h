@@ -7,7 +7,7 @@
 
 namespace phalanx::ep {
 
-/// Rows of one source rank.
+/// Rows of one source rank, as they were sent: of FP8 each with its scales behind it.
 struct SourceRows {
   TokenSets chosen;                  ///< for each expert of the receiver
   const std::byte* first = nullptr;  ///< of the rows of tokens 0, 1, …; packed: of those that are in some set
@@ -27,6 +27,7 @@ struct LowLatencyTurn {
   bool combine_called = false;
   Tensor chosen_EW;  ///< i64, TokenSets: what goes from this rank to each expert
   Tensor recv_LMH;
+  Tensor scales_LMS;  ///< of FP8
   Tensor count_L;     ///< i32
   Tensor source_LM;   ///< i32
   Tensor range_LR;    ///< i64

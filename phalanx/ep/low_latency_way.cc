@@ -1,8 +1,32 @@
 #include "phalanx/ep/low_latency_way.h"
 
+#include <cstring>
+
+#include "phalanx/ep/layout.h"
 #include "phalanx/ep/weighted_rows.h"
 
 namespace phalanx::ep {
+
+size_t LowLatencyCore::sent_bytes() const {
+  if (!options.fp8) return row_bytes();
+  const auto scales = static_cast<size_t>(scale_groups(options.width)) * dtype_size(scales_dtype());
+  return static_cast<size_t>(options.width) + scales;
+}
+
+Tensor LowLatencyCore::sent(const Tensor& x) const {
+  if (!options.fp8) return x;
+  const Quantized rows = quantize(x, *options.fp8);
+  const Tensor out = Tensor::empty({x.rows(), static_cast<int64_t>(sent_bytes())}, DType::u8);
+  std::byte* to = out.raw();
+  for (int64_t t = 0; t < x.rows(); ++t) {
+    for (const Tensor& part : {rows.q_TD, rows.scales_TS}) {
+      const size_t bytes = ep::row_bytes(part);
+      std::memcpy(to, part.raw() + static_cast<size_t>(t) * bytes, bytes);
+      to += bytes;
+    }
+  }
+  return out;
+}
 
 void LowLatencyWay::end_dispatch(int64_t number, const Tensor& stats) {
   LowLatencyTurn& turn = core_.turn(number);

@@ -23,6 +23,11 @@ struct LowLatencyCore {
   int64_t words() const { return TokenSets::words(options.max_tokens); }
   int64_t slots() const { return group.size() * options.max_tokens; }
   size_t row_bytes() const { return static_cast<size_t>(options.width) * dtype_size(options.dtype); }
+  DType scales_dtype() const { return options.fp8 == ScaleFormat::f32 ? DType::f32 : DType::u8; }
+  /// Bytes of a row as dispatch sends it.
+  size_t sent_bytes() const;
+  /// The rows as dispatch sends them: x [T, H] itself, or u8 [T, sent_bytes], scales behind each row.
+  Tensor sent(const Tensor& x_TH) const;
   LowLatencyTurn& turn(int64_t number) { return turns[static_cast<size_t>(number % 2)]; }
   /// The sets of a rank's experts among all.
   TokenSets sets_of(const Tensor& chosen_EW, int owner) const {
@@ -49,9 +54,9 @@ class LowLatencyWay {
  public:
   explicit LowLatencyWay(LowLatencyCore& core) : core_(core) {}
   virtual ~LowLatencyWay() = default;
-  /// Dispatch `number`: sends rows of x as the turn's sets say; then, when the hook is called, places what
-  /// comes.
-  virtual Task<> dispatch(Call call, Tensor x_TH, Tensor stats_L, int64_t number) = 0;
+  /// Dispatch `number`: sends rows (core.sent) as the turn's sets say; then, when the hook is called, places
+  /// what comes.
+  virtual Task<> dispatch(Call call, Tensor sent_T, Tensor stats_L, int64_t number) = 0;
   /// Its combine: sends rows of y; then sums.
   virtual Task<> combine(Call call, LowLatencySums sums, int64_t number) = 0;
 

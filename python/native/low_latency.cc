@@ -9,7 +9,6 @@
 #include <bit>
 
 #include "phalanx/base/error.h"
-#include "phalanx/ops/quantize.h"
 #include "python/native/array.h"
 #include "python/native/ep.h"
 #include "python/native/rank.h"
@@ -61,39 +60,24 @@ struct LowLatencyRequest {
   Tensor topk_idx;
   std::optional<Tensor> stats;
   LowLatencyKind kind;
-  bool fp8 = false;
-  bool powers_of_two = false;  // FP8 scales, in f32
-  bool ue8m0 = false;          // or as such
+  bool f32_scales = true;  // of FP8; else as they were sent
 };
 
 struct LowLatencyReceived {
   Tensor x;
-  std::optional<Tensor> scales;  // f32, or u8 of UE8M0
+  Tensor scales;  // f32, or u8 of UE8M0; undefined without FP8
   Tensor count;
   std::shared_ptr<LowLatencyHandleOfRank> handle;
   std::shared_ptr<HookOfRank> hook;
 };
 
-float power_of_two(uint8_t ue8m0) { return std::bit_cast<float>(uint32_t{ue8m0} << 23); }
-
-// Rows [0, count[l]) of every expert's slots, in f8e4m3 with scales, as their senders would have made them.
-void quantize_rows(const Tensor& recv_LMH, const Tensor& count_L, bool powers_of_two, const Quantized& out) {
-  const Tensor& q = out.q_TD;
-  for (int64_t e = 0; e < recv_LMH.rows(); ++e) {
-    const int64_t n = count_L.data<int32_t>()[e];
-    const auto of_expert = [&](const Tensor& t) {
-      return t.slice(e, e + 1).view({t.dim(1), t.dim(2)}).slice(0, n);
-    };
-    if (n == 0) continue;
-    const Quantized rows =
-        quantize(of_expert(recv_LMH), powers_of_two ? ScaleFormat::ue8m0 : ScaleFormat::f32);
-    copy_into(of_expert(q), rows.q_TD);
-    const Tensor scales = of_expert(out.scales_TS);
-    if (rows.scales_TS.dtype() == scales.dtype()) {
-      copy_into(scales, rows.scales_TS);
-    } else {
-      std::ranges::transform(rows.scales_TS.span<uint8_t>(), scales.data<float>(), power_of_two);
-    }
+// Scales [experts, slots, …] of rows [0, count[l]) of every expert's slots: powers of two as f32.
+void widen(const Tensor& scales_LMS, const Tensor& count_L, const Tensor& out_LMS) {
+  const auto power_of_two = [](uint8_t u) { return std::bit_cast<float>(uint32_t{u} << 23); };
+  for (int64_t e = 0; e < count_L.rows(); ++e) {
+    const auto of_expert = scales_LMS.slice(e, e + 1).span<uint8_t>();
+    const auto live = static_cast<size_t>(count_L.data<int32_t>()[e] * scales_LMS.dim(2));
+    std::ranges::transform(of_expert.first(live), out_LMS.slice(e, e + 1).data<float>(), power_of_two);
   }
 }
 
@@ -102,17 +86,13 @@ LowLatencyReceived dispatch(const std::shared_ptr<Rank>& rank, const LowLatencyR
     ep::LowLatencyBuffer& buffer = rank->low_latency(world, request.kind);
     ep::LowLatencyDispatched in =
         buffer.dispatch(request.x, request.topk_idx, request.stats.value_or(Tensor()));
-    LowLatencyReceived out = {.x = in.recv_LMH, .scales = {}, .count = in.count_L, .handle = {}, .hook = {}};
+    LowLatencyReceived out = {
+        .x = in.recv_LMH, .scales = in.scales_LMS, .count = in.count_L, .handle = {}, .hook = {}};
     Pending pending = {.hook = std::move(in.hook), .kept = {request.stats.value_or(Tensor())}, .then = {}};
-    if (request.fp8) {
-      const Shape& s = in.recv_LMH.shape();
-      const DType scale = request.ue8m0 ? DType::u8 : DType::f32;
-      const Quantized quantized = {Tensor::zeros(s, DType::f8e4m3),
-                                   Tensor::zeros({s[0], s[1], scale_groups(s[2])}, scale)};
-      out.x = quantized.q_TD;
-      out.scales = quantized.scales_TS;
-      pending.then = [=, rows = in.recv_LMH, count = in.count_L, powers = request.powers_of_two] {
-        quantize_rows(rows, count, powers, quantized);
+    if (request.kind.fp8 == ScaleFormat::ue8m0 && request.f32_scales) {
+      out.scales = Tensor::empty(in.scales_LMS.shape(), DType::f32);
+      pending.then = [sent = in.scales_LMS, count = in.count_L, wide = out.scales] {
+        widen(sent, count, wide);
       };
     }
     out.handle = std::make_shared<LowLatencyHandleOfRank>(rank, request.kind, std::move(in.handle));
@@ -172,9 +152,6 @@ void bind_types(nb::module_& m) {
       .def_rw("x", &LowLatencyRequest::x)
       .def_rw("topk_idx", &LowLatencyRequest::topk_idx)
       .def_rw("stats", &LowLatencyRequest::stats)
-      .def_rw("fp8", &LowLatencyRequest::fp8)
-      .def_rw("powers_of_two", &LowLatencyRequest::powers_of_two)
-      .def_rw("ue8m0", &LowLatencyRequest::ue8m0)
       .def(
           "sizes",
           [](LowLatencyRequest& r, int experts, int64_t max_tokens, int64_t mask_after_ms) {
@@ -184,10 +161,20 @@ void bind_types(nb::module_& m) {
                       .dtype = r.x.dtype(),
                       .mask_after_ms = mask_after_ms};
           },
-          nb::arg("experts"), nb::arg("max_tokens"), nb::arg("mask_after_ms"), "Sets them, after x.");
+          nb::arg("experts"), nb::arg("max_tokens"), nb::arg("mask_after_ms"), "Sets them, after x.")
+      .def(
+          "fp8",
+          [](LowLatencyRequest& r, bool powers_of_two, bool f32_scales) {
+            r.kind.fp8 = powers_of_two ? ScaleFormat::ue8m0 : ScaleFormat::f32;
+            r.f32_scales = f32_scales;
+          },
+          nb::arg("powers_of_two"), nb::arg("f32_scales"), "Rows go in FP8, with such scales; after sizes.");
   nb::class_<LowLatencyReceived>(m, "LowLatencyReceived", "What a low-latency dispatch will have brought.")
       .def_ro("x", &LowLatencyReceived::x)
-      .def_ro("scales", &LowLatencyReceived::scales)
+      .def_prop_ro("scales",
+                   [](const LowLatencyReceived& r) {
+                     return r.scales.defined() ? std::optional(r.scales) : std::nullopt;
+                   })
       .def_ro("count", &LowLatencyReceived::count)
       .def_ro("handle", &LowLatencyReceived::handle)
       .def_ro("hook", &LowLatencyReceived::hook);

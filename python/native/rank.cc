@@ -198,6 +198,7 @@ ep::LowLatencyBuffer& Rank::low_latency(Group& world, const LowLatencyKind& kind
     const ep::LowLatencyOptions options = {.max_tokens = kind.max_tokens,
                                            .width = kind.width,
                                            .dtype = kind.dtype,
+                                           .fp8 = kind.fp8,
                                            .mask_after = std::chrono::milliseconds(kind.mask_after_ms)};
     buffer = std::make_unique<ep::LowLatencyBuffer>(world, ep::ExpertMap::even(kind.experts, world.size()),
                                                     options);

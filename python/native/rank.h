@@ -28,6 +28,7 @@ struct LowLatencyKind {
   int64_t max_tokens = 0;
   int64_t width = 0;
   DType dtype = DType::bf16;
+  std::optional<ScaleFormat> fp8 = {};
   int64_t mask_after_ms = 0;
   friend auto operator<=>(const LowLatencyKind&, const LowLatencyKind&) = default;
 };

@@ -23,6 +23,7 @@ struct World {
   int64_t width = 1;
   int64_t top_k = 1;
   DType dtype = DType::f32;
+  std::optional<ScaleFormat> fp8;
   unsigned seed = 0;
 };
 
@@ -38,6 +39,7 @@ World random_world(int ranks, unsigned seed) {
   w.top_k = 1 + up_to(up_to(2) == 0 ? 16 : 4);
   constexpr std::array kDtypes = {DType::f64, DType::f32, DType::bf16, DType::f16};
   w.dtype = kDtypes[static_cast<size_t>(up_to(4))];
+  if (w.dtype != DType::f64 && up_to(2) == 0) w.fp8 = up_to(2) == 0 ? ScaleFormat::f32 : ScaleFormat::ue8m0;
   w.seed = seed;
   return w;
 }
@@ -141,13 +143,19 @@ class Round {
           value_at(j / t.dim(1), j % t.dim(1)));
     }
   }
-  void check_row(const std::byte* at, int source, int64_t t) const {
-    std::vector<std::byte> expected(static_cast<size_t>(w_.width) * dtype_size(w_.dtype));
-    for (int64_t i = 0; i < w_.width; ++i) {
-      put(expected.data() + static_cast<size_t>(i) * dtype_size(w_.dtype), w_.dtype, x(source, t, i));
-    }
-    PHX_CHECK(std::memcmp(at, expected.data(), expected.size()) == 0, "row of token {} of rank {}", t,
-              source);
+  // The row at that place among all slots.
+  void check_row(const LowLatencyDispatched& in, int64_t at, int source, int64_t t) const {
+    const Tensor expected = Tensor::empty({1, w_.width}, w_.dtype);
+    fill(expected, [&](int64_t, int64_t i) { return x(source, t, i); });
+    const auto same = [&](const Tensor& got_LM, const Tensor& want) {
+      const std::byte* const row = got_LM.raw() + static_cast<size_t>(at) * want.bytes();
+      PHX_CHECK(std::memcmp(row, want.raw(), want.bytes()) == 0, "row of token {} of rank {}", t, source);
+    };
+    PHX_CHECK(in.scales_LMS.defined() == w_.fp8.has_value(), "scales");
+    if (!w_.fp8) return same(in.recv_LMH, expected);
+    const Quantized narrow = quantize(expected, *w_.fp8);
+    same(in.recv_LMH, narrow.q_TD);
+    same(in.scales_LMS, narrow.scales_TS);
   }
 
   const World& w_;
@@ -169,7 +177,7 @@ void Round::check_rows(int rank, const LowLatencyDispatched& in, std::span<const
       for (int64_t t = 0; t < tokens(s); ++t) {
         if (!chose(s, t, first + e)) continue;
         const size_t at = static_cast<size_t>((e * slots + row) * w_.width) * item;
-        check_row(in.recv_LMH.raw() + at, s, t);
+        check_row(in, e * slots + row, s, t);
         PHX_CHECK(in.handle.source_LM.data<int32_t>()[e * slots + row] == t, "source of row {}", row);
         for (int64_t i = 0; i < w_.width; ++i) {
           put(y_LMH.raw() + at + static_cast<size_t>(i) * item, w_.dtype, y(first + e, s, t, i));
@@ -210,7 +218,7 @@ class Run {
       : rank_(world.rank()),
         w_(w),
         buffer_(world, ExpertMap(w.experts),
-                {.max_tokens = w.max_tokens, .width = w.width, .dtype = w.dtype}),
+                {.max_tokens = w.max_tokens, .width = w.width, .dtype = w.dtype, .fp8 = w.fp8}),
         random_(w.seed + 77 * static_cast<unsigned>(rank_)) {}
 
   void dispatch(int64_t n) {

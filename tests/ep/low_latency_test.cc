@@ -244,6 +244,8 @@ TEST(LowLatency, RefusesSizesThatMakeNoSense) {
   EXPECT_THAT(with({.max_tokens = 0, .width = 8}), ThrowsMessage<Error>(HasSubstr("max_tokens 0")));
   EXPECT_THAT(with({.max_tokens = 4}), ThrowsMessage<Error>(HasSubstr("width 0")));
   EXPECT_THAT(with({.width = 4, .dtype = DType::i32}), ThrowsMessage<Error>(HasSubstr("dtype i32")));
+  EXPECT_THAT(with({.width = 4, .dtype = DType::f64, .fp8 = ScaleFormat::f32}),
+              ThrowsMessage<Error>(HasSubstr("f64 are not sent in FP8")));
   const auto differ = [] {
     run_thread_ranks({.ranks = 2}, [&](Group& world) {
       LowLatencyBuffer(world, ExpertMap::even(4, 2), {.max_tokens = 4 + world.rank(), .width = 8});
@@ -276,11 +278,17 @@ TEST(LowLatency, AThirdResultIsRefused) {
 }
 
 TEST(LowLatency, MovesTheBytesOfTheHeader) {
-  constexpr int64_t kRow = 2 * 24;
-  for (const bool direct : {true, false}) {
+  constexpr int64_t kWidth = 130;
+  constexpr int64_t kRow = 2 * kWidth;
+  constexpr int64_t kFp8Row = kWidth + 2 * 4;
+  for (int form = 0; form < 4; ++form) {
+    const bool direct = form % 2 == 0;
+    const bool fp8 = form >= 2;
     run_thread_ranks({.ranks = 3}, direct ? directly() : by_messages(), [&](Group& world) {
-      LowLatencyBuffer buffer(world, ExpertMap::even(6, 3), {.max_tokens = 70, .width = 24});
-      const Tokens mine = few_tokens(world.rank(), 66, 24, 6, 3);
+      LowLatencyOptions options = {.max_tokens = 70, .width = kWidth};
+      if (fp8) options.fp8 = ScaleFormat::f32;
+      LowLatencyBuffer buffer(world, ExpertMap::even(6, 3), options);
+      const Tokens mine = few_tokens(world.rank(), 66, kWidth, 6, 3);
       int64_t pairs = 0;  // (token, expert) or (token, rank) of another rank
       for (int64_t t = 0; t < 66; ++t) {
         std::array<int64_t, 3> of_rank{};
@@ -297,12 +305,13 @@ TEST(LowLatency, MovesTheBytesOfTheHeader) {
       LowLatencyDispatched in = buffer.dispatch(mine.x, mine.idx);
       in.hook.wait();
       const int64_t dispatched = buffer.traffic().sent - before;
-      EXPECT_EQ(dispatched, pairs * kRow + 4 * 2 * 8);
+      EXPECT_EQ(dispatched, pairs * (fp8 ? kFp8Row : kRow) + 4 * 2 * 8);
       int64_t back = 0;
       for (int64_t i = 0; i < 6; ++i) {
         if (i % 3 != world.rank()) back += in.handle.range_LR.data<int64_t>()[i] & 0xffffffff;
       }
-      buffer.combine(in.recv_LMH, mine.idx, mine.weights, in.handle).wait();
+      const Tensor y = Tensor::zeros(in.recv_LMH.shape(), DType::bf16);
+      buffer.combine(y, mine.idx, mine.weights, in.handle).wait();
       EXPECT_EQ(buffer.traffic().sent - before - dispatched, back * kRow);
       const Traffic t = buffer.traffic();
       EXPECT_EQ(reduce_number(world, t.sent), reduce_number(world, t.received));

@@ -53,7 +53,7 @@ class LowLatency(Connected):
         topk_idx: [tokens, k] i64, experts 0 ... num_experts - 1, -1 for none; an expert twice counts once.
         num_max_dispatch_tokens_per_rank, num_experts, hidden, dtype: the same on all ranks.
         cumulative_local_expert_recv_stats: [local experts] i32, which grows by the rows of each.
-        use_fp8: received rows are e4m3 with a scale for every 128 elements (not for f64).
+        use_fp8: rows travel and come in e4m3 with a scale for every 128 elements (not for f64).
         round_scale: scales are powers of two. use_ue8m0: and packed, four to an i32; hidden a multiple of
         512. return_recv_hook: returns when all is sent; the hook that is returned receives. It must be
         called. async_finish: the same, and the rank receives by itself; the event ends when it has.
@@ -80,7 +80,8 @@ class LowLatency(Connected):
         request.x = take("x", x)
         request.topk_idx = take("topk_idx", topk_idx, ("i64",), (x.shape[0], None))
         request.sizes(num_experts, num_max_dispatch_tokens_per_rank, int(1000 * self.mask_after))
-        request.fp8, request.powers_of_two, request.ue8m0 = use_fp8, round_scale, use_ue8m0
+        if use_fp8:
+            request.fp8(powers_of_two=round_scale, f32_scales=not use_ue8m0)
         if cumulative_local_expert_recv_stats is not None:
             request.stats = take("cumulative_local_expert_recv_stats", cumulative_local_expert_recv_stats,
                                  ("i32",), (experts,))

@@ -126,6 +126,21 @@ void Group::excuse(int rank, bool excused) {
   info_->excused[static_cast<size_t>(rank)] = excused;
 }
 
+int Group::ranks_of_node() const {
+  const auto all_share = [&](int of_node) {
+    for (int first = 0; first < size(); first += of_node) {
+      GroupInfo node{.name = "node"};
+      const auto begin = info_->members.begin() + first;
+      node.members.assign(begin, begin + of_node);
+      if (!engine_->transport().shares_memory(node)) return false;
+    }
+    return true;
+  };
+  int most = size();
+  while (size() % most != 0 || !all_share(most)) --most;
+  return most;
+}
+
 Group Group::subgroup(std::string name, std::span<const int> members) const {
   GroupInfo info{.name = std::move(name)};
   for (const int m : members) {

@@ -58,6 +58,9 @@ class Group {
 
   /// True when the ranks of this group can read and write each other's memory.
   bool shares_memory() const { return engine_->transport().shares_memory(*info_); }
+  /// The most ranks G for which ranks 0…G − 1, G…2G − 1, … each share memory, as those of a host do; 1: none
+  /// do.
+  int ranks_of_node() const;
   /// x if it can be shared, else a copy that can: between processes those tensors can that the calling rank's
   /// allocator has made (not those from before the ranks, from files, or from a scope of its own).
   Tensor shareable(Tensor x) const { return engine_->transport().shareable(*info_, std::move(x)); }

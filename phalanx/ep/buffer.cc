@@ -25,10 +25,11 @@ uint64_t next_number() {
 
 std::unique_ptr<Transfer> transfer_of(Group& group, const BufferOptions& o) {
   Way way = o.way;
+  const int of_node = o.ranks_of_node == kFindNodes ? group.ranks_of_node() : o.ranks_of_node;
   if (way == Way::automatic) {
-    way = group.shares_memory() ? Way::direct : o.ranks_of_node > 1 ? Way::two_level : Way::messages;
+    way = group.shares_memory() ? Way::direct : of_node > 1 ? Way::two_level : Way::messages;
   }
-  if (way == Way::two_level) return two_level_transfer(group, o.ranks_of_node);
+  if (way == Way::two_level) return two_level_transfer(group, of_node);
   if (way == Way::messages) return message_transfer(group);
   if (!group.shares_memory()) throw Error("the ranks of {} do not share memory", group.name());
   return direct_transfer(group);

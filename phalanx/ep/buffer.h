@@ -60,11 +60,13 @@ struct CombineOptions {
 
 /// How rows move.
 enum class Way : uint8_t {
-  automatic,  ///< directly where all ranks share memory, else on two levels where nodes are told of
+  automatic,  ///< directly where all ranks share memory, else on two levels where there are nodes
   direct,     ///< into each other's memory (transfer.h)
   messages,
   two_level,  ///< one copy of a token to a node, from where it is passed on (two_level.h)
 };
+
+inline constexpr int kFindNodes = -1;
 
 struct BufferOptions {
   /// Ranks with slices of the same experts; null: none.
@@ -72,7 +74,8 @@ struct BufferOptions {
   /// Dispatch also refuses tokens that name an expert twice, and weights that are not numbers.
   bool checked = false;
   Way way = Way::automatic;
-  /// Ranks n·G … n·G + G − 1 are a node, whose ranks share memory; 0: not known.
+  /// Ranks n·G … n·G + G − 1 are a node, whose ranks share memory; 0: there are none; kFindNodes: those that
+  /// there are (Group::ranks_of_node).
   int ranks_of_node = 0;
 };
 

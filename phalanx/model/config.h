@@ -52,6 +52,8 @@ struct MoeConfig {
   /// A token's experts are summed one by one, by slot: bits do not depend on which rank has which expert
   /// (ep::PairOrder::every_slot), and neither do those of the gradient norm.
   bool exact_sums = false;
+  /// Between hosts, a token's row goes once to each host, and sums are made inside hosts first (ep::Way).
+  bool two_level = false;
 };
 
 /// A decoder of `layers` blocks: x += attention(norm(x)); x += mlp(norm(x)).

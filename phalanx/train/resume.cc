@@ -58,7 +58,7 @@ std::vector<NamedTensor> tensors_of(RankRun& rank) {
 bool may_change(const std::string& key) {
   return key == "model.context" || key == "model.dropout" || key == "model.init_std" ||
          key == "model.mtp_weight" || key == "moe.balance_loss" || key == "moe.z_loss" ||
-         key == "moe.bias_rate" || key == "moe.capacity" || key == "moe.exact_sums";
+         key == "moe.bias_rate" || key == "moe.capacity" || key == "moe.exact_sums" || key == "moe.two_level";
 }
 
 // Error: the checkpoint's weights mean something else in this run.

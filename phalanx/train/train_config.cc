@@ -107,6 +107,8 @@ void add_moe(ConfigTable& table, MoeConfig& m) {
   s.add("capacity", &m.capacity, "tokens an expert takes of a sequence, in even loads; 0: all that choose it")
       .at_least(0);
   s.add("exact_sums", &m.exact_sums, "sums do not depend on which rank has which expert; more rows travel");
+  s.add("two_level", &m.two_level,
+        "a token's row goes once to each host, and sums are made inside hosts first");
   s.add("groups", &m.groups, "equal groups of experts").at_least(1).at_most(kExperts);
   s.add("top_groups", &m.top_groups, "groups that a token's experts come from").at_least(1).at_most(kExperts);
 }

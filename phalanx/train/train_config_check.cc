@@ -141,6 +141,14 @@ void check_rebalancing(const TrainConfig& c) {
   if (c.model.moe.share_layers > 1) refuse("it needs moe.share_layers = 1");
 }
 
+// Error: sums are wanted in two orders.
+void check_sums(const MoeConfig& moe) {
+  if (!moe.exact_sums || !moe.two_level) return;
+  throw Error(
+      "moe.two_level sums inside hosts first, so that sums depend on where experts are: set "
+      "moe.exact_sums = false, or moe.two_level = false");
+}
+
 // Fills in what follows from the layout. Error: the rest does not fit it.
 TrainConfig laid_out(TrainConfig c, const Layout& layout) {
   c.parallel.layout = layout.text();
@@ -152,6 +160,7 @@ TrainConfig laid_out(TrainConfig c, const Layout& layout) {
   c.train.microbatch = share.microbatch;
   check_pipeline(c, layout, share.microbatches());
   check_rebalancing(c);
+  check_sums(c.model.moe);
   check_rows(c, layout);
   check_slices(c, layout);
   return c;

@@ -61,6 +61,7 @@ TEST(Collectives, SharedTensorsAreTheOthersOwn) {
   for (int ranks = 1; ranks <= 5; ++ranks) {
     run_thread_ranks({.ranks = ranks}, [&](Group& world) {
       ASSERT_TRUE(world.shares_memory());
+      ASSERT_EQ(world.ranks_of_node(), ranks);
       const int me = world.rank();
       std::vector<Tensor> peers(static_cast<size_t>(ranks));
       for (int round = 0; round < 40; ++round) {
@@ -87,7 +88,10 @@ TEST(Collectives, SharedTensorsAreTheOthersOwn) {
 }
 
 TEST(Collectives, RanksThatShareNoMemorySaySo) {
-  run_thread_ranks({.ranks = 2}, faked({}), [](Group& world) { EXPECT_FALSE(world.shares_memory()); });
+  run_thread_ranks({.ranks = 2}, faked({}), [](Group& world) {
+    EXPECT_FALSE(world.shares_memory());
+    EXPECT_EQ(world.ranks_of_node(), 1);
+  });
 }
 
 // Ranks without a core of their own come late to work that others have done for them.

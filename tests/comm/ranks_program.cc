@@ -65,6 +65,7 @@ void hosts(Group& world) {
   const Group across = world.subgroup("across", std::vector<int>{here, here + half});
   if (world.shares_memory() || across.shares_memory()) throw Error("memory is shared between hosts");
   if (!host.shares_memory()) throw Error("the ranks of a host share no memory");
+  if (world.ranks_of_node() != half) throw Error("nodes of {} ranks", world.ranks_of_node());
   for (unsigned i = 0; i < 20; ++i) check_share(host, {.dtype = DType::f32, .n = 1000, .seed = i});
 }
 

@@ -22,6 +22,7 @@ HYBRIDS = {
     "tp over both": ["parallel.layout=tp=4"],
     "Ulysses over both": ["parallel.layout=cp=4", "parallel.ulysses=4"],
     "experts over both": [*MOE[1::2], "parallel.layout=dp=4,ep=4"],
+    "experts over both, on two levels": [*MOE[1::2], "parallel.layout=dp=4,ep=4", "moe.two_level=true"],
     "pp between, experts within": [*MOE[1::2], "parallel.layout=pp=2,dp=2,ep=2"],
 }
 

@@ -153,6 +153,8 @@ TEST(ExpertPlaces, RefuseWhatWouldChangeResults) {
       checked(config);
     };
   };
+  EXPECT_THAT(with([](TrainConfig& c) { c.model.moe.two_level = true; }),
+              ThrowsMessage<Error>(HasSubstr("moe.two_level = false")));
   EXPECT_THAT(with([](TrainConfig& c) { c.model.moe.exact_sums = false; }),
               ThrowsMessage<Error>(HasSubstr("moe.exact_sums = true")));
   EXPECT_THAT(with([](TrainConfig& c) { c.parallel.zero = 1; }),

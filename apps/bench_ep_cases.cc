@@ -26,13 +26,16 @@ struct Mode {
 const std::map<std::string, Mode> kModes = {
     {"throughput", {4096, 7168, 15, {"bf16", "e4m3", "f16", "f32", "f64"}}},
     {"low-latency", {128, 7168, 200, {"bf16", "f16", "f32", "f64"}}},
-    {"two-level", {4096, 7168, 15, {"bf16", "e4m3", "f16", "f32", "f64"}}}};
+    {"two-level", {4096, 7168, 15, {"bf16", "e4m3", "f16", "f32", "f64"}}},
+    {"overlap", {512, 1024, 5, {"f32", "f64"}}}};
+constexpr int kExpertWidth = 256;
 
 EpCase start(const std::string& name, const EpChoices& choices) {
   const Mode& mode = kModes.at(name);
   EpCase c = {.mode = name, .dtype = mode.dtypes.front()};
   c.shape = {.tokens = mode.tokens, .width = mode.width};
-  c.ranks_of_node = name == "two-level" ? choices.ranks_of_node : 0;
+  if (name == "two-level") c.ranks_of_node = choices.ranks_of_node;
+  if (name == "overlap") c.expert_width = choices.expert_width > 0 ? choices.expert_width : kExpertWidth;
   c.runs = choices.runs > 0 ? choices.runs : mode.runs;
   return c;
 }
@@ -73,6 +76,11 @@ void check(const EpCase& c) {
   }
 }
 
+void check_used(const EpChoices& choices, bool given, const char* option, const char* mode) {
+  if (!given || std::ranges::find(choices.modes, mode) != choices.modes.end()) return;
+  throw Error("{} is of --mode {}: add that mode, or leave the option out", option, mode);
+}
+
 }  // namespace
 
 std::string EpCase::text() const {
@@ -103,10 +111,8 @@ std::vector<EpCase> ep_cases(const EpChoices& choices) {
     c.shape.dtype = kDtypes.at(c.dtype);
     check(c);
   }
-  const auto two_level = std::ranges::find(choices.modes, "two-level");
-  if (choices.ranks_of_node > 0 && two_level == choices.modes.end()) {
-    throw Error("--ranks-of-node is of --mode two-level: add that mode, or leave the option out");
-  }
+  check_used(choices, choices.ranks_of_node > 0, "--ranks-of-node", "two-level");
+  check_used(choices, choices.expert_width > 0, "--expert-width", "overlap");
   return cases;
 }
 

@@ -19,6 +19,7 @@ struct EpChoices {
   std::vector<int> experts = {64};
   std::vector<std::string> dtypes;
   int ranks_of_node = 0;
+  int expert_width = 0;
   int runs = 0;
 };
 
@@ -27,7 +28,8 @@ struct EpCase {
   int ranks = 2;
   std::string dtype;
   ep::TimesShape shape;
-  int ranks_of_node = 0;  // of two levels
+  int ranks_of_node = 0;  // of two levels, else 0
+  int expert_width = 0;   // of a layer that overlaps, else 0
   int runs = 0;
 
   /// "throughput, 2 ranks, 4096 tokens of 7168 bf16, 8 of 64 experts".

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -83,7 +84,9 @@ class Report {
     if (!value.is_number_float()) return value.dump();
     char buffer[32];
     const auto v = value.get<double>();
-    std::snprintf(buffer, sizeof buffer, v >= 100 ? "%.0f" : v >= 10 ? "%.1f" : v >= 1 ? "%.2f" : "%.3f", v);
+    const double size = std::abs(v);
+    const int decimals = size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3;
+    std::snprintf(buffer, sizeof buffer, "%.*f", decimals, v);
     return buffer;
   }
 

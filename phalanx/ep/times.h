@@ -31,7 +31,7 @@ struct OperationTime {
   int64_t logical = 0;        ///< bytes of those rows
   int64_t memory = 0;         ///< bytes that must be read and written
   LinkBytes sent;             ///< from one rank to another, numbers included
-  /// Of two micro-batches that overlap, the share of their communication that took no time.
+  /// Of two microbatches that overlap, the share of their communication that took no time.
   std::optional<double> hidden;
 };
 

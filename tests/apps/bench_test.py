@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,9 @@ SOURCE = pathlib.Path(sys.argv[2])
 MPIRUN = shutil.which("mpirun")
 LIBRARIES = subprocess.run(["ldd", PHALANX], capture_output=True, text=True, check=False).stdout
 UNDER_TSAN = "libtsan" in LIBRARIES  # OpenMPI is not instrumented
+
+ROW = 1_000_000  # between the threads of a rank in a trace
+NOTHING = 0.002  # µs: what rounding makes of times there
 
 TINY = ["--set", "model.layers=2", "--set", "model.width=32", "--set", "model.context=16", "--steps", "2"]
 
@@ -175,6 +179,57 @@ class Bench(unittest.TestCase):
         self.assertEqual([(row["ranks"], row["tokens"]) for row in self.rows(run)],
                          3 * [(2, 4)] + 3 * [(2, 8)])
 
+    def parts(self, events, rank, name):
+        """{("experts", 0): (begin, end)}: the parts of both microbatches within the span `name`."""
+        spans = [(e, e["ts"], e["ts"] + e["dur"]) for e in events if e["ph"] == "X"]
+        ((begin, end),) = [(b, e) for span, b, e in spans if span["name"] == name and span["tid"] == rank]
+        found = {}
+        for span, b, e in spans:
+            part = re.fullmatch(r"(dispatch|experts|combine) forward m([01])", span["name"])
+            if part and span["tid"] % ROW == rank and begin <= b and e <= end + NOTHING:
+                self.assertNotIn(part.groups(), found)
+                self.assertEqual(span["tid"] // ROW, int(part[2] == "1" and name == "overlapped"))
+                found[part[1], int(part[2])] = (b, e)
+        self.assertEqual(len(found), 6)
+        return found
+
+    def test_ep_overlap_computes_while_the_other_microbatch_travels(self):
+        for transport in ("threads", "process"):
+            file = self.directory / "overlap.json"
+            rows = self.rows(bench("ep", "--mode", "overlap", "--ranks", 2, "--tokens", 24, "--width", 32,
+                                   "--expert-width", 48, "--top-k", 2, "--experts", 4, "--runs", 2,
+                                   "--transport", transport, "--trace", file, "--json", "-"))
+            us = {row["operation"]: row["us"] for row in rows}
+            self.assertEqual(list(us), ["dispatch", "experts", "combine", "sequential", "overlapped"])
+            hidden = (us["sequential"] - us["overlapped"]) / (2 * (us["dispatch"] + us["combine"]))
+            self.assertAlmostEqual(rows[-1]["hidden_percent"], 100 * hidden, places=6)
+            events = json.loads(file.read_text())["traceEvents"]
+            for rank in (0, 1):
+                self.check_overlap(events, rank)
+            inspected = subprocess.run([PHALANX, "inspect", file, "--json"], capture_output=True, text=True,
+                                       timeout=100)
+            self.assertEqual(json.loads(inspected.stdout)["steps"], ["sequential", "overlapped"])
+
+    def check_overlap(self, events, rank):
+        one_by_one = self.parts(events, rank, "sequential")
+        for m in (0, 1):
+            experts = one_by_one["experts", m]
+            for part in ("dispatch", "combine"):
+                other = one_by_one[part, 1 - m]
+                self.assertTrue(experts[1] <= other[0] + NOTHING or other[1] <= experts[0] + NOTHING)
+        in_turns = self.parts(events, rank, "overlapped")
+        for experts, other in ((in_turns["experts", 0], in_turns["dispatch", 1]),
+                               (in_turns["experts", 1], in_turns["combine", 0])):
+            self.assertLess(other[0], experts[0] + NOTHING)
+            self.assertLess(experts[1], other[1] + NOTHING)
+        for (part, m), (begin, end) in in_turns.items():
+            products = [e for e in events if e["name"] == "grouped_matmul_nt" and e["tid"] % ROW == rank and
+                        e["tid"] // ROW == m and begin <= e["ts"] <= end]
+            self.assertEqual(len(products), 2 if part == "experts" else 0)
+            flights = [e for e in events if e["name"].endswith(f"{part} forward m{m}") and
+                       e.get("cat") == "communication" and e["tid"] % ROW == rank and begin <= e["ts"] <= end]
+            self.assertEqual(bool(flights), part != "experts")
+
     def test_bad_input_is_one_sentence(self):
         for run, words in (
                 (bench("ops", "--tokens", 100, "--context", 64), ["100 tokens", "64"]),
@@ -194,6 +249,13 @@ class Bench(unittest.TestCase):
                  ["4", "2 ranks"]),
                 (bench("ep", "--ranks-of-node", 2), ["--mode two-level"]),
                 (bench("ep", "--mode", "low-latency", "--dtype", "bf16,e4m3"), ["low-latency", "e4m3"]),
+                (bench("ep", "--mode", "overlap", "--dtype", "bf16"), ["overlap", "bf16", "f32"]),
+                (bench("ep", "--expert-width", 8), ["--mode overlap"]),
+                (bench("ep", "--trace", self.directory / "t.json"), ["--trace", "are 0"]),
+                (bench("ep", "--mode", "overlap,throughput", "--tokens", "4,8", "--dtype", "f32", "--trace",
+                       self.directory / "t.json"), ["--trace", "are 2"]),
+                (bench("ep", "--mode", "overlap", "--trace", self.directory / "missing" / "t.json"),
+                 ["missing/t.json"]),
                 (bench("ep", "--tokens", "8,none"), ["--tokens", "none"])):
             self.assertNotEqual(run.returncode, 0)
             self.assertNotIn("measuring", run.stderr)

@@ -22,6 +22,10 @@ void show(const bench::Report& report, const std::string& json) {
 
 void add_ranks(CLI::App& command, int& ranks, std::string& transport) {
   command.add_option("--ranks", ranks, "Ranks")->capture_default_str()->check(CLI::PositiveNumber);
+  add_transport(command, transport);
+}
+
+void add_transport(CLI::App& command, std::string& transport) {
   command.add_option("--transport", transport, "How ranks reach each other")
       ->capture_default_str()
       ->check(CLI::IsMember({"threads", "process"}));

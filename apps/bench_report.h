@@ -17,6 +17,7 @@ void show(const bench::Report& report, const std::string& json);
 
 /// --ranks and --transport.
 void add_ranks(CLI::App& command, int& ranks, std::string& transport);
+void add_transport(CLI::App& command, std::string& transport);
 /// Those ranks, or the ones that a launcher has started.
 LaunchOptions ranks_of(int ranks, const std::string& transport, int threads_per_rank);
 

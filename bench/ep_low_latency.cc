@@ -44,11 +44,11 @@ void ours(Times& times) {
   run_thread_ranks({.ranks = kRanks}, [&](Group& world) {
     for (const int64_t tokens : kTokens) {
       const ep::TimesShape shape = {.tokens = tokens, .width = kWidth, .top_k = kTopK, .experts = kExperts};
-      for (const ep::LatencyTime& t : ep::measure_low_latency(world, shape, kRuns)) {
+      for (const ep::OperationTime& t : ep::measure_low_latency(world, shape, kRuns)) {
         if (world.rank() != 0) continue;
         Figures& f = times[std::to_string(tokens) + " " + t.operation];
-        f.median.push_back(t.median);
-        f.p99.push_back(t.p99);
+        f.median.push_back(t.seconds);
+        f.p99.push_back(t.p99.value());
       }
     }
   });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -25,7 +26,8 @@ inline std::string machine() {
 }
 
 /// Rows are objects: {"shape": "…", "ms": 1.2}. Neighbours of equal keys make one table. Numbers are printed
-/// with three significant digits or as integers; null as nothing.
+/// with three significant digits or as integers; null as nothing; a column that is null in all rows of its
+/// table is left out of it.
 class Report {
  public:
   explicit Report(std::string name) : name_(std::move(name)) {}
@@ -82,7 +84,9 @@ class Report {
     if (!value.is_number_float()) return value.dump();
     char buffer[32];
     const auto v = value.get<double>();
-    std::snprintf(buffer, sizeof buffer, v >= 100 ? "%.0f" : v >= 10 ? "%.1f" : v >= 1 ? "%.2f" : "%.3f", v);
+    const double size = std::abs(v);
+    const int decimals = size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3;
+    std::snprintf(buffer, sizeof buffer, "%.*f", decimals, v);
     return buffer;
   }
 
@@ -93,10 +97,13 @@ class Report {
 
   // Rows [begin, end) below their keys, which are those of the first.
   std::string table(size_t begin, size_t end) const {
-    std::vector<Cells> lines = {keys(rows_[begin])};
-    for (size_t r = begin; r < end; ++r) {
-      Cells& line = lines.emplace_back();
-      for (const auto& [key, value] : rows_[r].items()) line.push_back(cell(value));
+    std::vector<Cells> lines(1 + end - begin);
+    for (const std::string& key : keys(rows_[begin])) {
+      bool any = false;
+      for (size_t r = begin; r < end; ++r) any = any || !rows_[r][key].is_null();
+      if (!any) continue;
+      lines[0].push_back(key);
+      for (size_t r = begin; r < end; ++r) lines[1 + r - begin].push_back(cell(rows_[r][key]));
     }
     std::vector<size_t> widths(lines[0].size());
     for (const Cells& line : lines) {

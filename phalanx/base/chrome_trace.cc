@@ -120,7 +120,7 @@ std::string chrome_events(std::span<const Span> spans, const ChromeRank& rank) {
   Writer out(rank);
   out.name_row(0, "");
   const bool pairs = std::ranges::find(sorted, TraceRow::beside, &Span::row) != sorted.end();
-  if (pairs) out.name_row(1, ", overlapped backward");
+  if (pairs) out.name_row(1, ", " + rank.beside);
   std::vector<int64_t> ends;  // of the operations, by row
   for (const Span& s : sorted) {
     if (s.row != TraceRow::comm) {

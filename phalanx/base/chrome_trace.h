@@ -1,6 +1,6 @@
 // Spans of all ranks in Chrome's trace event format, which Perfetto also opens. One process, "job"; a row (a
-// thread) for each rank, one more below it for what alternates with that (an overlapped backward), and for
-// operations in flight as many as overlap.
+// thread) for each rank, one more below it for what alternates with that, and for operations in flight as
+// many as overlap.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,8 @@ inline constexpr int64_t kChromeRow = 1'000'000;
 /// One rank's place in a trace.
 struct ChromeRank {
   int rank = 0;
-  std::string name;      ///< of its row
+  std::string name;                            ///< of its row
+  std::string beside = "overlapped backward";  ///< what alternates with that
   int64_t shift_ns = 0;  ///< added to its times: they become nanoseconds since the trace's beginning
 };
 

@@ -32,6 +32,12 @@ const char* TraceRing::keep(std::string_view text) { return texts_.emplace(text)
 TraceRing* trace_ring() { return current; }
 TraceLabel trace_label() { return current ? current->label() : TraceLabel{}; }
 
+void label_microbatches(int compute, int beside) {
+  if (!current) return;
+  current->label(TraceRow::compute).microbatch = compute;
+  current->label(TraceRow::beside).microbatch = beside;
+}
+
 TraceScope::TraceScope(TraceRing* ring) : previous_(current) { current = ring; }
 TraceScope::~TraceScope() { current = previous_; }
 

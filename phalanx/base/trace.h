@@ -97,6 +97,8 @@ class TraceRing {
 TraceRing* trace_ring();
 /// What the thread's spans are part of.
 TraceLabel trace_label();
+/// Which microbatches the thread's spans are of from here on, by row; −1: of none.
+void label_microbatches(int compute, int beside);
 
 /// Turns tracing on for the calling thread while it lives; `ring` outlives it. A null ring turns it off.
 class TraceScope {

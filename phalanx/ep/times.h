@@ -2,6 +2,8 @@
 #pragma once
 
 #include <functional>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,39 +17,44 @@ struct TimesShape {
   int64_t width = 7168;
   int64_t top_k = 8;
   int experts = 64;
+  /// f8e4m3: dispatch of such rows with their f32 scales (ops/quantize.h), combine of bf16 rows that travel
+  /// so.
   DType dtype = DType::bf16;
 };
 
 /// One operation, on all ranks together.
 struct OperationTime {
-  std::string operation;  ///< "dispatch", "cached dispatch" or "combine"
-  double seconds = 0;     ///< the median, from when all begin until all have ended
-  int64_t rows = 0;       ///< (token, rank) pairs
-  int64_t logical = 0;    ///< bytes of those rows
-  int64_t wire = 0;       ///< bytes that go from one rank to another, numbers included
-  int64_t memory = 0;  ///< bytes that must be read and written: each token's row once, each pair's row once
+  std::string operation;
+  double seconds = 0;         ///< the median, from when all begin until the slowest has ended
+  std::optional<double> p99;  ///< seconds; of the low-latency mode
+  int64_t rows = 0;           ///< that travel, to the own rank too
+  int64_t logical = 0;        ///< bytes of those rows
+  int64_t memory = 0;         ///< bytes that must be read and written
+  LinkBytes sent;             ///< from one rank to another, numbers included
+  /// Of two microbatches that overlap, the share of their communication that took no time.
+  std::optional<double> hidden;
 };
 
 struct TimesOptions {
   TimesShape shape;
   int runs = 15;
+  int ranks_of_node = 0;                              ///< on two levels (two_level.h); 0: on one
   std::function<void(const OperationTime&)> on_time;  ///< on rank 0; may be empty
 };
 
-/// On the ranks of `group`; every member calls it.
+/// "dispatch", "cached dispatch" and "combine" on the ranks of `group`; every member calls it. Rows are
+/// (token, rank) pairs; memory has each token's row once and each pair's once, and where combine quantises,
+/// what it writes and what is read of that.
 std::vector<OperationTime> measure_operations(Group& group, const TimesOptions& options);
 
-/// One operation of the low-latency mode, or its sending half; of the slowest rank.
-struct LatencyTime {
-  std::string operation;  ///< "dispatch", "combine" (of rows in its buffer), "copied combine"; ", send half"
-  double median = 0;      ///< seconds
-  double p99 = 0;
-  int64_t memory = 0;  ///< bytes that all ranks must read and write in it
-};
+/// The low-latency mode, no rank's `tokens` more than its maximum: "dispatch", "combine" (of rows in its
+/// buffer), "copied combine", and of each ", send half", which has no bytes but `memory`. Rows are (token,
+/// expert) pairs. Every member calls it.
+std::vector<OperationTime> measure_low_latency(Group& group, const TimesShape& shape, int runs);
 
-/// The low-latency mode on the ranks of `group`, no rank's `tokens` more than its maximum; every member calls
-/// it.
-std::vector<LatencyTime> measure_low_latency(Group& group, const TimesShape& shape, int runs);
+/// Of each operation the median seconds until all ranks have done it, which all begin together. The
+/// operations take turns. Every member calls it.
+std::vector<double> median_times(Group& group, int runs, std::span<const std::function<void()>> operations);
 
 /// Of values in any order: the least that 99 % do not exceed.
 double percentile_99(std::vector<double> values);

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "phalanx/base/beside.h"
 #include "phalanx/base/error.h"
-#include "phalanx/base/trace.h"
 #include "phalanx/parallel/schedule/check.h"
 
 namespace phalanx {
@@ -30,27 +30,6 @@ Group& channel(Mesh& mesh, bool gradients, ChunkPlace into, int from) {
   const int b = line[static_cast<size_t>(std::max(into.rank, from))];
   const char* what = gradients ? "gradients" : "activations";
   return mesh.group(format("{} into chunk {} of stage rank {}", what, into.chunk, into.rank), {a, b});
-}
-
-// A task whose spans lie beside those of the one that it alternates with.
-Task<Tensor> beside(Task<Tensor> task) {
-  while (true) {
-    {
-      const TraceBeside row;
-      task.resume();
-    }
-    if (task.done()) break;
-    co_await Suspend(*task.waiting());
-  }
-  co_return task.result();
-}
-
-// Which microbatches the spans are of from here on; −1: of none.
-void label_spans(int microbatch, int b_microbatch) {
-  TraceRing* ring = trace_ring();
-  if (!ring) return;
-  ring->label(TraceRow::compute).microbatch = microbatch;
-  ring->label(TraceRow::beside).microbatch = b_microbatch;
 }
 
 // An overlapped pair is a forward, and beside it a backward.
@@ -184,7 +163,7 @@ void Pipeline::run_step(const Step& s, StageRunner& stages) {
   Tensor dy;
   if (s.goes_forward()) x = take(false, s.chunk, s.microbatch, stages);
   if (s.goes_backward()) dy = take(true, b_chunk, b_microbatch, stages);
-  label_spans(s.microbatch, b_microbatch);
+  label_microbatches(s.microbatch, b_microbatch);
   record.begin_ns = trace_now();
   Tensor y;
   Tensor dx;
@@ -213,7 +192,7 @@ void Pipeline::run(StageRunner& stages) {
     for (int s = 0; s < schedule_.slices; ++s) post_next(inlet, stages);
   }
   for (const Step& step : steps()) run_step(step, stages);
-  label_spans(-1, -1);
+  label_microbatches(-1, -1);
   for (Outlet& outlet : outlets_) {
     outlet.given = 0;
     for (Message& message : outlet.sending) {

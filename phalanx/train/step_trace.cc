@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "phalanx/base/chrome_trace.h"
 #include "phalanx/train/agree.h"
 
 namespace phalanx {
@@ -37,15 +36,19 @@ TraceRing* StepTrace::ring_of(int64_t step) {
 std::string StepTrace::collect(const Mesh& mesh, Group& world) {
   const std::vector<Span> spans = ring_ ? ring_->spans() : std::vector<Span>();
   lost_ = ring_ ? ring_->count() - spans.size() : 0;
-  int64_t begin = kNever;
-  for (const Span& s : spans) begin = std::min(begin, s.begin_ns + clock_shift_);
-  const int64_t origin = least(world, begin);
-  const ChromeRank rank = {.rank = world.rank(),
-                           .name = rank_title(mesh),
-                           .shift_ns = clock_shift_ - (origin == kNever ? 0 : origin)};
-  const std::vector<std::string> all = gather_texts(world, chrome_events(spans, rank));
+  const ChromeRank rank = {.rank = world.rank(), .name = rank_title(mesh), .shift_ns = clock_shift_};
+  std::string file = gather_trace(spans, rank, world);
   steps_.count = 0;
   ring_.reset();
+  return file;
+}
+
+std::string gather_trace(std::span<const Span> spans, ChromeRank rank, Group& world) {
+  int64_t begin = kNever;
+  for (const Span& s : spans) begin = std::min(begin, s.begin_ns + rank.shift_ns);
+  const int64_t origin = least(world, begin);
+  if (origin != kNever) rank.shift_ns -= origin;
+  const std::vector<std::string> all = gather_texts(world, chrome_events(spans, rank));
   return world.rank() == 0 ? chrome_trace(all) : "";
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "phalanx/base/chrome_trace.h"
 #include "phalanx/base/trace.h"
 #include "phalanx/comm/mesh.h"
 
@@ -40,6 +41,10 @@ class StepTrace {
   std::unique_ptr<TraceRing> ring_;
   uint64_t lost_ = 0;
 };
+
+/// On rank 0 the whole file of what all ranks' spans are, elsewhere "". rank.shift_ns is what
+/// comm/clock_shift.h says; times begin at the first span's. Collective.
+std::string gather_trace(std::span<const Span> spans, ChromeRank rank, Group& world);
 
 /// "rank 3 pp=1 dp=0": its place on the axes that the layout has.
 std::string rank_title(const Mesh& mesh);

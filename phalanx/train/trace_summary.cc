@@ -189,7 +189,7 @@ std::string trace_summary(const std::filesystem::path& path, bool json) {
     const Summary summary = Reader().read(Json::parse(text).at("traceEvents"));
     return json ? json_text(path, summary) : table(path, summary);
   } catch (const Json::exception& e) {
-    throw Error("{}: not a trace that phalanx train wrote: {}", path.string(), e.what());
+    throw Error("{}: not a trace of Phalanx: {}", path.string(), e.what());
   }
 }
 

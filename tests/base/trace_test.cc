@@ -88,8 +88,7 @@ TEST(Trace, PartsNestAndLabelWhatIsIssuedWithin) {
 TEST(Trace, WhatRunsBesideHasItsOwnRowAndLabel) {
   TraceRing ring;
   const TraceScope scope(&ring);
-  ring.label(TraceRow::compute).microbatch = 1;
-  ring.label(TraceRow::beside).microbatch = 2;
+  label_microbatches(1, 2);
   {
     const TracePart first("a", "", TracePhase::forward);
     const TraceBeside beside;

@@ -55,6 +55,11 @@ class Hosts:
             f.write(AGENT.format(*NAMES))
         os.chmod(self.agent, 0o755)
 
+    def sent(self):
+        """Bytes that both hosts have put on the cable, by the system's account."""
+        return sum(int(run("ip", "netns", "exec", name, "cat",
+                           f"/sys/class/net/{name}/statistics/tx_bytes").stdout) for name in NAMES)
+
     def close(self):
         for name in NAMES:
             run("ip", "netns", "del", name, check=False)

@@ -8,6 +8,20 @@ namespace {
 
 int64_t dtype_word(const Tensor& t) { return t.defined() ? static_cast<int64_t>(t.dtype()) + 1 : 0; }
 
+// Why there is no memory for the worst number of rows, or "".
+std::string no_room(const Tokens& t, const DispatchOptions& o) {
+  try {
+    PooledVector<Tensor> room;
+    for (const Tensor& x : {t.x_TD, t.topk_idx_TK, t.weights_TK, t.scales_TS}) {
+      if (x.defined()) room.push_back(Tensor::empty(x.shape().with_rows(o.worst_rows), x.dtype()));
+    }
+    if (o.sources) room.push_back(Tensor::empty({o.worst_rows, 2}, DType::i64));
+    return "";
+  } catch (const Error& e) {
+    return format("the worst number of rows is {}: {}", o.worst_rows, e.what());
+  }
+}
+
 // What is wrong with the arguments as such, or "".
 std::string wrong(const Tokens& t, const DispatchOptions& o) {
   if (!t.x_TD.defined() || t.x_TD.shape().rank() == 0) return "x is not a tensor of rows";
@@ -34,10 +48,12 @@ std::string wrong(const Tokens& t, const DispatchOptions& o) {
   for (const Tensor& x : {t.x_TD, t.topk_idx_TK, t.weights_TK, t.scales_TS}) {
     if (x.device().kind != Device::Kind::cpu) return "a tensor is not on the CPU";
   }
-  if (o.expert_alignment < 1) return format("expert_alignment is {}", o.expert_alignment);
+  if (o.expert_alignment < 1 || o.expert_alignment > kMostAlignment) {
+    return format("expert_alignment is {}, not 1 to {}", o.expert_alignment, kMostAlignment);
+  }
   if (o.worst_rows < 0) return format("the worst number of rows is {}", o.worst_rows);
   if (o.worst_rows > 0 && o.expand) return "expanded rows have no worst number";
-  return "";
+  return o.worst_rows > 0 ? no_room(t, o) : "";
 }
 
 // The first token that names an expert which does not exist or, if asked, one twice.
@@ -96,7 +112,7 @@ std::string difference(const Statement& s, const Statement& of_0) {
 Statement examine(const Tokens& t, const DispatchOptions& options, int64_t experts, bool checked,
                   std::string* why) {
   Statement s = {.experts = experts, .worst_rows = options.worst_rows};
-  *why = wrong(t, options);
+  if (why->empty()) *why = wrong(t, options);
   if (!why->empty()) {
     s.fault = Statement::Fault::argument;
     return s;
@@ -106,8 +122,8 @@ Statement examine(const Tokens& t, const DispatchOptions& options, int64_t exper
   s.row_bytes = static_cast<int64_t>(row_bytes(t.x_TD));
   s.scale_bytes = t.scales_TS.defined() ? static_cast<int64_t>(row_bytes(t.scales_TS)) : 0;
   s.dtypes = dtype_word(t.x_TD) | dtype_word(t.weights_TK) << 8 | dtype_word(t.scales_TS) << 16;
-  s.form =
-      (options.expand ? 1 : 0) | (options.sources ? 2 : 0) | (options.order == PairOrder::every_slot ? 4 : 0);
+  s.form = (options.expand ? 1 : 0) | (options.sources ? 2 : 0) |
+           (options.order == PairOrder::every_slot ? 4 : 0) | (options.rows_later ? 8 : 0);
   examine_choices(t, checked || options.expand, s);
   if (checked && s.fault == Statement::Fault::none && t.weights_TK.defined()) examine_weights(t, s);
   return s;

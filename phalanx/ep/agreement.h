@@ -26,7 +26,7 @@ static_assert(std::is_trivially_copyable_v<Statement>);
 inline constexpr int64_t kStatementWords = sizeof(Statement) / sizeof(int64_t);
 
 /// Never throws. `checked`: also finds experts that a token names twice, and weights that are NaN. `*why`
-/// says what is wrong with an argument, for this rank's own message.
+/// says what is wrong with an argument, for this rank's own message; not empty: something is already.
 Statement examine(const Tokens& tokens, const DispatchOptions& options, int64_t experts, bool checked,
                   std::string* why);
 

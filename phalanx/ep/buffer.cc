@@ -86,6 +86,29 @@ Rows live_rows(const Tensor& data, int64_t count) {
   return {data, Tensor::of(Shape{1}, std::span<const int64_t>(&count, 1))};
 }
 
+void check_rows(const Tensor& t, const char* name) {
+  if (!t.defined() || t.on_cuda() || t.shape().rank() == 0) {
+    throw Error("{} is not a tensor of rows on the CPU", name);
+  }
+}
+
+void check_given(const Tensor& x, const Tensor& scales) {
+  check_rows(x, "cached dispatch: x");
+  if (scales.defined()) check_rows(scales, "cached dispatch: scales");
+}
+
+// How many rows a caller says that there are.
+int64_t count_given(const Rows& y) {
+  check_rows(y.data, "combine: y");
+  const Tensor& live = y.live;
+  if (!live.defined() || live.on_cuda() || live.dtype() != DType::i64 || live.shape() != Shape{1}) {
+    throw Error("combine: the number of live rows is not an i64 [1] on the CPU");
+  }
+  const int64_t n = live.data<int64_t>()[0];
+  if (n < 0 || n > y.capacity()) throw Error("combine: {} live rows of {}", n, y.capacity());
+  return n;
+}
+
 // Tensors, some undefined, as a list of those that are defined, and back.
 PooledVector<Tensor> defined(std::initializer_list<Tensor> tensors) {
   PooledVector<Tensor> out;
@@ -148,10 +171,10 @@ Task<Dispatched> Buffer::dispatch(Tensor x, Tensor topk_idx, Tensor weights) {
 
 Task<Dispatched> Buffer::dispatch(Tokens tokens, DispatchOptions options) {
   check_thread();
-  if (options.order != PairOrder::by_rank && !transfer_->takes_any_order()) {
-    throw Error("dispatch: on two levels rows are summed by rank");
-  }
   std::string why;
+  if (options.order != PairOrder::by_rank && !transfer_->takes_any_order()) {
+    why = "on two levels rows are summed by rank";
+  }
   const Statement own = examine(tokens, options, choosable(), checked_, &why);
   const bool sound = own.fault == Statement::Fault::none;
   Tensor choices = sound ? tokens.topk_idx_TK : Tensor::empty({0, 1}, DType::i64);
@@ -221,7 +244,7 @@ Task<Redispatched> Buffer::dispatch(Tensor x, Tensor scales, Handle h) {
 
 Redispatched Buffer::room(const Tensor& x, const Tensor& scales, const Handle& h) const {
   check_handle(h, "cached dispatch");
-  if (!x.defined()) throw Error("cached dispatch: no rows are given");
+  check_given(x, scales);
   PooledVector<Tensor> rows = h.expansion ? new_rows(defined({x, scales}), h.expansion->rows())
                                           : transfer_->room(defined({x, scales}), h.capacity);
   Redispatched out;
@@ -233,6 +256,7 @@ Redispatched Buffer::room(const Tensor& x, const Tensor& scales, const Handle& h
 
 Task<> Buffer::dispatch_into(Tensor x, Tensor scales, Handle h, Redispatched room) {
   check_handle(h, "cached dispatch");
+  check_given(x, scales);
   PooledVector<Tensor> rows = defined({x, scales});
   const PooledVector<Tensor> to = defined({room.x_RD.data, room.scales_RS});
   check_room(rows, to, h);
@@ -250,7 +274,7 @@ void Buffer::check_room(const PooledVector<Tensor>& rows, const PooledVector<Ten
                         const Handle& h) const {
   const int64_t tokens = h.route.layout.tokens();
   const int64_t places = h.expansion ? h.expansion->rows() : h.capacity;
-  if (rows.empty() || rows.size() != room.size()) {
+  if (rows.size() != room.size()) {
     throw Error("cached dispatch: {} tensors, room for {}: rows, and scales where there are some",
                 rows.size(), room.size());
   }
@@ -308,12 +332,14 @@ void Buffer::check_combine(const Rows& y, const Handle& h, const CombineOptions&
   check_handle(h, "combine");
   const int64_t live = total(h.slice_rows);
   const int64_t rows = h.expansion ? h.expansion->rows() : live;
-  if (y.count() < rows || (h.expansion && y.count() != rows)) {
-    throw Error("combine: {} rows, {} were dispatched", y.count(), rows);
+  const int64_t given = count_given(y);
+  if (given < rows || (h.expansion && given != rows)) {
+    throw Error("combine: {} rows, {} were dispatched", given, rows);
   }
   const Tensor& w = o.weights;
-  if (w.defined() && (w.rows() < rows || w.shape().rank() != (h.expansion ? 1 : 2))) {
-    throw Error("combine: weights are {} for {} rows", w.shape(), rows);
+  const bool f32_or_f64 = w.dtype() == DType::f32 || w.dtype() == DType::f64;
+  if (w.defined() && (w.shape().rank() != (h.expansion ? 1 : 2) || w.rows() < rows || !f32_or_f64)) {
+    throw Error("combine: weights are {} {} for {} rows", dtype_name(w.dtype()), w.shape(), rows);
   }
   if (o.bias.size() > 2) throw Error("combine: {} biases, at most 2 are added", o.bias.size());
   const Shape tokens = y.data.shape().with_rows(h.route.layout.tokens());
@@ -326,6 +352,9 @@ void Buffer::check_combine(const Rows& y, const Handle& h, const CombineOptions&
   const bool narrow = dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16;
   if (!narrow && (o.quantize || dtype != DType::f64)) {
     throw Error("combine: rows are {}{}", dtype_name(dtype), o.quantize ? ", to be quantized" : "");
+  }
+  if (o.quantize && y.data.shape().rank() != 2) {
+    throw Error("combine: rows to be quantized are {}, not [rows, width]", y.data.shape());
   }
 }
 

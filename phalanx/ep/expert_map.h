@@ -12,15 +12,17 @@ namespace phalanx::ep {
 /// Experts 0…E−1 lie in runs: those of rank 0, then those of rank 1, …
 class ExpertMap {
  public:
+  static constexpr int64_t kMost = 1 << 20;
+
   /// Equal runs. Error: the ranks do not divide the experts.
   static ExpertMap even(int64_t experts, int ranks) {
     if (experts % ranks != 0) throw Error("ep = {} does not divide {} experts", ranks, experts);
     return ExpertMap(std::vector<int64_t>(static_cast<size_t>(ranks), experts / ranks));
   }
-  /// counts[r] experts on rank r, 0 or more. Error: a negative count.
+  /// counts[r] experts on rank r, 0 to kMost. Error: another count.
   explicit ExpertMap(std::span<const int64_t> counts) : first_{0} {
     for (const int64_t n : counts) {
-      if (n < 0) throw Error("rank {} has {} experts", owner_rank(), n);
+      if (n < 0 || n > kMost) throw Error("rank {} has {} experts, at most {}", owner_rank(), n, kMost);
       owner_.resize(owner_.size() + static_cast<size_t>(n), owner_rank());
       first_.push_back(std::ssize(owner_));
     }

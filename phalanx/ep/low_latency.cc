@@ -27,7 +27,9 @@ void check_options(const LowLatencyOptions& o, const ExpertMap& experts, int ran
     throw Error("low latency: dtype {}, expected bf16, f16, f32 or f64", dtype_name(o.dtype));
   }
   if (o.fp8 && o.dtype == DType::f64) throw Error("low latency: rows of f64 are not sent in FP8");
-  if (o.mask_after.count() < 0) throw Error("low latency: mask_after {} ms", o.mask_after.count());
+  if (o.mask_after.count() < 0 || o.mask_after > std::chrono::hours(24)) {
+    throw Error("low latency: mask_after {} ms, not 0 to a day", o.mask_after.count());
+  }
 }
 
 // All ranks have the same sizes.

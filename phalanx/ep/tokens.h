@@ -8,6 +8,8 @@ namespace phalanx::ep {
 
 // T tokens, D width, K top-k, S scales of a row, R received rows, E local experts
 
+inline constexpr int64_t kMostAlignment = 1 << 16;
+
 /// What a rank brings to a dispatch.
 struct Tokens {
   Tensor x_TD;             ///< any dtype
@@ -19,7 +21,7 @@ struct Tokens {
 /// Compact rows are by source rank, then token; under etp by its ranks first. Expanded ones are by local
 /// expert, each expert's beginning at a multiple of the alignment, then as compact ones; rows between are 0.
 struct DispatchOptions {
-  /// Of an expert's beginning in ExpertRows, and so in expanded form.
+  /// Of an expert's beginning in ExpertRows, and so in expanded form; at most kMostAlignment.
   int64_t expert_alignment = 1;
   /// Room for so many received rows, whatever comes: shapes then do not depend on what is chosen. At least
   /// the tokens of all ranks. 0: as many as come. Not in expanded form.

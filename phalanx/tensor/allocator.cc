@@ -6,6 +6,7 @@
 #include <new>
 #include <utility>
 
+#include "phalanx/base/error.h"
 #include "phalanx/tensor/regions.h"
 #include "phalanx/tensor/size_class.h"
 
@@ -13,12 +14,16 @@ namespace phalanx {
 namespace {
 
 constexpr size_t kAlignment = 64;
+constexpr size_t kMostBytes = size_t{1} << 46;  // half the addresses of a process
+
+Error no_memory(size_t bytes) { return Error("there is no memory for a tensor of {} bytes", bytes); }
 
 class CpuAllocator final : public Allocator {
  public:
   explicit CpuAllocator(std::unique_ptr<MemoryFile> file = nullptr) : regions_(std::move(file)) {}
 
   Storage* allocate(size_t bytes) override {
+    if (bytes > kMostBytes) throw no_memory(bytes);
     const SizeClass c = size_class(bytes);
     const std::lock_guard lock(mutex_);
     if (lent_) keep_all(std::exchange(lent_, nullptr));
@@ -26,7 +31,7 @@ class CpuAllocator final : public Allocator {
     if (storage) {
       free_[c.index] = storage->next_free;
     } else {
-      storage = new_block(c.bytes);
+      storage = new_block_or_error(c.bytes);
     }
     storage->users.store(1, std::memory_order_relaxed);
     ++owners_;
@@ -84,6 +89,14 @@ class CpuAllocator final : public Allocator {
       Storage* const next = storages->next_free;
       keep(storages);
       storages = next;
+    }
+  }
+
+  Storage* new_block_or_error(size_t bytes) {
+    try {
+      return new_block(bytes);
+    } catch (const std::bad_alloc&) {
+      throw no_memory(bytes);
     }
   }
 

@@ -28,6 +28,16 @@ Shape Shape::with_rows(int64_t rows) const {
 }
 
 namespace {
+size_t bytes_of(const Shape& shape, DType dtype) {
+  size_t bytes = dtype_size(dtype);
+  for (const int64_t n : shape.extents()) {
+    if (__builtin_mul_overflow(bytes, static_cast<size_t>(n), &bytes)) {
+      throw Error("a tensor of shape {} has more bytes than 64 bits can count", shape);
+    }
+  }
+  return bytes;
+}
+
 Allocator& allocator_of(Device device) {
   if (!device.is_cuda()) return cpu_allocator();
   if constexpr (kHaveCuda) return cuda::allocator(device);
@@ -37,7 +47,7 @@ Allocator& allocator_of(Device device) {
 }  // namespace
 
 Tensor Tensor::from(Allocator& allocator, const Shape& shape, DType dtype) {
-  return adopt(allocator.allocate(static_cast<size_t>(shape.numel()) * dtype_size(dtype)), shape, dtype);
+  return adopt(allocator.allocate(bytes_of(shape, dtype)), shape, dtype);
 }
 
 Tensor Tensor::adopt(Storage* storage, const Shape& shape, DType dtype) {

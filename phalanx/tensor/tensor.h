@@ -47,7 +47,7 @@ class Shape {
 class Tensor {
  public:
   Tensor() = default;
-  /// New memory from the calling rank's allocator (on a GPU: its stream's), contents undefined.
+  /// New memory from the calling rank's allocator (on a GPU: its stream's), undefined. Error: too much.
   static Tensor empty(const Shape& shape, DType dtype, Device device = kCpu);
   static Tensor zeros(const Shape& shape, DType dtype, Device device = kCpu);
   /// New memory from that allocator, contents as it gives them.

@@ -175,7 +175,7 @@ TEST(BadHandle, IsAnErrorOnItsRank) {
     options = {.bias = {sound().x_TD, sound().x_TD, sound().x_TD}};
     refused([&] { return buffer.combine(in.x_RD, in.handle, options); }, "3 biases");
     options = {.weights = Tensor::zeros({1, 2}, DType::f32)};
-    refused([&] { return buffer.combine(in.x_RD, in.handle, options); }, "weights are [1, 2]");
+    refused([&] { return buffer.combine(in.x_RD, in.handle, options); }, "weights are f32 [1, 2]");
     // After all that it works, also twice with one handle.
     for (int i = 0; i < 2; ++i) run(buffer.combine(in.x_RD, in.handle, in.weights_RK));
     std::thread([&] {

@@ -5,6 +5,7 @@
 #include <random>
 #include <thread>
 
+#include "phalanx/base/error.h"
 #include "phalanx/tensor/memory_file.h"
 #include "phalanx/tensor/rows.h"
 
@@ -107,6 +108,13 @@ TEST(Allocator, BlocksOutliveTheirScopeAndThread) {
   }).join();
   EXPECT_EQ(kept.span<float>()[999], 7);
   kept = Tensor();
+}
+
+TEST(Allocator, TooManyBytesAreAnError) {
+  for (const int64_t n : {int64_t{1} << 45, int64_t{1} << 60, (int64_t{1} << 61) - 1, int64_t{1} << 62}) {
+    EXPECT_THROW((void)Tensor::empty({n, 4}, DType::f64), Error) << n;
+  }
+  EXPECT_EQ(Tensor::zeros({2}, DType::f32).numel(), 2);  // it works on
 }
 
 TEST(Rows, TheLiveCountIsSharedAndChecked) {

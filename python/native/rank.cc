@@ -193,17 +193,16 @@ void Rank::drop(int64_t number) {
 }
 
 ep::LowLatencyBuffer& Rank::low_latency(Group& world, const LowLatencyKind& kind) {
-  std::unique_ptr<ep::LowLatencyBuffer>& buffer = low_latency_[kind];
-  if (!buffer) {
-    const ep::LowLatencyOptions options = {.max_tokens = kind.max_tokens,
-                                           .width = kind.width,
-                                           .dtype = kind.dtype,
-                                           .fp8 = kind.fp8,
-                                           .mask_after = std::chrono::milliseconds(kind.mask_after_ms)};
-    buffer = std::make_unique<ep::LowLatencyBuffer>(world, ep::ExpertMap::even(kind.experts, world.size()),
-                                                    options);
-  }
-  return *buffer;
+  const auto found = low_latency_.find(kind);
+  if (found != low_latency_.end()) return *found->second;
+  const ep::LowLatencyOptions options = {.max_tokens = kind.max_tokens,
+                                         .width = kind.width,
+                                         .dtype = kind.dtype,
+                                         .fp8 = kind.fp8,
+                                         .mask_after = std::chrono::milliseconds(kind.mask_after_ms)};
+  auto buffer =
+      std::make_unique<ep::LowLatencyBuffer>(world, ep::ExpertMap::even(kind.experts, world.size()), options);
+  return *low_latency_.emplace(kind, std::move(buffer)).first->second;
 }
 
 ep::Buffer& Rank::buffer(Group& world, const BufferKind& kind) {

@@ -168,6 +168,20 @@ def test_groups_that_are_none():
         phalanx.run_threads(0, print)
 
 
+def test_masks_after_a_refused_low_latency_dispatch():
+    """Sizes that were refused leave no buffer behind, whose masks would be looked for."""
+    def rank(group):
+        buffer = deep_ep.Buffer(group, enable_shrink=True)
+        for _ in range(2):
+            with pytest.raises(phalanx.Error, match="max_tokens 0"):
+                buffer.low_latency_dispatch(np.ones((0, H), np.float32), np.zeros((0, K), np.int64), 0, E,
+                                            use_fp8=False)
+            with pytest.raises(phalanx.Error, match="no low-latency dispatch yet"):
+                buffer.low_latency_clean_mask_buffer()
+
+    phalanx.run_threads(1, rank)
+
+
 def test_torch_specials():
     """Tensors that need gradients are taken as values; other devices and layouts are refused."""
     if kinds.torch is None:

@@ -41,6 +41,13 @@ def expect(condition: Any, text: str) -> None:
         raise ArgumentError(text)
 
 
+def integer(name: str, value: Any, least: int = 0, most: int = (1 << 63) - 1) -> int:
+    """The value as an int; ArgumentError unless it is a whole number from least to most."""
+    expect(isinstance(value, (int, np.integer)), f"{name} is a {type(value).__name__}; it must be an integer")
+    expect(least <= value <= most, f"{name} is {value}; it must be {least} to {most}")
+    return int(value)
+
+
 def check(name: str, x: Any, dtypes: Optional[Sequence[str]] = None,
           shape: Optional[Sequence[Optional[int]]] = None) -> None:
     """ArgumentError unless x is an array on the CPU, contiguous, of one of the dtypes and of that shape.

@@ -9,7 +9,7 @@ import numpy as np
 from phalanx import _native
 from phalanx.arguments import (FLOATS, WEIGHTS, aligned, bias_list, check_config, connect, payload_of,
                                request_of, unpack_payload)
-from phalanx.arrays import Array, check, expect, give, take, zeros
+from phalanx.arrays import Array, check, expect, give, integer, take, zeros
 from phalanx.config import Config
 from phalanx.errors import ArgumentError, Error, Unsupported
 from phalanx.events import EventHandle, EventOverlap, ending, wait_for
@@ -76,7 +76,7 @@ class Buffer(LowLatency):
                  allow_nvlink_for_low_latency_mode: bool = True, allow_mnnvl: bool = False,
                  explicitly_destroy: bool = False, enable_shrink: bool = False, comm: Any = None, *,
                  checked: bool = False, mask_after: float = 0.0) -> None:
-        expect(mask_after >= 0, f"mask_after is {mask_after}; it must be 0 or more")
+        expect(0 <= mask_after <= 86400, f"mask_after is {mask_after}; it must be 0 to 86400, a day")
         expect(enable_shrink or not mask_after, "mask_after needs enable_shrink")
         self._group, self._owned = connect(group, comm)
         self.group = group if group is not None else comm
@@ -126,7 +126,9 @@ class Buffer(LowLatency):
                                        num_experts: int) -> int:
         """Bytes that DeepEP's low-latency mode asks of num_rdma_bytes, in BF16."""
         del num_ranks
-        tokens, scales = num_max_dispatch_tokens_per_rank, hidden // 128
+        tokens = integer("num_max_dispatch_tokens_per_rank", num_max_dispatch_tokens_per_rank)
+        hidden, num_experts = integer("hidden", hidden), integer("num_experts", num_experts)
+        scales = hidden // 128
         dispatch = 16 + max(2 * hidden, hidden + 4 * scales)
         combine = 2 * hidden + 4 * scales
         send = max(tokens * dispatch, num_experts * tokens * combine)

@@ -10,7 +10,7 @@ import numpy as np
 from phalanx import _native
 from phalanx.arguments import (FLOATS, WEIGHTS, bias_list, connect, payload_of, request_of,
                                unpack_payload)
-from phalanx.arrays import Array, check, expect, give, take, torch_of
+from phalanx.arrays import Array, check, expect, give, integer, take, torch_of
 from phalanx.connected import Connected
 from phalanx.errors import ArgumentError, Unsupported
 from phalanx.events import EventHandle, EventOverlap, ending, wait_for
@@ -270,6 +270,8 @@ class ElasticBuffer(Connected):
         expect(topk_idx is not None, "topk_idx is None; it may be so with a handle only")
         expect(experts is not None, "num_experts is None; it may be so with a handle only")
         expect(alignment >= 1, f"expert_alignment is {alignment}; it must be 1 or more")
+        of_i32 = ((1 << 31) - 1) // self.num_ranks  # of the handle's metadata
+        most = integer("num_max_tokens_per_rank", most, most=of_i32)
         expect(most >= x.shape[0], f"num_max_tokens_per_rank is {most}; x has {x.shape[0]} tokens")
         request = request_of(x, scales)
         request.topk_idx = take("topk_idx", topk_idx, ("i64",), (x.shape[0], None))

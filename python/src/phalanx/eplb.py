@@ -43,6 +43,7 @@ def rebalance_experts(weight: Array, num_replicas: int, num_groups: int, num_nod
     expect(torch_of(weight) is not None or isinstance(weight, np.ndarray),
            f"weight is a {type(weight).__name__}; it must be a NumPy array or a PyTorch tensor")
     expect(len(weight.shape) == 2, f"weight has shape {tuple(weight.shape)}; it must be (layers, experts)")
+    expect("complex" not in str(weight.dtype), f"weight has dtype {weight.dtype}; it must be a real one")
     if policy != "best" and (previous is not None or max_moves is not None):
         raise ArgumentError("previous and max_moves need policy='best'")
     if max_moves is not None and previous is None:

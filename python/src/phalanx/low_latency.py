@@ -163,7 +163,7 @@ class LowLatency(Connected):
 
     @staticmethod
     def _low_latency_native(handle: Any) -> _native.LowLatencyHandle:
-        if not isinstance(handle, LowLatencyHandle):
+        if not isinstance(handle, LowLatencyHandle) or not hasattr(handle, "native"):
             raise ArgumentError(f"handle is a {type(handle).__name__}; it must be of low_latency_dispatch")
         return handle.native
 

@@ -25,7 +25,7 @@ struct Mode {
 };
 const std::map<std::string, Mode> kModes = {
     {"throughput", {4096, 7168, 15, {"bf16", "e4m3", "f16", "f32", "f64"}}},
-    {"low-latency", {128, 7168, 200, {"bf16", "f16", "f32", "f64"}}},
+    {"low-latency", {128, 7168, 200, {"bf16", "e4m3", "f16", "f32", "f64"}}},
     {"two-level", {4096, 7168, 15, {"bf16", "e4m3", "f16", "f32", "f64"}}},
     {"overlap", {512, 1024, 5, {"f32", "f64"}}}};
 constexpr int kExpertWidth = 256;

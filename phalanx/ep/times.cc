@@ -73,9 +73,12 @@ int64_t row_bytes(int64_t width, DType dtype) {
   return width * static_cast<int64_t>(dtype_size(dtype)) + scales;
 }
 
+// Of what the experts make of rows.
+DType summed_dtype(const TimesShape& s) { return s.dtype == DType::f8e4m3 ? DType::bf16 : s.dtype; }
+
 Tokens random_tokens(const TimesShape& s, uint64_t seed) {
   const bool fp8 = s.dtype == DType::f8e4m3;
-  Tokens tokens = {.x_TD = random_rows(s.tokens, s.width, fp8 ? DType::bf16 : s.dtype, seed),
+  Tokens tokens = {.x_TD = random_rows(s.tokens, s.width, summed_dtype(s), seed),
                    .topk_idx_TK = random_choices(s.tokens, s.top_k, s.experts, seed),
                    .weights_TK = Tensor::zeros({s.tokens, s.top_k}, DType::f32)};
   if (!fp8) return tokens;
@@ -89,16 +92,18 @@ Tokens random_tokens(const TimesShape& s, uint64_t seed) {
 std::vector<OperationTime> latencies(const Runs& measured, Group& group, const TimesShape& s) {
   struct Memory {  // bytes that must be read and written
     const char* operation;
+    int64_t row;  // that travels
     int64_t half;
     int64_t whole;
   };
-  const int64_t row = row_bytes(s.width, s.dtype);
+  const int64_t sent = row_bytes(s.width, s.dtype);
+  const int64_t row = row_bytes(s.width, summed_dtype(s));
   const int64_t tokens = s.tokens * group.size();
   const int64_t pairs = tokens * s.top_k;
   const std::array<Memory, 3> operations = {
-      Memory{"dispatch", 2 * tokens * row, (tokens + pairs) * row},
-      Memory{"combine", 0, (tokens + pairs) * row},
-      Memory{"copied combine", 2 * pairs * row, (tokens + 3 * pairs) * row}};
+      Memory{"dispatch", sent, tokens * (row + sent), tokens * row + pairs * sent},
+      Memory{"combine", row, 0, (tokens + pairs) * row},
+      Memory{"copied combine", row, 2 * pairs * row, (tokens + 3 * pairs) * row}};
   std::vector<OperationTime> out;
   for (const Memory& o : operations) {
     out.push_back(measured.of(o.operation + std::string(kSendHalf)));
@@ -107,10 +112,10 @@ std::vector<OperationTime> latencies(const Runs& measured, Group& group, const T
   for (const Memory& o : operations) {
     OperationTime& t = out.emplace_back(measured.of(o.operation));
     t.rows = pairs;
-    t.logical = pairs * row;
+    t.logical = pairs * o.row;
     t.memory = o.whole;
-    const int64_t sent = measured.sent(o.operation);
-    t.sent = group.shares_memory() ? LinkBytes{.inside = sent} : LinkBytes{.between = sent};
+    const int64_t moved = measured.sent(o.operation);
+    t.sent = group.shares_memory() ? LinkBytes{.inside = moved} : LinkBytes{.between = moved};
   }
   return out;
 }
@@ -213,13 +218,16 @@ double percentile_99(std::vector<double> values) {
 
 std::vector<OperationTime> measure_low_latency(Group& group, const TimesShape& s, int runs) {
   const auto seed = static_cast<uint64_t>(group.rank());
-  LowLatencyBuffer buffer(group, ExpertMap::even(s.experts, group.size()),
-                          {.max_tokens = s.tokens, .width = s.width, .dtype = s.dtype});
-  const Tensor x_TH = random_rows(s.tokens, s.width, s.dtype, seed);
+  const DType dtype = summed_dtype(s);
+  LowLatencyOptions options = {.max_tokens = s.tokens, .width = s.width, .dtype = dtype};
+  if (dtype != s.dtype) options.fp8 = ScaleFormat::f32;
+  LowLatencyBuffer buffer(group, ExpertMap::even(s.experts, group.size()), options);
+  const Tensor x_TH = random_rows(s.tokens, s.width, dtype, seed);
   const Tensor idx_TK = random_choices(s.tokens, s.top_k, s.experts, seed);
-  const Tensor weights_TK =
-      Tensor::zeros({s.tokens, s.top_k}, s.dtype == DType::f64 ? DType::f64 : DType::f32);
-  const Tensor out_TH = Tensor::empty(x_TH.shape(), s.dtype);
+  const Tensor weights_TK = Tensor::zeros({s.tokens, s.top_k}, dtype == DType::f64 ? DType::f64 : DType::f32);
+  const Tensor out_TH = Tensor::empty(x_TH.shape(), dtype);
+  const int64_t slots = s.tokens * group.size();
+  const Tensor made_LMH = Tensor::zeros({s.experts / group.size(), slots, s.width}, dtype);
   const auto traffic = [&] { return buffer.traffic(); };
   Runs measured(group, runs);
   const auto there_and_back = [&](const std::string& name, bool in_place) {
@@ -232,7 +240,7 @@ std::vector<OperationTime> measure_low_latency(Group& group, const TimesShape& s
                     });
     };
     measured.measure("dispatch", dispatch, traffic);
-    const Tensor y = in_place ? buffer.combine_buffer(in->handle) : in->recv_LMH;
+    const Tensor y = in_place ? buffer.combine_buffer(in->handle) : made_LMH;
     const auto combine = [&] {
       return halves([&] { return buffer.combine(y, idx_TK, weights_TK, in->handle, out_TH); },
                     [](Hook& sent) { sent.wait(); });

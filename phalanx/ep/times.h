@@ -18,7 +18,7 @@ struct TimesShape {
   int64_t top_k = 8;
   int experts = 64;
   /// f8e4m3: dispatch of such rows with their f32 scales (ops/quantize.h), combine of bf16 rows that travel
-  /// so.
+  /// so; low latency quantises bf16 rows itself, and combines them as they are.
   DType dtype = DType::bf16;
 };
 

@@ -9,17 +9,15 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <sstream>
 #include <thread>
 
+#include "bench/mpi_peer.h"
 #include "bench/report.h"
 #include "phalanx/base/median.h"
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/ops/elementwise.h"
-
-#ifdef PHALANX_HAVE_MPI
-#include <mpi.h>
-#endif
 
 namespace phalanx::bench {
 namespace {
@@ -63,12 +61,10 @@ Times ours(int ranks) {
   return times;
 }
 
-// Prints "bytes seconds" lines; run by mpirun.
-int peer([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
 #ifdef PHALANX_HAVE_MPI
-  MPI_Init(&argc, &argv);
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+
+// Prints "bytes seconds" lines.
+void measure(int rank, int /*ranks*/) {
   for (const int64_t bytes : kSizes) {
     const Tensor x = Tensor::zeros({bytes / 4}, DType::f32);
     const auto n = static_cast<int>(x.numel());
@@ -77,21 +73,18 @@ int peer([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
         [] { MPI_Barrier(MPI_COMM_WORLD); });
     if (rank == 0) std::printf("%ld %.9g\n", static_cast<long>(bytes), s);
   }
-  MPI_Finalize();
-#endif
-  return 0;
 }
+
+#endif
 
 Times openmpi(int ranks, const char* self) {
   Times times;
-  const std::string command = "mpirun --allow-run-as-root --oversubscribe -n " + std::to_string(ranks) + " " +
-                              self + " --peer 2>/dev/null";
-  FILE* pipe = popen(command.c_str(), "r");  // NOLINT(cert-env33-c): our own command
-  if (!pipe) return times;
-  long bytes = 0;
-  double seconds = 0;
-  while (std::fscanf(pipe, "%ld %lg", &bytes, &seconds) == 2) times[bytes] = seconds;
-  pclose(pipe);
+  for (const std::string& line : lines_of(as_mpi_ranks(ranks, self))) {
+    std::istringstream in(line);
+    int64_t bytes = 0;
+    double seconds = 0;
+    if (in >> bytes >> seconds) times[bytes] = seconds;
+  }
   return times;
 }
 
@@ -146,6 +139,10 @@ int compare(int argc, char** argv) {
 }  // namespace phalanx::bench
 
 int main(int argc, char** argv) {
-  if (argc > 1 && std::string_view(argv[1]) == "--peer") return phalanx::bench::peer(argc, argv);
+#ifdef PHALANX_HAVE_MPI
+  if (phalanx::bench::is_peer(argc, argv)) {
+    return phalanx::bench::on_mpi_rank(argc, argv, phalanx::bench::measure);
+  }
+#endif
   return phalanx::bench::compare(argc, argv);
 }

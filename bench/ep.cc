@@ -12,16 +12,14 @@
 #include <cstdlib>
 #include <map>
 #include <numeric>
+#include <sstream>
 
+#include "bench/mpi_peer.h"
 #include "bench/report.h"
 #include "phalanx/base/median.h"
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/ep/times.h"
-
-#ifdef PHALANX_HAVE_MPI
-#include <mpi.h>
-#endif
 
 namespace phalanx::bench {
 namespace {
@@ -134,31 +132,16 @@ class MpiExchange {
 };
 
 double median_of_slowest(FunctionRef<void()> operation) {
-  using Clock = std::chrono::steady_clock;
   std::vector<double> seconds;
   for (int i = -2; i < kRuns; ++i) {
-    MPI_Barrier(MPI_COMM_WORLD);
-    const auto begin = Clock::now();
-    operation();
-    const double mine = std::chrono::duration<double>(Clock::now() - begin).count();
-    double slowest = 0;
-    MPI_Allreduce(&mine, &slowest, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+    const double slowest = seconds_of_slowest(operation);
     if (i >= 0) seconds.push_back(slowest);
   }
   return median(seconds);
 }
 
-#endif
-
-// Prints "tokens operation seconds" lines; run by mpirun.
-int peer([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
-#ifdef PHALANX_HAVE_MPI
-  MPI_Init(&argc, &argv);
-  int rank = 0;
-  int ranks = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  const ThreadScope threads(std::max(1, available_cores() / ranks));
+// Prints "tokens operation seconds" lines.
+void measure(int rank, int ranks) {
   for (const int64_t tokens : kTokens) {
     MpiExchange exchange(tokens, rank, ranks);
     const double dispatch = median_of_slowest([&] { exchange.dispatch(); });
@@ -167,23 +150,20 @@ int peer([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
     std::printf("%ld dispatch %.9g\n%ld combine %.9g\n", static_cast<long>(tokens), dispatch,
                 static_cast<long>(tokens), combine);
   }
-  MPI_Finalize();
-#endif
-  return 0;
 }
+
+#endif
 
 // What a command says in such lines.
 Times said_by(const std::string& command) {
   Times times;
-  FILE* pipe = popen((command + " 2>/dev/null").c_str(), "r");  // NOLINT(cert-env33-c): our own command
-  if (!pipe) return times;
-  long tokens = 0;
-  std::array<char, 32> operation{};
-  double seconds = 0;
-  while (std::fscanf(pipe, "%ld %31s %lg", &tokens, operation.data(), &seconds) == 3) {
-    times.seconds[key(tokens, operation.data())] = seconds;
+  for (const std::string& line : lines_of(command)) {
+    std::istringstream in(line);
+    int64_t tokens = 0;
+    std::string operation;
+    double seconds = 0;
+    if (in >> tokens >> operation >> seconds) times.seconds[key(tokens, operation)] = seconds;
   }
-  pclose(pipe);
   return times;
 }
 
@@ -215,7 +195,7 @@ void compare(Report& report, int ranks, const std::string& self, const std::stri
     copies.push_back(copy_speed());
     last = ours(ranks);
     mine.add(last);
-    mpi.add(said_by("mpirun --allow-run-as-root --oversubscribe -n " + n + " " + self + " --peer"));
+    mpi.add(said_by(as_mpi_ranks(ranks, self)));
     if (!torch.empty()) gloo.add(said_by(torch + " bench/peers/ep_gloo.py --ranks " + n));
   }
   for (const auto& [k, bytes] : last.memory) {
@@ -246,6 +226,10 @@ int compare_all(std::span<char*> arguments) {
 }  // namespace phalanx::bench
 
 int main(int argc, char** argv) {
-  if (argc > 1 && std::string_view(argv[1]) == "--peer") return phalanx::bench::peer(argc, argv);
+#ifdef PHALANX_HAVE_MPI
+  if (phalanx::bench::is_peer(argc, argv)) {
+    return phalanx::bench::on_mpi_rank(argc, argv, phalanx::bench::measure);
+  }
+#endif
   return phalanx::bench::compare_all(std::span(argv, static_cast<size_t>(argc)));
 }

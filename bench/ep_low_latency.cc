@@ -11,17 +11,15 @@
 #include <cstring>
 #include <map>
 #include <numeric>
+#include <sstream>
 
+#include "bench/mpi_peer.h"
 #include "bench/report.h"
 #include "phalanx/base/median.h"
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/comm/transport/threads.h"
 #include "phalanx/ep/times.h"
 #include "phalanx/ep/weighted_rows.h"
-
-#ifdef PHALANX_HAVE_MPI
-#include <mpi.h>
-#endif
 
 namespace phalanx::bench {
 namespace {
@@ -130,36 +128,15 @@ class MpiRows {
   Counts in_rows_;
 };
 
-// The seconds of the slowest rank.
-double seconds_of(FunctionRef<void()> operation) {
-  using Clock = std::chrono::steady_clock;
-  MPI_Barrier(MPI_COMM_WORLD);
-  const auto begin = Clock::now();
-  operation();
-  const double mine = std::chrono::duration<double>(Clock::now() - begin).count();
-  double slowest = 0;
-  MPI_Allreduce(&mine, &slowest, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-  return slowest;
-}
-
-#endif
-
-// Prints "tokens operation median p99" lines; run by mpirun.
-int peer([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
-#ifdef PHALANX_HAVE_MPI
-  MPI_Init(&argc, &argv);
-  int rank = 0;
-  int ranks = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  const ThreadScope threads(std::max(1, available_cores() / ranks));
+// Prints "tokens operation median p99" lines.
+void measure(int rank, int ranks) {
   for (const int64_t tokens : kTokens) {
     MpiRows mpi(tokens, rank, ranks);
     std::vector<double> dispatch;
     std::vector<double> combine;
     for (int i = -5; i < kRuns; ++i) {
-      const double there = seconds_of([&] { mpi.dispatch(); });
-      const double back = seconds_of([&] { mpi.combine(); });
+      const double there = seconds_of_slowest([&] { mpi.dispatch(); });
+      const double back = seconds_of_slowest([&] { mpi.combine(); });
       if (i < 0) continue;
       dispatch.push_back(there);
       combine.push_back(back);
@@ -169,25 +146,23 @@ int peer([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
                 median(dispatch), ep::percentile_99(dispatch), static_cast<long>(tokens), median(combine),
                 ep::percentile_99(combine));
   }
-  MPI_Finalize();
-#endif
-  return 0;
 }
+
+#endif
 
 // What a command says in such lines.
 void said_by(const std::string& command, Times& times) {
-  FILE* pipe = popen((command + " 2>/dev/null").c_str(), "r");  // NOLINT(cert-env33-c): our own command
-  if (!pipe) return;
-  long tokens = 0;
-  std::array<char, 32> operation{};
-  double middle = 0;
-  double p99 = 0;
-  while (std::fscanf(pipe, "%ld %31s %lg %lg", &tokens, operation.data(), &middle, &p99) == 4) {
-    Figures& f = times[std::to_string(tokens) + " " + operation.data()];
+  for (const std::string& line : lines_of(command)) {
+    std::istringstream in(line);
+    int64_t tokens = 0;
+    std::string operation;
+    double middle = 0;
+    double p99 = 0;
+    if (!(in >> tokens >> operation >> middle >> p99)) continue;
+    Figures& f = times[std::to_string(tokens) + " " + operation];
     f.median.push_back(middle);
     f.p99.push_back(p99);
   }
-  pclose(pipe);
 }
 
 int compare(std::span<char*> arguments) {
@@ -196,9 +171,7 @@ int compare(std::span<char*> arguments) {
   Times mpi;
   for (int round = 0; round < kRounds; ++round) {
     ours(mine);
-    said_by("mpirun --allow-run-as-root --oversubscribe -n " + std::to_string(kRanks) + " " + arguments[0] +
-                " --peer",
-            mpi);
+    said_by(as_mpi_ranks(kRanks, arguments[0]), mpi);
   }
   for (const auto& [k, f] : mine) {
     const auto theirs = mpi.find(k);
@@ -221,6 +194,10 @@ int compare(std::span<char*> arguments) {
 }  // namespace phalanx::bench
 
 int main(int argc, char** argv) {
-  if (argc > 1 && std::string_view(argv[1]) == "--peer") return phalanx::bench::peer(argc, argv);
+#ifdef PHALANX_HAVE_MPI
+  if (phalanx::bench::is_peer(argc, argv)) {
+    return phalanx::bench::on_mpi_rank(argc, argv, phalanx::bench::measure);
+  }
+#endif
   return phalanx::bench::compare(std::span(argv, static_cast<size_t>(argc)));
 }

@@ -18,9 +18,12 @@
 
 namespace phalanx::bench {
 
-/// Runs `program --peer` on so many ranks of this host.
+/// Runs `program --peer` on so many ranks of this host, on the cores that this process may use: where those
+/// are fewer than the ranks, who waits gives way, as mpirun has it where it sees no more cores.
 inline std::string as_mpi_ranks(int ranks, const std::string& program) {
-  return "mpirun --allow-run-as-root --oversubscribe -n " + std::to_string(ranks) + " " + program + " --peer";
+  const char* waiting = ranks > available_cores() ? "--mca mpi_yield_when_idle 1 " : "";
+  return std::string("mpirun --allow-run-as-root --oversubscribe --bind-to none ") + waiting + "-n " +
+         std::to_string(ranks) + " " + program + " --peer";
 }
 
 /// Whether this is such a rank.

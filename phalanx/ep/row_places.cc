@@ -72,6 +72,12 @@ void make_shareable(const Group& group, PooledVector<Tensor>& tensors) {
   for (Tensor& t : tensors) t = group.shareable(std::move(t));
 }
 
+PooledVector<Tensor> shareable_rows(const Group& group, const PooledVector<Tensor>& like, int64_t rows) {
+  PooledVector<Tensor> out = new_rows(like, rows);
+  make_shareable(group, out);
+  return out;
+}
+
 namespace {
 
 // All ranks see all tensors, so that all throw.

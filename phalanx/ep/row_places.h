@@ -35,6 +35,8 @@ void sum_packed(const Layout& layout, const Quantized& rows_P, const Tensor& sum
 
 /// The tensors themselves where they can be shared, else copies.
 void make_shareable(const Group& group, PooledVector<Tensor>& tensors);
+/// New tensors of so many rows, like those given, that the group's ranks can share.
+PooledVector<Tensor> shareable_rows(const Group& group, const PooledVector<Tensor>& like, int64_t rows);
 
 /// Of every rank of a group that shares memory, those tensors (Group::share): the first one's by rank, then
 /// the second's. Drop them before the unshare. Error, on all ranks: rows that differ in bytes or dtype.

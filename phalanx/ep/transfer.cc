@@ -55,9 +55,7 @@ class Direct final : public Transfer {
   }
 
   PooledVector<Tensor> room(const PooledVector<Tensor>& like, int64_t rows) const override {
-    PooledVector<Tensor> out = new_rows(like, rows);
-    make_shareable(group_, out);
-    return out;
+    return shareable_rows(group_, like, rows);
   }
 
   Task<> spread(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> room) override {

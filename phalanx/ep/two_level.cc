@@ -127,9 +127,7 @@ class TwoLevel final : public Transfer {
   }
 
   PooledVector<Tensor> room(const PooledVector<Tensor>& like, int64_t rows) const override {
-    PooledVector<Tensor> out = new_rows(like, rows);
-    make_shareable(node_, out);
-    return out;
+    return shareable_rows(node_, like, rows);
   }
 
   Task<> spread(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> room) override {

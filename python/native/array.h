@@ -4,6 +4,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <optional>
+
 #include "phalanx/tensor/tensor.h"
 
 namespace phalanx::python {
@@ -15,6 +17,11 @@ using Array = nanobind::ndarray<nanobind::ro, nanobind::device::cpu, nanobind::c
 /// of what the elements are, of the array's own width ("bf16" for a bf16 array viewed as int16). Called with
 /// the GIL. Error: no such dtype, another width, or more than 5 dimensions.
 Tensor tensor_of(const Array& array, std::string_view dtype);
+
+/// For Python: None of an undefined tensor.
+inline std::optional<Tensor> or_none(const Tensor& t) {
+  return t.defined() ? std::optional(t) : std::nullopt;
+}
 
 /// Lets go of arrays whose last tensor has gone. Called with the GIL.
 void release_arrays();

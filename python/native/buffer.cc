@@ -50,8 +50,6 @@ int64_t rows_of(const HandleOfRank& h) {
   return h.get().expansion ? h.get().expansion->rows() : h.get().route.received();
 }
 
-std::optional<Tensor> or_none(const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; }
-
 // What Python asks of a dispatch. Later: rows come when the event has.
 struct DispatchRequest {
   ep::Tokens tokens;

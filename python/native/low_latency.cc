@@ -171,10 +171,7 @@ void bind_types(nb::module_& m) {
           nb::arg("powers_of_two"), nb::arg("f32_scales"), "Rows go in FP8, with such scales; after sizes.");
   nb::class_<LowLatencyReceived>(m, "LowLatencyReceived", "What a low-latency dispatch will have brought.")
       .def_ro("x", &LowLatencyReceived::x)
-      .def_prop_ro("scales",
-                   [](const LowLatencyReceived& r) {
-                     return r.scales.defined() ? std::optional(r.scales) : std::nullopt;
-                   })
+      .def_prop_ro("scales", [](const LowLatencyReceived& r) { return or_none(r.scales); })
       .def_ro("count", &LowLatencyReceived::count)
       .def_ro("handle", &LowLatencyReceived::handle)
       .def_ro("hook", &LowLatencyReceived::hook);

@@ -72,6 +72,7 @@ class Hosts:
                  "--host", ",".join(f"{a}:{ranks_a_host}" for a in ADDRESSES),
                  "--mca", "odls_base_sigkill_timeout", "3",  # for the survivors' reports
                  "--mca", "orte_leave_session_attached", "1",  # or the second host ends at once
+                 "--mca", "mpi_yield_when_idle", "1",  # both hosts are on these cores, which MPI cannot know
                  "--mca", "btl", "tcp,vader,self", "--mca", "btl_tcp_if_include", ADDRESSES[0] + "/24",
                  "--mca", "oob_tcp_if_include", ADDRESSES[0] + "/24",
                  "-n", str(2 * ranks_a_host), *command]

@@ -23,13 +23,17 @@ uint64_t next_number() {
   return ++last;
 }
 
+Way way_of(const Group& group, Phase phase, int of_node) {
+  if (group.shares_memory()) return Way::direct;
+  if (of_node < 2 || phase == Phase::decode) return Way::messages;
+  return phase == Phase::prefill ? Way::two_level : Way::by_size;
+}
+
 std::unique_ptr<Transfer> transfer_of(Group& group, const BufferOptions& o) {
-  Way way = o.way;
   const int of_node = o.ranks_of_node == kFindNodes ? group.ranks_of_node() : o.ranks_of_node;
-  if (way == Way::automatic) {
-    way = group.shares_memory() ? Way::direct : of_node > 1 ? Way::two_level : Way::messages;
-  }
+  const Way way = o.way == Way::automatic ? way_of(group, o.phase, of_node) : o.way;
   if (way == Way::two_level) return two_level_transfer(group, of_node);
+  if (way == Way::by_size) return two_level_transfer(group, of_node, kTwoLevelsPay);
   if (way == Way::messages) return message_transfer(group);
   if (!group.shares_memory()) throw Error("the ranks of {} do not share memory", group.name());
   return direct_transfer(group);

@@ -60,10 +60,20 @@ struct CombineOptions {
 
 /// How rows move.
 enum class Way : uint8_t {
-  automatic,  ///< directly where all ranks share memory, else on two levels where there are nodes
+  automatic,  ///< directly where all ranks share memory, else by phase where there are nodes, else by
+              ///< messages
   direct,     ///< into each other's memory (transfer.h)
   messages,
   two_level,  ///< one copy of a token to a node, from where it is passed on (two_level.h)
+  by_size,    ///< on two levels where a rank has more than kTwoLevelsPay bytes of rows, else by messages
+};
+
+/// What dispatches are for, which says how rows move between nodes: sums on two levels are rounded once more,
+/// so that by size their last bits depend on how many tokens there are.
+enum class Phase : uint8_t {
+  any,      ///< by size
+  prefill,  ///< many tokens, or training: on two levels, for fewer bytes
+  decode,   ///< few tokens: by messages, for less delay
 };
 
 inline constexpr int kFindNodes = -1;
@@ -74,6 +84,7 @@ struct BufferOptions {
   /// Dispatch also refuses tokens that name an expert twice, and weights that are not numbers.
   bool checked = false;
   Way way = Way::automatic;
+  Phase phase = Phase::any;
   /// Ranks n·G … n·G + G − 1 are a node, whose ranks share memory; 0: there are none; kFindNodes: those that
   /// there are (Group::ranks_of_node).
   int ranks_of_node = 0;

@@ -89,12 +89,29 @@ Layout onward(const Tensor& masks_F, const Counts& from_node, int of_node) {
   return out;
 }
 
+int64_t bytes_of_row(const PooledVector<Tensor>& rows) {
+  int64_t bytes = 0;
+  for (const Tensor& x : rows) bytes += static_cast<int64_t>(row_bytes(x));
+  return bytes;
+}
+
+// Of the rank that has most, the bytes of its tokens' rows.
+int64_t most_bytes(std::span<const Statement> of_ranks) {
+  int64_t most = 0;
+  for (const Statement& s : of_ranks) most = std::max(most, s.tokens * (s.row_bytes + s.scale_bytes));
+  return most;
+}
+
+bool on_one_level(const Route& route) { return route.relay.starts.empty(); }
+
 class TwoLevel final : public Transfer {
  public:
-  TwoLevel(Group& group, int of_node)
+  TwoLevel(Group& group, int of_node, int64_t above)
       : nodes_(group.size() / of_node),
         of_node_(of_node),
-        node_(part_of(group, "node", group.rank() / of_node * of_node, 1, of_node)),
+        first_of_node_(group.rank() / of_node * of_node),
+        above_(above),
+        node_(part_of(group, "node", first_of_node_, 1, of_node)),
         rail_(part_of(group, "rail", group.rank() % of_node, of_node, nodes_)),
         flat_(message_transfer(group)) {
     if (!node_.shares_memory()) throw Error("the ranks of {} do not share memory", node_.name());
@@ -102,11 +119,13 @@ class TwoLevel final : public Transfer {
 
   bool takes_any_order() const override { return false; }
   LinkBytes sent() const override {
-    return {.inside = node_.traffic().sent, .between = rail_.traffic().sent + flat_->sent().between};
+    return {.inside = node_.traffic().sent + messages_inside_,
+            .between = rail_.traffic().sent + flat_->sent().between - messages_inside_};
   }
 
   Task<Plan> plan(Layout layout, Statement own) override {
     Plan plan = co_await flat_->plan(std::move(layout), own);
+    if (most_bytes(plan.statements) <= above_) co_return plan;
     Route& route = plan.route;
     ByNode out = by_node(route.layout, nodes_, of_node_);
     const Tensor rows = Tensor::of(Shape{nodes_}, std::span<const int64_t>(out.layout.rows));
@@ -131,6 +150,11 @@ class TwoLevel final : public Transfer {
   }
 
   Task<> spread(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> room) override {
+    if (on_one_level(route)) {
+      messages_inside_ += bytes_of_row(rows) * of_node_mates(route.layout.rows);
+      co_await flat_->spread(std::move(rows), std::move(route), std::move(room));
+      co_return;
+    }
     const Relay& relay = route.relay;
     const PooledVector<Tensor> passing = new_rows(rows, relay.onward.tokens());
     co_await send_rows(rail_, std::move(rows), relay.to_nodes, relay.recv_rows, passing);
@@ -145,6 +169,11 @@ class TwoLevel final : public Transfer {
 
   Task<> collect(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> first,
                  PooledVector<Tensor> sums) override {
+    if (on_one_level(route)) {
+      messages_inside_ += bytes_of_row(rows) * of_node_mates(route.recv_rows);
+      co_await flat_->collect(std::move(rows), std::move(route), std::move(first), std::move(sums));
+      co_return;
+    }
     const Relay& relay = route.relay;
     make_shareable(node_, rows);
     PooledVector<Tensor> everywhere = co_await everyones(node_, rows);
@@ -165,8 +194,14 @@ class TwoLevel final : public Transfer {
 
   // Inside the node as they are; sums are quantised again.
   Task<> collect_quantized(Quantized rows, Route route, PooledVector<Tensor> first, Tensor sums) override {
-    const Relay& relay = route.relay;
     PooledVector<Tensor> own = {rows.q_TD, rows.scales_TS};
+    if (on_one_level(route)) {
+      messages_inside_ += bytes_of_row(own) * of_node_mates(route.recv_rows);
+      own.clear();
+      co_await flat_->collect_quantized(std::move(rows), std::move(route), std::move(first), std::move(sums));
+      co_return;
+    }
+    const Relay& relay = route.relay;
     make_shareable(node_, own);
     PooledVector<Tensor> everywhere = co_await everyones(node_, own);
     const Tensor of_node = Tensor::empty(sums.shape().with_rows(relay.onward.tokens()), sums.dtype());
@@ -224,27 +259,34 @@ class TwoLevel final : public Transfer {
     }
     return n * bytes_of_row(rows);
   }
-  static int64_t bytes_of_row(const PooledVector<Tensor>& rows) {
-    int64_t bytes = 0;
-    for (const Tensor& x : rows) bytes += static_cast<int64_t>(row_bytes(x));
-    return bytes;
+
+  // Of a count for each rank, those of the others of this node.
+  int64_t of_node_mates(const Counts& of_rank) const {
+    int64_t n = 0;
+    for (int i = 0; i < of_node_; ++i) {
+      if (i != node_.rank()) n += of_rank[static_cast<size_t>(first_of_node_ + i)];
+    }
+    return n;
   }
 
   int nodes_;
   int of_node_;
+  int first_of_node_;
+  int64_t above_;
   Group node_;  // this one
   Group rail_;  // the ranks with this one's place in their nodes
   std::unique_ptr<Transfer> flat_;
+  int64_t messages_inside_ = 0;  // bytes of rows that went to this node's ranks on one level
 };
 
 }  // namespace
 
-std::unique_ptr<Transfer> two_level_transfer(Group& group, int ranks_of_node) {
+std::unique_ptr<Transfer> two_level_transfer(Group& group, int ranks_of_node, int64_t above) {
   if (ranks_of_node < 1 || ranks_of_node > kMostOfNode || group.size() % ranks_of_node != 0) {
     throw Error("{} ranks are not nodes of {}: a divisor of them, at most {}", group.size(), ranks_of_node,
                 kMostOfNode);
   }
-  return std::make_unique<TwoLevel>(group, ranks_of_node);
+  return std::make_unique<TwoLevel>(group, ranks_of_node, above);
 }
 
 }  // namespace phalanx::ep

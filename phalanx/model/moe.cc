@@ -231,6 +231,7 @@ Moe::Moe(const Builder& b, const std::string& name, const std::string& experts, 
       experts_(b, experts),
       buffer_(b.store.mesh().group(Axis::ep), b.config.moe.experts,
               ep::BufferOptions{.etp = &b.store.mesh().group(Axis::etp),
+                                .phase = ep::Phase::prefill,
                                 .ranks_of_node = b.config.moe.two_level ? ep::kFindNodes : 0}),
       exact_sums_(b.config.moe.exact_sums),
       shared_(b.config.moe.shared_experts == 0

@@ -43,7 +43,8 @@ struct World {
     options.expert_alignment = 1 + random.below(3);
     buffer.checked = random.one_in(2);
     if (memory_is_shared && random.one_in(3)) {
-      buffer = {.way = Way::two_level, .ranks_of_node = ranks % 2 == 0 ? 2 : 1};
+      const Way way = random.one_in(2) ? Way::two_level : Way::by_size;
+      buffer = {.way = way, .ranks_of_node = ranks % 2 == 0 ? 2 : 1};
     }
     if (buffer.ranks_of_node == 0 && random.one_in(3)) {
       options.order = random.one_in(2) ? PairOrder::by_slot : PairOrder::every_slot;

@@ -202,7 +202,7 @@ struct Made {
     for (int r = 0; r < ranks; ++r) experts.push_back(random.below(3));
     if (random.one_in(4)) experts[0] = random.extreme();
     if (random.one_in(4)) experts.push_back(1);
-    constexpr std::array kWays = {Way::automatic, Way::direct, Way::messages, Way::two_level};
+    constexpr std::array kWays = {Way::automatic, Way::direct, Way::messages, Way::two_level, Way::by_size};
     options = {.way = random.of(kWays), .ranks_of_node = static_cast<int>(random.below(5)) - 1};
     if (random.one_in(5)) options.ranks_of_node = static_cast<int>(random.extreme() >> 32);
     constexpr std::array kDtypes = {DType::f64, DType::bf16, DType::i32, DType::u8, DType::f8e4m3};

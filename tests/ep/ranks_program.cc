@@ -42,10 +42,14 @@ int nodes_main(unsigned seed, int of_node) {
   on_ranks([&](Group& world) {
     if (world.shares_memory()) throw Error("all ranks share memory: these are no nodes");
     const BufferOptions named = {.way = Way::two_level, .ranks_of_node = of_node};
-    const BufferOptions by_itself = {.ranks_of_node = of_node};
+    const BufferOptions by_itself = {.phase = Phase::prefill, .ranks_of_node = of_node};
     for (unsigned i = 0; i < 15; ++i) {
       check_two_level(world, i % 2 == 0 ? named : by_itself, seed + i);
       check_link_bytes(world, i % 2 == 0 ? named : by_itself, seed + i);
+    }
+    check_by_size(world, of_node, seed);
+    for (const Phase phase : {Phase::any, Phase::prefill, Phase::decode}) {
+      check_phase(world, of_node, phase, seed);
     }
   });
   return 0;
@@ -54,7 +58,7 @@ int nodes_main(unsigned seed, int of_node) {
 int traffic_main(int of_node, int rounds, bool flat) {
   on_ranks([&](Group& world) {
     BufferOptions options;
-    if (!flat) options.ranks_of_node = of_node;
+    if (!flat) options = {.way = Way::two_level, .ranks_of_node = of_node};
     const int64_t bytes = send_much(world, options, of_node, rounds);
     if (world.rank() == 0) std::printf("%lld\n", static_cast<long long>(bytes));
   });

@@ -26,9 +26,9 @@ Sizes random_sizes(int ranks, std::mt19937& random) {
   return s;
 }
 
-Tokens random_tokens(const Sizes& s, unsigned seed) {
+Tokens random_tokens(const Sizes& s, unsigned seed, int64_t n = -1) {
   std::mt19937 random(seed);
-  const int64_t n = random() % 4 == 0 ? 0 : static_cast<int64_t>(random() % 25);
+  if (n < 0) n = random() % 4 == 0 ? 0 : static_cast<int64_t>(random() % 25);
   Tokens t = {Tensor::empty({n, s.width}, DType::bf16), Tensor::empty({n, s.top_k}, DType::i64),
               Tensor::empty({n, s.top_k}, DType::f32)};
   const ExpertMap map{std::span<const int64_t>(s.experts)};
@@ -110,7 +110,86 @@ struct LinkRows {
   int64_t flat = 0;  // of all ranks to ranks of other nodes, on one level
 };
 
+// The rows that a buffer receives, the sums of what is made of them, and the bytes that moved for both.
+struct Passage {
+  Passage(Group& world, const ExpertMap& map, const BufferOptions& options, const Tokens& tokens,
+          const CombineOptions& combine) {
+    Buffer buffer(world, map, options);
+    const Dispatched in = run(buffer.dispatch(tokens, DispatchOptions()));
+    const LinkBytes before = buffer.sent();
+    rows = run(buffer.dispatch(tokens.x_TD, in.handle)).data;
+    const Tensor y = all_made(world.rank(), in.x_RD.count(), tokens.x_TD.dim(1));
+    sums = run(buffer.combine(all_rows(y), in.handle, combine)).x_TD;
+    bytes = {buffer.sent().inside - before.inside, buffer.sent().between - before.between};
+    route = in.handle.route;
+  }
+  Tensor rows;
+  Tensor sums;
+  LinkBytes bytes;
+  Route route;
+};
+
+void expect_same_bits(const Tensor& a, const Tensor& b) {
+  ASSERT_EQ(a.shape(), b.shape());
+  EXPECT_EQ(std::memcmp(a.raw(), b.raw(), a.bytes()), 0);
+}
+
+// Rows of a route to other ranks of the node, and from them.
+std::pair<int64_t, int64_t> rows_of_mates(const Route& route, int rank, int of_node) {
+  std::pair<int64_t, int64_t> rows = {0, 0};
+  for (int r = rank / of_node * of_node; r < (rank / of_node + 1) * of_node; ++r) {
+    if (r == rank) continue;
+    rows.first += route.layout.rows[static_cast<size_t>(r)];
+    rows.second += route.recv_rows[static_cast<size_t>(r)];
+  }
+  return rows;
+}
+
 }  // namespace
+
+void check_by_size(Group& world, int of_node, unsigned seed) {
+  std::mt19937 random(seed);
+  Sizes s = random_sizes(world.size(), random);
+  s.width = 1 << 10;
+  const ExpertMap map{std::span<const int64_t>(s.experts)};
+  constexpr int64_t kFew = kTwoLevelsPay / (2 << 10);  // the most tokens that go on one level
+  const auto most_on = static_cast<int>(random() % static_cast<unsigned>(world.size()));
+  for (const int64_t tokens : {int64_t{0}, kFew, kFew + 1}) {
+    const Tokens mine = random_tokens(s, seed + static_cast<unsigned>(world.rank()),
+                                      world.rank() == most_on ? tokens : tokens / 3);
+    BufferOptions like = {.way = Way::messages};
+    if (tokens > kFew) like = {.way = Way::two_level, .ranks_of_node = of_node};
+    for (const bool quantize : {false, true}) {
+      const CombineOptions combine = {.quantize = quantize};
+      const Passage got(world, map, {.way = Way::by_size, .ranks_of_node = of_node}, mine, combine);
+      const Passage want(world, map, like, mine, combine);
+      expect_same_bits(got.rows, want.rows);
+      expect_same_bits(got.sums, want.sums);
+      LinkBytes bytes = want.bytes;
+      if (tokens <= kFew) {
+        const auto [out, back] = rows_of_mates(got.route, world.rank(), of_node);
+        bytes.inside = s.width * (2 * out + 2 * back);
+        if (quantize) bytes.inside = s.width * 2 * out + (s.width + s.width / 128 * 4) * back;
+        bytes.between -= bytes.inside;
+      }
+      EXPECT_EQ(got.bytes.inside, bytes.inside) << tokens;
+      EXPECT_EQ(got.bytes.between, bytes.between) << tokens;
+    }
+  }
+}
+
+void check_phase(Group& world, int of_node, Phase phase, unsigned seed) {
+  std::mt19937 random(seed);
+  const Sizes s = random_sizes(world.size(), random);
+  const ExpertMap map{std::span<const int64_t>(s.experts)};
+  const Tokens mine = random_tokens(s, seed + static_cast<unsigned>(world.rank()), 9);
+  const std::map<Phase, Way> ways = {
+      {Phase::any, Way::by_size}, {Phase::prefill, Way::two_level}, {Phase::decode, Way::messages}};
+  const Passage got(world, map, {.phase = phase, .ranks_of_node = of_node}, mine, {});
+  const Passage want(world, map, {.way = ways.at(phase), .ranks_of_node = of_node}, mine, {});
+  EXPECT_EQ(got.bytes.inside, want.bytes.inside);
+  EXPECT_EQ(got.bytes.between, want.bytes.between);
+}
 
 void check_two_level(Group& world, const BufferOptions& two_level, unsigned seed) {
   std::mt19937 random(seed);

@@ -43,6 +43,12 @@ TEST_P(TwoLevelTest, EveryLinkCarriesTheBytesOfTheHeader) {
   on_ranks([&](Group& world) { check_link_bytes(world, two_level(), seed); });
 }
 
+TEST_P(TwoLevelTest, BySizeFewTokensGoOnOneLevel) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  on_ranks([&](Group& world) { check_by_size(world, GetParam().of_node, seed); });
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, TwoLevelTest,
                          testing::Values(Nodes{1, 1}, Nodes{1, 3}, Nodes{3, 1}, Nodes{2, 2}, Nodes{2, 3},
                                          Nodes{4, 2}, Nodes{3, 4}),

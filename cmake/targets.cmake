@@ -136,7 +136,8 @@ function(phalanx_test_folder folder)
     set_tests_properties(${folder}/${file} PROPERTIES TIMEOUT 600 LABELS ${folder}
                          ENVIRONMENT "${PHALANX_TEST_ENVIRONMENT}")
     if(file MATCHES "_full_test\\.")
-      set_tests_properties(${folder}/${file} PROPERTIES TIMEOUT 1800 LABELS "${folder};full")
+      set_tests_properties(${folder}/${file} PROPERTIES TIMEOUT 1800 LABELS "${folder};full"
+                           RUN_SERIAL TRUE)  # they wait for deadlines
     endif()
   endforeach()
 endfunction()

@@ -1,6 +1,6 @@
 """Two hosts on one machine: network namespaces with names and addresses of their own, joined by a virtual
-cable. The second one numbers its processes on its own. Nothing but TCP goes between them, so that neither MPI
-nor we can take shared memory."""
+cable, each on half of the cores. The second one numbers its processes on its own. Nothing but TCP goes
+between them, so that neither MPI nor we can take shared memory."""
 
 import os
 import shutil
@@ -14,8 +14,18 @@ ADDRESSES = ["10.213.77.1", "10.213.77.2"]
 # What mpirun starts its daemon on the other host with, in ssh's place.
 AGENT = """#!/bin/sh
 shift
-exec ip netns exec {1} unshare --uts --pid --fork --mount-proc sh -c "hostname {1}; $*"
+exec ip netns exec {name} taskset -c {cores} \\
+  unshare --uts --pid --fork --mount-proc sh -c "hostname {name}; $*"
 """
+
+
+def halves(cores):
+    """Of the cores, for taskset; both are all of one."""
+    middle = len(cores) // 2
+    return [",".join(map(str, half)) for half in (cores[:middle] or cores, cores[middle:])]
+
+
+CORES = halves(sorted(os.sched_getaffinity(0)))
 
 
 def run(*command, check=True):
@@ -53,8 +63,14 @@ class Hosts:
         self.folder = tempfile.mkdtemp()
         self.agent = os.path.join(self.folder, "agent.sh")
         with open(self.agent, "w", encoding="utf-8") as f:
-            f.write(AGENT.format(*NAMES))
+            f.write(AGENT.format(name=NAMES[1], cores=CORES[1]))
         os.chmod(self.agent, 0o755)
+
+    def slow_down(self, rate):
+        """The cable to `rate` each way, as in "1gbit"."""
+        for name in NAMES:
+            run("tc", "-n", name, "qdisc", "replace", "dev", name, "root", "tbf",
+                "rate", rate, "burst", "256kb", "latency", "10ms")
 
     def sent(self):
         """Bytes that both hosts have put on the cable, by the system's account."""
@@ -72,12 +88,14 @@ class Hosts:
                  "--host", ",".join(f"{a}:{ranks_a_host}" for a in ADDRESSES),
                  "--mca", "odls_base_sigkill_timeout", "3",  # for the survivors' reports
                  "--mca", "orte_leave_session_attached", "1",  # or the second host ends at once
-                 "--mca", "mpi_yield_when_idle", "1",  # both hosts are on these cores, which MPI cannot know
+                 "--mca", "mpi_yield_when_idle", "1",  # a host may have more ranks than cores
+                 "--bind-to", "none",  # or ranks of both hosts get the same core
                  "--mca", "btl", "tcp,vader,self", "--mca", "btl_tcp_if_include", ADDRESSES[0] + "/24",
                  "--mca", "oob_tcp_if_include", ADDRESSES[0] + "/24",
                  "-n", str(2 * ranks_a_host), *command]
         inside = f"hostname {NAMES[0]}; exec " + " ".join(words)
-        return subprocess.run(["ip", "netns", "exec", NAMES[0], "unshare", "--uts", "sh", "-c", inside],
+        return subprocess.run(["ip", "netns", "exec", NAMES[0], "taskset", "-c", CORES[0],
+                               "unshare", "--uts", "sh", "-c", inside],
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
                               env=dict(os.environ, ASAN_OPTIONS="detect_leaks=0"), text=True,
                               timeout=deadline, check=False)

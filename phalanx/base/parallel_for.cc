@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "phalanx/base/between_ranges.h"
 #include "phalanx/base/check.h"
 
 namespace phalanx {
@@ -84,6 +85,7 @@ class ThreadPool {
       if (begin >= n_) return;
       try {
         (*body_)(begin, std::min(begin + grain_, n_));
+        BetweenRanges::call();
       } catch (...) {
         if (!failed_.test_and_set()) error_ = std::current_exception();
         next_.store(n_, std::memory_order_relaxed);
@@ -121,7 +123,10 @@ void parallel_for(int64_t n, int64_t grain, FunctionRef<void(int64_t, int64_t)> 
     busy.pool->run(n, grain, body);
     return;
   }
-  for (int64_t begin = 0; begin < n; begin += grain) body(begin, std::min(begin + grain, n));
+  for (int64_t begin = 0; begin < n; begin += grain) {
+    body(begin, std::min(begin + grain, n));
+    BetweenRanges::call();
+  }
 }
 
 ThreadScope::ThreadScope(int threads) : previous_(current) {

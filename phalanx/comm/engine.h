@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 
+#include "phalanx/base/between_ranges.h"
 #include "phalanx/comm/transport/transport.h"
 #include "phalanx/comm/work.h"
 
@@ -18,8 +19,10 @@ struct Deadlines {
   std::chrono::milliseconds liveness = std::chrono::seconds(10);
 };
 
-/// One for each rank, used by its thread alone; it has no thread of its own: whoever waits drives all of the
-/// rank's operations. The first error of any rank wins; every rank that waits then throws it as a CommError.
+/// One for each rank, made and used by its thread alone; it has no thread of its own: whoever waits drives
+/// all of the rank's operations, and while the rank computes, the messages of those in flight move between
+/// ranges of parallel_for. The first error of any rank wins; every rank that waits then throws it as a
+/// CommError.
 class Engine {
  public:
   Engine(Transport& transport, const Deadlines& deadlines)
@@ -75,6 +78,9 @@ class Engine {
   int64_t waited_ns_ = 0;
   std::string given_up_;
   std::map<uint64_t, uint32_t> opened_;  // groups by name and members: how many there were
+  BetweenRanges while_computing_{[this] {
+    if (first_) transport_.progress();
+  }};
 };
 
 }  // namespace phalanx

@@ -4,9 +4,11 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
+#include "phalanx/base/between_ranges.h"
 #include "phalanx/base/error.h"
 
 namespace phalanx {
@@ -51,6 +53,50 @@ TEST(ParallelFor, EveryBodyKnowsItsThread) {
     parallel_for(2, 1, [&](int64_t, int64_t) { EXPECT_EQ(parallel_index(), 0); });
     EXPECT_EQ(parallel_index(), index);
   });
+}
+
+// Ranges long enough that the calling thread gets some.
+void compute() {
+  parallel_for(30, 1, [](int64_t, int64_t) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); });
+}
+
+TEST(BetweenRanges, TheInnermostHookOfTheThreadIsCalledWhileItComputes) {
+  for (const int threads : {1, 3}) {
+    const ThreadScope scope(threads);
+    const std::thread::id caller = std::this_thread::get_id();
+    int outer = 0;
+    int inner = 0;
+    const BetweenRanges first([&] { ++outer; });
+    {
+      const BetweenRanges second([&] {
+        EXPECT_EQ(std::this_thread::get_id(), caller);
+        ++inner;
+      });
+      compute();
+      EXPECT_GT(inner, 0);
+      EXPECT_EQ(outer, 0);
+    }
+    compute();
+    EXPECT_GT(outer, 0);
+  }
+}
+
+TEST(BetweenRanges, PausesBetweenCalls) {
+  int calls = 0;
+  const BetweenRanges hook([&] { ++calls; });
+  const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < 2000; ++i) parallel_for(10, 1, [](int64_t, int64_t) {});
+  const std::chrono::duration<double, std::micro> us = std::chrono::steady_clock::now() - begin;
+  EXPECT_GE(calls, 1);
+  EXPECT_LE(calls, us.count() / 100 + 1);
+}
+
+TEST(BetweenRanges, WhatItThrowsIsThrownByParallelFor) {
+  for (const int threads : {1, 3}) {
+    const ThreadScope scope(threads);
+    const BetweenRanges hook([] { throw Error("gone"); });
+    EXPECT_THROW(compute(), Error);
+  }
 }
 
 TEST(ParallelFor, AnErrorInOneRangeIsThrownAndThePoolStaysUsable) {

@@ -1,8 +1,9 @@
 // One rank of a world that a launcher has started; launch_test.py says what it does:
 //   ranks_program SCENARIO [RANK]
-// `collectives`: every collective is right. `shared`: ranks share memory, also some of them, and RANK, if
-// there is one, is killed between a share and its unshare. `hosts`: the halves of the ranks share memory, and
-// no rank with one of the other half. The others make RANK misbehave in the middle of many all_reduces.
+// `collectives`: every collective is right, and long messages move while ranks compute. `shared`: ranks share
+// memory, also some of them, and RANK, if there is one, is killed between a share and its unshare. `hosts`:
+// the halves of the ranks share memory, and no rank with one of the other half. The others make RANK
+// misbehave in the middle of many all_reduces.
 #include <unistd.h>
 
 #include <csignal>
@@ -11,6 +12,7 @@
 #include <string_view>
 #include <thread>
 
+#include "phalanx/base/parallel_for.h"
 #include "phalanx/comm/launch.h"
 #include "tests/comm/collective_checks.h"
 
@@ -19,7 +21,42 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+uint8_t byte_of(int from, size_t message, size_t at) {
+  return static_cast<uint8_t>(1 + (static_cast<size_t>(from) * 31 + message * 7 + at / 4096 + at) % 255);
+}
+
+// Around a ring, all on their way at once, of lengths about those at which a message takes another form. They
+// arrive while the ranks compute: nobody waits for them before.
+void long_messages(Group& world) {
+  constexpr std::array<int64_t, 8> kBytes = {3 << 20,   8192,          8193, (256 << 10) - 1,
+                                             256 << 10, (1 << 20) + 1, 0,    (5 << 20) + 17};
+  const int next = (world.rank() + 1) % world.size();
+  const int last = (world.rank() + world.size() - 1) % world.size();
+  PooledVector<P2P> messages;
+  for (size_t m = 0; m < kBytes.size(); ++m) {
+    messages.push_back(send_to(next, Tensor::zeros({kBytes[m]}, DType::u8)));
+    const auto bytes = messages.back().buffer.span<uint8_t>();
+    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = byte_of(world.rank(), m, i);
+    messages.push_back(recv_from(last, Tensor::zeros({kBytes[m]}, DType::u8)));
+  }
+  Work exchange = world.exchange(messages);
+  const volatile uint8_t& last_byte = messages.back().buffer.span<uint8_t>().back();
+  for (const auto begin = Clock::now(); last_byte == 0;) {
+    if (Clock::now() - begin > std::chrono::seconds(30)) throw Error("nothing moves while a rank computes");
+    parallel_for(10, 1, [](int64_t, int64_t) { std::this_thread::sleep_for(std::chrono::microseconds(20)); });
+  }
+  exchange.wait();
+  for (size_t m = 0; m < kBytes.size(); ++m) {
+    const auto bytes = messages[2 * m + 1].buffer.span<uint8_t>();
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      if (bytes[i] != byte_of(last, m, i)) throw Error("message {}: byte {} is wrong", m, i);
+    }
+  }
+  world.barrier().wait();
+}
+
 void collectives(Group& world) {
+  long_messages(world);
   const Tensor drawn = Tensor::zeros({1}, DType::i64);
   drawn.data<int64_t>()[0] = getpid();
   world.broadcast(drawn, 0).wait();

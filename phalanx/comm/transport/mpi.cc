@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <deque>
 #include <list>
 #include <memory>
 #include <optional>
@@ -18,14 +17,14 @@
 #include "phalanx/comm/lifeline/lifeline.h"
 #include "phalanx/comm/transport/host_memory.h"
 #include "phalanx/comm/transport/matcher.h"
+#include "phalanx/comm/transport/pieces.h"
 
 namespace phalanx {
 namespace {
 
 constexpr int kHeaderTag = 1;
 constexpr int kBytesTag = 2;
-constexpr size_t kInlineBytes = 8192;           // that travel with their header
-constexpr size_t kMostBytes = size_t{1} << 30;  // of one MPI message: its counts are ints
+constexpr size_t kInlineBytes = 8192;  // that travel with their header
 constexpr int kYieldsBeforeNap = 200;
 constexpr std::chrono::microseconds kNap(50);
 constexpr std::chrono::milliseconds kAskForPages(200);  // of waiting, and then again after twice as long
@@ -47,20 +46,9 @@ struct Letter {
   }
 };
 
-// Requests for the bytes of a message that is too long for a letter.
-template <class Start>
-void start_in_pieces(const Tensor& t, std::vector<MPI_Request>& requests, Start start) {
-  for (size_t at = 0; at < t.bytes(); at += kMostBytes) {
-    MPI_Request request = MPI_REQUEST_NULL;
-    start(t.raw() + at, static_cast<int>(std::min(kMostBytes, t.bytes() - at)), &request);
-    requests.push_back(request);
-  }
-}
-
-bool all_done(std::vector<MPI_Request>& requests) {
+bool is_done(MPI_Request& request) {
   int done = 0;
-  check(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE),
-        "MPI_Testall");
+  check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
   return done != 0;
 }
 
@@ -68,9 +56,11 @@ bool all_done(std::vector<MPI_Request>& requests) {
 struct Outgoing {
   Exchange* exchange;
   Exchange::Part* part;  // null once the exchange is given up
+  int peer;
   Tensor buffer;
   Letter letter;
-  std::vector<MPI_Request> requests;
+  MPI_Request letter_request = MPI_REQUEST_NULL;
+  std::optional<Pieces<MPI_Request>> bytes;  // that follow the letter
 };
 
 // What comes from one rank: a letter, then perhaps its bytes.
@@ -78,7 +68,7 @@ struct Incoming {
   Letter letter;
   MPI_Request letter_request = MPI_REQUEST_NULL;
   std::optional<Tensor> buffer;  // of the bytes that follow a letter
-  std::vector<MPI_Request> requests;
+  std::optional<Pieces<MPI_Request>> bytes;
 };
 
 // Everything about MPI itself.
@@ -131,7 +121,8 @@ class MpiTransport final : public Transport {
         around_(around),
         lifeline_(lifeline),
         matcher_(rank_, ranks_, around.pages[static_cast<size_t>(rank_)].recorder),
-        incoming_(static_cast<size_t>(ranks_)) {
+        incoming_(static_cast<size_t>(ranks_)),
+        held_up_(static_cast<size_t>(ranks_), false) {
     for (int r = 0; r < ranks_; ++r) {
       if (r != rank_) expect_letter(r);
     }
@@ -210,19 +201,17 @@ class MpiTransport final : public Transport {
  private:
   void send(Exchange& exchange, Exchange::Part& part) {
     const P2P& m = part.message;
-    Outgoing& o = outgoing_.emplace_back(Outgoing{&exchange, &part, m.buffer, {}, {}});
+    Outgoing& o = outgoing_.emplace_back(Outgoing{&exchange, &part, m.peer, m.buffer, {}});
     o.letter.header = MessageHeader(exchange, m);
     const size_t bytes = o.letter.header.bytes;
     const bool all_in_letter = bytes <= kInlineBytes;
     if (all_in_letter && bytes > 0) std::memcpy(o.letter.bytes.data(), m.buffer.raw(), bytes);
-    o.requests.push_back(MPI_REQUEST_NULL);
     check(MPI_Isend(&o.letter, static_cast<int>(Letter::size(o.letter.header)), MPI_BYTE, m.peer, kHeaderTag,
-                    MPI_COMM_WORLD, &o.requests.back()),
+                    MPI_COMM_WORLD, &o.letter_request),
           "MPI_Isend");
     if (all_in_letter) return;
-    start_in_pieces(m.buffer, o.requests, [&](std::byte* at, int n, MPI_Request* request) {
-      check(MPI_Isend(at, n, MPI_BYTE, m.peer, kBytesTag, MPI_COMM_WORLD, request), "MPI_Isend");
-    });
+    o.bytes.emplace(m.buffer);
+    move_out();
   }
 
   void expect_letter(int from) {
@@ -234,36 +223,52 @@ class MpiTransport final : public Transport {
 
   // Moves everything that can move; true when something did.
   bool move() {
-    bool moved = false;
+    const int64_t before = pieces_moved_;
+    bool moved = move_out();
+    for (int r = 0; r < ranks_; ++r) {
+      while (r != rank_ && take(r)) moved = true;
+    }
+    return moved || pieces_moved_ != before;
+  }
+
+  // True when a message has gone. Those to one rank begin their pieces in turn, as that rank takes them.
+  bool move_out() {
+    bool gone = false;
+    held_up_.assign(held_up_.size(), false);
     for (auto o = outgoing_.begin(); o != outgoing_.end();) {
-      if (!all_done(o->requests)) {
+      const auto peer = static_cast<size_t>(o->peer);
+      if (o->bytes) {
+        const auto start = [&](std::byte* at, int n) {
+          MPI_Request request = MPI_REQUEST_NULL;
+          check(MPI_Isend(at, n, MPI_BYTE, o->peer, kBytesTag, MPI_COMM_WORLD, &request), "MPI_Isend");
+          return request;
+        };
+        if (o->bytes->move(!held_up_[peer], pieces_moved_, start, is_done)) o->bytes.reset();
+        if (o->bytes && !o->bytes->all_begun()) held_up_[peer] = true;
+      }
+      if (o->bytes || !is_done(o->letter_request)) {
         ++o;
         continue;
       }
       if (o->part) o->part->done = true;
       o = outgoing_.erase(o);
-      moved = true;
+      gone = true;
     }
-    for (int r = 0; r < ranks_; ++r) {
-      while (r != rank_ && take(r)) moved = true;
-    }
-    return moved;
+    return gone;
   }
 
   // True when a message of that rank has gone a step further.
   bool take(int from) {
     Incoming& in = incoming_[static_cast<size_t>(from)];
-    if (in.buffer) {
-      if (!all_done(in.requests)) return false;
-      in.requests.clear();
+    if (in.bytes) {
+      if (!take_pieces(from)) return false;
+      in.bytes.reset();
       in.buffer.reset();
       matcher_.end(from);
       expect_letter(from);
       return true;
     }
-    int arrived = 0;
-    check(MPI_Test(&in.letter_request, &arrived, MPI_STATUS_IGNORE), "MPI_Test");
-    if (!arrived) return false;
+    if (!is_done(in.letter_request)) return false;
     const size_t bytes = in.letter.header.bytes;
     Tensor to = matcher_.begin(from, in.letter.header);
     if (bytes <= kInlineBytes) {
@@ -272,11 +277,19 @@ class MpiTransport final : public Transport {
       expect_letter(from);
       return true;
     }
-    start_in_pieces(to, in.requests, [&](std::byte* at, int n, MPI_Request* request) {
-      check(MPI_Irecv(at, n, MPI_BYTE, from, kBytesTag, MPI_COMM_WORLD, request), "MPI_Irecv");
-    });
+    in.bytes.emplace(to);
     in.buffer = std::move(to);
+    take_pieces(from);
     return true;
+  }
+
+  bool take_pieces(int from) {
+    const auto start = [&](std::byte* at, int n) {
+      MPI_Request request = MPI_REQUEST_NULL;
+      check(MPI_Irecv(at, n, MPI_BYTE, from, kBytesTag, MPI_COMM_WORLD, &request), "MPI_Irecv");
+      return request;
+    };
+    return incoming_[static_cast<size_t>(from)].bytes->move(true, pieces_moved_, start, is_done);
   }
 
   // Whoever waits for long wants to see what the others do.
@@ -303,6 +316,8 @@ class MpiTransport final : public Transport {
   Matcher matcher_;
   std::list<Outgoing> outgoing_;
   std::vector<Incoming> incoming_;
+  std::vector<bool> held_up_;  // [ranks]: a message there has pieces that have not begun
+  int64_t pieces_moved_ = 0;
   std::chrono::steady_clock::time_point waiting_since_{};
   std::chrono::milliseconds ask_after_ = kAskForPages;
 };

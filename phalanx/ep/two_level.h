@@ -23,6 +23,6 @@ std::unique_ptr<Transfer> two_level_transfer(Group& group, int ranks_of_node, in
 
 /// Up to about so many bytes of a rank's rows the second level's delay costs more than the bytes that it
 /// saves (docs/benchmarks.md).
-inline constexpr int64_t kTwoLevelsPay = 128 << 10;
+inline constexpr int64_t kTwoLevelsPay = 64 << 10;
 
 }  // namespace phalanx::ep

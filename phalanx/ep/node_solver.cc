@@ -1,15 +1,18 @@
 #include "phalanx/ep/node_solver.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace phalanx::ep {
 namespace {
 
-constexpr double kStop = 1.001;         // times the bound: no change is tried below
-constexpr double kEnough = 1.002;       // times the bound: no other start is tried below
-constexpr double kPromising = 1.01;     // times the bound: a start that packs below is improved at once
-constexpr int kStarts = 16;             // sizes of the largest replica that are packed
+constexpr double kStop = 1.001;      // times the bound: no change is tried below
+constexpr double kEnough = 1.002;    // times the bound: no other start is tried below
+constexpr double kPromising = 1.01;  // times the bound: a start that packs below is improved at once
+// Sizes of the largest replica that are packed, in 16ths of the way from the least to the bound: those first
+// that most often pack well where tails are heavy.
+constexpr std::array kStarts = {8, 10, 12, 14, 16, 6, 9, 7, 11, 13, 15, 5, 4, 3, 2, 1};
 constexpr int kImproved = 4;            // of those, the best are improved
 constexpr int64_t kShakenSlots = 8192;  // slots of a node times shakes
 constexpr int kChanges = 1000;          // far more than any start has needed
@@ -102,12 +105,12 @@ void NodeSolver::improve() {
 // Packs one start after the other; those that pack well are improved at once, then the best of the others.
 void NodeSolver::try_larger_replicas(double least, int gpus, int replicas) {
   const auto pack = [&](int k) {
-    if (!count_for(least + (bound_ - least) * k / kStarts, gpus, replicas)) return false;
+    if (!count_for(least + (bound_ - least) * k / 16, gpus, replicas)) return false;
     packing_.pack(copies_E_);
     return true;
   };
   starts_.clear();
-  for (int k = 1; k <= kStarts; ++k) {
+  for (const int k : kStarts) {
     if (!pack(k)) continue;
     starts_.push_back({packing_.largest_load(), k});
     if (packing_.largest_load() > kPromising * bound_) continue;

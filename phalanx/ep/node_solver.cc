@@ -3,12 +3,17 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 namespace phalanx::ep {
 namespace {
 
-constexpr double kStop = 1.001;      // times the bound: no change is tried below
-constexpr double kEnough = 1.002;    // times the bound: no other start is tried below
+constexpr double kStop = 1.001;    // times the bound: no change is tried below
+constexpr double kEnough = 1.002;  // times the bound: no other start is tried below
+// Times the bound: where an expert has kHeavy, and the start above kFar, that waits until no other has been
+// enough. It rarely leads there.
+constexpr double kFar = 1.05;
+constexpr double kHeavy = 4;
 constexpr double kPromising = 1.01;  // times the bound: a start that packs below is improved at once
 // Sizes of the largest replica that are packed, in 16ths of the way from the least to the bound: those first
 // that most often pack well where tails are heavy.
@@ -152,9 +157,17 @@ std::span<const int32_t> NodeSolver::solve(std::span<const double> load_E, int g
   const double least = count_smallest(gpus, gpus * slots);
   stop_ = kStop * bound_;
   enough_ = kEnough * bound_;
+  best_ = std::numeric_limits<double>::infinity();
   begin_at(start_R, gpus, floor);
-  improve();
+  const bool far =
+      least < bound_ && std::ranges::max(load_E) > kHeavy * bound_ && packing_.largest_load() > kFar * bound_;
+  if (!far) improve();
   if (best_ > enough_ && least < bound_) try_larger_replicas(least, gpus, gpus * slots);
+  if (best_ > enough_ && far) {
+    count_smallest(gpus, gpus * slots);
+    begin_at(start_R, gpus, floor);
+    improve();
+  }
   if (best_ > enough_) shake();
   return best_R_;
 }

@@ -23,6 +23,9 @@ void check_options(const LowLatencyOptions& o, const ExpertMap& experts, int ran
   if (o.max_tokens > 0x7fffffff / ranks) {
     throw Error("low latency: max_tokens {} of {} ranks are more rows than fit 32 bits", o.max_tokens, ranks);
   }
+  if (o.width > 0x7fffffff) {
+    throw Error("low latency: width {} is more elements of a row than fit 32 bits", o.width);
+  }
   if (dtype_size(o.dtype) == 1 || o.dtype == DType::i32 || o.dtype == DType::i64) {
     throw Error("low latency: dtype {}, expected bf16, f16, f32 or f64", dtype_name(o.dtype));
   }

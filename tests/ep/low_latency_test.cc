@@ -4,8 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <random>
 
@@ -143,6 +145,26 @@ TEST(LowLatency, ManyLargeRows) {
     }
     EXPECT_EQ(std::memcmp(sums[0].raw(), sums[1].raw(), sums[0].bytes()), 0);
   });
+}
+
+TEST(LowLatency, SizesThatNothingCanHoldAreErrors) {
+  constexpr int64_t kInt = 0x7fffffff;
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  for (const WrapTransport& wrap : {directly(), by_messages()}) {
+    for (const DType dtype : {DType::bf16, DType::f64}) {
+      run_thread_ranks({.ranks = 2}, wrap, [&](Group& world) {
+        const auto make = [&](int64_t tokens, int64_t width, const ExpertMap& experts) {
+          LowLatencyBuffer(world, experts, {.max_tokens = tokens, .width = width, .dtype = dtype});
+        };
+        for (const ExpertMap& experts : {ExpertMap::even(4, 2), ExpertMap(std::array<int64_t, 2>{2, 0})}) {
+          EXPECT_THROW(make(1, kMost, experts), Error);
+          EXPECT_THROW(make(1, int64_t{1} << 61, experts), Error);
+          EXPECT_THROW(make(kMost, 1, experts), Error);
+        }
+        EXPECT_THROW(make(kInt / 2, kInt, ExpertMap::even(4, 2)), Error);
+      });
+    }
+  }
 }
 
 // A hook that has not been called keeps nobody from anything.

@@ -7,7 +7,8 @@ namespace phalanx {
 
 /// Bytes of blocks of the rank's allocator at the moment of a step when they are most (the end of the last
 /// layer's forward and what follows); every tensor is rounded up to its block (tensor/size_class.h). With
-/// experts, tokens are taken to choose evenly, so that a real step differs by a few percent.
+/// experts, tokens are taken to choose evenly, so that a real step differs by a few percent. Threads' scratch
+/// memory is left out: some tens of KiB for each.
 struct MemoryAccount {
   int64_t weights = 0;
   int64_t gradients = 0;

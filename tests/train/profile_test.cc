@@ -84,7 +84,7 @@ TEST_P(ProfileTest, ThePartsMakeTheStep) {
   const TrainConfig config = GetParam().config(GetParam().layout, GetParam().schedule);
   const Dataset data = random_text(config, seed);
   int told = 0;
-  run_thread_ranks({.ranks = config.parallel.ranks}, [&](Group& world) {
+  run_thread_ranks({.ranks = config.parallel.ranks, .threads_per_rank = 1}, [&](Group& world) {
     RankRun rank(config, data.tokenizer().vocabulary(), world);
     const StepProfile p =
         profile_steps(rank, data, world, {.warmup = 2, .steps = 3, .on_step = [&](int done, int steps) {

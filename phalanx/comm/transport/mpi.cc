@@ -52,12 +52,11 @@ bool is_done(MPI_Request& request) {
   return done != 0;
 }
 
-// A message on its way out. It holds the tensor, so that MPI may read it even if the sender unwinds.
+// A message on its way out.
 struct Outgoing {
   Exchange* exchange;
   Exchange::Part* part;  // null once the exchange is given up
   int peer;
-  Tensor buffer;
   Letter letter;
   MPI_Request letter_request = MPI_REQUEST_NULL;
   std::optional<Pieces<MPI_Request>> bytes;  // that follow the letter
@@ -67,8 +66,7 @@ struct Outgoing {
 struct Incoming {
   Letter letter;
   MPI_Request letter_request = MPI_REQUEST_NULL;
-  std::optional<Tensor> buffer;  // of the bytes that follow a letter
-  std::optional<Pieces<MPI_Request>> bytes;
+  std::optional<Pieces<MPI_Request>> bytes;  // that follow a letter
 };
 
 // Everything about MPI itself.
@@ -152,6 +150,7 @@ class MpiTransport final : public Transport {
     for (Exchange::Part& part : exchange.parts) {
       if (part.message.kind == P2P::Kind::send) send(exchange, part);
     }
+    move_out();
   }
   bool poll(Exchange& exchange) override {
     matcher_.check(exchange);
@@ -201,7 +200,7 @@ class MpiTransport final : public Transport {
  private:
   void send(Exchange& exchange, Exchange::Part& part) {
     const P2P& m = part.message;
-    Outgoing& o = outgoing_.emplace_back(Outgoing{&exchange, &part, m.peer, m.buffer, {}});
+    Outgoing& o = outgoing_.emplace_back(Outgoing{&exchange, &part, m.peer, {}});
     o.letter.header = MessageHeader(exchange, m);
     const size_t bytes = o.letter.header.bytes;
     const bool all_in_letter = bytes <= kInlineBytes;
@@ -209,9 +208,7 @@ class MpiTransport final : public Transport {
     check(MPI_Isend(&o.letter, static_cast<int>(Letter::size(o.letter.header)), MPI_BYTE, m.peer, kHeaderTag,
                     MPI_COMM_WORLD, &o.letter_request),
           "MPI_Isend");
-    if (all_in_letter) return;
-    o.bytes.emplace(m.buffer);
-    move_out();
+    if (!all_in_letter) o.bytes.emplace(m.buffer);
   }
 
   void expect_letter(int from) {
@@ -263,7 +260,6 @@ class MpiTransport final : public Transport {
     if (in.bytes) {
       if (!take_pieces(from)) return false;
       in.bytes.reset();
-      in.buffer.reset();
       matcher_.end(from);
       expect_letter(from);
       return true;
@@ -277,8 +273,7 @@ class MpiTransport final : public Transport {
       expect_letter(from);
       return true;
     }
-    in.bytes.emplace(to);
-    in.buffer = std::move(to);
+    in.bytes.emplace(std::move(to));
     take_pieces(from);
     return true;
   }

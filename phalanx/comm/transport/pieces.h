@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <utility>
 
 #include "phalanx/tensor/tensor.h"
 
@@ -10,11 +11,12 @@ namespace phalanx {
 
 /// A message's bytes on their way in pieces, few at a time: MPI passes on a piece that has begun in one call,
 /// which lasts as long as the network takes it, and what else must go to the same rank, such as the news that
-/// we are ready for its own message, waits behind all that have begun.
+/// we are ready for its own message, waits behind all that have begun. It holds the tensor, so that MPI may
+/// read or write it even if its owner unwinds.
 template <class Request>
 class Pieces {
  public:
-  explicit Pieces(const Tensor& t) : at_(t.raw()), left_(t.bytes()) {}
+  explicit Pieces(Tensor t) : tensor_(std::move(t)), at_(tensor_.raw()), left_(tensor_.bytes()) {}
 
   bool all_begun() const { return left_ == 0; }
   /// Calls request = start(at, count) for as many as may be on their way, if any may begin, and done(request)
@@ -39,6 +41,7 @@ class Pieces {
   static constexpr size_t kBytes = size_t{256} << 10;
   static constexpr size_t kAtOnce = 4;
 
+  Tensor tensor_;
   std::byte* at_;  // of the first piece that has not begun
   size_t left_;
   std::deque<Request> requests_;

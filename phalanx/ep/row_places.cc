@@ -17,6 +17,12 @@ int64_t others(const Counts& rows, int rank) {
   return std::accumulate(rows.begin(), rows.end(), -rows[static_cast<size_t>(rank)]);
 }
 
+int64_t bytes_of_row(const PooledVector<Tensor>& tensors) {
+  int64_t bytes = 0;
+  for (const Tensor& x : tensors) bytes += static_cast<int64_t>(row_bytes(x));
+  return bytes;
+}
+
 PooledVector<std::byte*> bases(std::span<const Tensor> tensors, const Counts& starts) {
   PooledVector<std::byte*> out;
   for (size_t r = 0; r < starts.size(); ++r) {

@@ -13,6 +13,8 @@ using Counts = PooledVector<int64_t>;
 Counts sums_before(const Counts& rows);
 /// Of rows to or from each rank, those of all but `rank`.
 int64_t others(const Counts& rows, int rank);
+/// Of one row of all the tensors.
+int64_t bytes_of_row(const PooledVector<Tensor>& tensors);
 
 /// The address of row starts[r] of tensor r, or of the only one.
 PooledVector<std::byte*> bases(std::span<const Tensor> tensors, const Counts& starts);

@@ -60,10 +60,9 @@ class Direct final : public Transfer {
 
   Task<> spread(PooledVector<Tensor> rows, Route route, PooledVector<Tensor> room) override {
     PooledVector<Tensor> everywhere = co_await everyones(group_, std::move(room));
-    int64_t bytes = 0;
+    const int64_t bytes = bytes_of_row(rows);
     for (size_t i = 0; i < rows.size(); ++i) {
       spread_rows(route.layout, rows[i], bases(of_tensor(everywhere, i, group_.size()), route.starts));
-      bytes += static_cast<int64_t>(row_bytes(rows[i]));
     }
     everywhere.clear();  // before the barrier: after it, an owner's last reference is its own
     Work all_have_written = group_.unshare(bytes * others(route.layout.rows, group_.rank()),
@@ -98,8 +97,7 @@ class Direct final : public Transfer {
 
  private:
   Work all_have_read(const PooledVector<Tensor>& rows, const Route& route) {
-    int64_t bytes = 0;
-    for (const Tensor& y : rows) bytes += static_cast<int64_t>(row_bytes(y));
+    const int64_t bytes = bytes_of_row(rows);
     return group_.unshare(bytes * others(route.recv_rows, group_.rank()),
                           bytes * others(route.layout.rows, group_.rank()));
   }

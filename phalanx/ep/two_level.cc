@@ -89,12 +89,6 @@ Layout onward(const Tensor& masks_F, const Counts& from_node, int of_node) {
   return out;
 }
 
-int64_t bytes_of_row(const PooledVector<Tensor>& rows) {
-  int64_t bytes = 0;
-  for (const Tensor& x : rows) bytes += static_cast<int64_t>(row_bytes(x));
-  return bytes;
-}
-
 // Of the rank that has most, the bytes of its tokens' rows.
 int64_t most_bytes(std::span<const Statement> of_ranks) {
   int64_t most = 0;

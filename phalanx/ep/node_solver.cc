@@ -102,7 +102,7 @@ void NodeSolver::begin_at(std::span<const int32_t> start_R, int gpus, double flo
 void NodeSolver::improve() {
   packing_.improve(stop_, kChanges);
   const double load = packing_.largest_load();
-  if (!best_R_.empty() && load > best_) return;  // an equal one leads further
+  if (load > best_) return;  // an equal one leads further
   best_ = load;
   best_R_.assign(packing_.expert_R().begin(), packing_.expert_R().end());
 }

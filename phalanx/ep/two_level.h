@@ -17,9 +17,9 @@ namespace phalanx::ep {
 /// as the rows that it passes on to others there. In FP8 sums travel between nodes in FP8 too.
 ///
 /// Pairs are by rank (PairOrder::by_rank). Where no rank has more than `above` bytes of rows to dispatch,
-/// they go on one level, as in message_transfer, and so does what is made of them. Every rank calls it.
-/// Error: G does not divide the ranks, or is above 63; the ranks of a node do not share memory.
-std::unique_ptr<Transfer> two_level_transfer(Group& group, int ranks_of_node, int64_t above = 0);
+/// they go on one level, as in message_transfer, and so does what is made of them; −1: never. Every rank
+/// calls it. Error: G does not divide the ranks, or is above 63; the ranks of a node do not share memory.
+std::unique_ptr<Transfer> two_level_transfer(Group& group, int ranks_of_node, int64_t above = -1);
 
 /// Up to about so many bytes of a rank's rows the second level's delay costs more than the bytes that it
 /// saves (docs/benchmarks.md).

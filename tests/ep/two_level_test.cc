@@ -49,6 +49,18 @@ TEST_P(TwoLevelTest, BySizeFewTokensGoOnOneLevel) {
   on_ranks([&](Group& world) { check_by_size(world, GetParam().of_node, seed); });
 }
 
+// Also where no rank has a token: the way that is asked for is taken, with the bytes of its plan.
+TEST_P(TwoLevelTest, NothingIsNotSentByOtherWays) {
+  const int of_node = GetParam().of_node;
+  on_ranks([&](Group& world) {
+    Buffer buffer(world, world.size(), two_level());
+    const Tokens none = {Tensor::zeros({0, 2}, DType::f32), Tensor::zeros({0, 1}, DType::i64)};
+    const LinkBytes before = buffer.sent();
+    run(buffer.dispatch(none, DispatchOptions()));
+    EXPECT_EQ(buffer.sent().inside - before.inside, 8 * world.size() * (of_node - 1));
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, TwoLevelTest,
                          testing::Values(Nodes{1, 1}, Nodes{1, 3}, Nodes{3, 1}, Nodes{2, 2}, Nodes{2, 3},
                                          Nodes{4, 2}, Nodes{3, 4}),

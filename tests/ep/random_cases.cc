@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <utility>
 #include <vector>
@@ -20,8 +21,10 @@ namespace {
 // T tokens of a rank, D width, K top-k, R received rows
 
 struct Sizes {
-  std::vector<int64_t> experts;  // of each rank, some none
+  std::vector<int64_t> slots;    // of each rank, some none
+  std::vector<int32_t> phy2log;  // the expert of each slot; empty: every slot is an expert
   std::vector<int64_t> tokens;   // of each rank, some none
+  int64_t experts = 1;
   int64_t width = 1;
   int64_t top_k = 1;
   int64_t favoured = 1;  // experts below it are chosen more often
@@ -33,16 +36,24 @@ struct Sizes {
 Sizes random_sizes(int ranks, std::mt19937& random) {
   const auto up_to = [&](uint32_t n) { return static_cast<int64_t>(random() % n); };
   Sizes s;
-  int64_t experts = 0;
+  int64_t slots = 0;
   for (int r = 0; r < ranks; ++r) {
-    s.experts.push_back(up_to(4) == 0 ? 0 : up_to(6));
+    s.slots.push_back(up_to(4) == 0 ? 0 : up_to(6));
     s.tokens.push_back(up_to(4) == 0 ? 0 : up_to(14));
-    experts += s.experts.back();
+    slots += s.slots.back();
   }
-  if (experts == 0) s.experts.back() = experts = 1;
+  if (slots == 0) s.slots.back() = slots = 1;
+  s.experts = slots;
+  if (up_to(2) == 0) {
+    s.experts = 1 + up_to(static_cast<uint32_t>(slots));
+    for (int64_t p = 0; p < slots; ++p) {
+      s.phy2log.push_back(static_cast<int32_t>(p < s.experts ? p : up_to(static_cast<uint32_t>(s.experts))));
+    }
+    std::ranges::shuffle(s.phy2log, random);
+  }
   s.width = 1 + up_to(up_to(3) == 0 ? 300 : 20);
   s.top_k = 1 + up_to(up_to(3) == 0 ? 32 : 6);
-  s.favoured = 1 + up_to(static_cast<uint32_t>(experts));
+  s.favoured = 1 + up_to(static_cast<uint32_t>(s.experts));
   constexpr std::array kDtypes = {DType::f64, DType::f32, DType::bf16, DType::f16};
   s.dtype = kDtypes[static_cast<size_t>(up_to(4))];
   s.biases = std::max<int64_t>(0, up_to(5) - 2);
@@ -111,6 +122,7 @@ class RandomCase {
       for (int64_t& e : t.topk_idx_TK.span<int64_t>()) e = choose();
       tokens_.push_back(std::move(t));
     }
+    choose_slots();
     for (int r = 0; r < ranks; ++r) {
       sources_.push_back(received(r));
       const auto rows = static_cast<int64_t>(sources_.back().size());
@@ -121,7 +133,8 @@ class RandomCase {
   // All that one rank sees.
   void check(Group& world) const {
     const auto me = static_cast<size_t>(world.rank());
-    Buffer buffer(world, ExpertMap(sizes_.experts));
+    Buffer buffer(world, ExpertMap(sizes_.slots));
+    if (!sizes_.phy2log.empty()) buffer.set_replicas(std::make_shared<ReplicaMap>(replica_map()));
     const Tokens& mine = tokens_[me];
     DispatchOptions options;
     options.order = sizes_.order;
@@ -138,23 +151,38 @@ class RandomCase {
 
  private:
   int64_t choose() {
-    int64_t experts = 0;
-    for (const int64_t n : sizes_.experts) experts += n;
     if (random_() % 5 == 0) return -1;
     return static_cast<int64_t>(random_() %
-                                static_cast<uint64_t>(random_() % 2 == 0 ? sizes_.favoured : experts));
+                                static_cast<uint64_t>(random_() % 2 == 0 ? sizes_.favoured : sizes_.experts));
   }
 
-  // Its number on `rank`, or −1.
-  int64_t local(int64_t expert, int rank) const {
-    for (int r = 0; r < rank; ++r) expert -= expert < 0 ? 0 : sizes_.experts[static_cast<size_t>(r)];
-    return expert >= 0 && expert < sizes_.experts[static_cast<size_t>(rank)] ? expert : -1;
+  ReplicaMap replica_map() const {
+    return ReplicaMap(sizes_.phy2log, ExpertMap(sizes_.slots), sizes_.experts);
+  }
+
+  // Which replica a token goes to is what replica_map_test.cc checks.
+  void choose_slots() {
+    const Tensor choices_RE = Tensor::empty({std::ssize(tokens_), sizes_.experts}, DType::i64);
+    for (int64_t r = 0; r < std::ssize(tokens_); ++r) {
+      const Tensor counts = count_choices(tokens_[static_cast<size_t>(r)].topk_idx_TK, sizes_.experts);
+      std::ranges::copy(counts.span<int64_t>(), choices_RE.slice(r, r + 1).data<int64_t>());
+    }
+    for (int r = 0; r < std::ssize(tokens_); ++r) {
+      const Tensor& idx = tokens_[static_cast<size_t>(r)].topk_idx_TK;
+      slots_.push_back(sizes_.phy2log.empty() ? idx : choose_replicas(idx, replica_map(), choices_RE, r));
+    }
+  }
+
+  // The slot's number on `rank`, or −1.
+  int64_t local(int64_t slot, int rank) const {
+    for (int r = 0; r < rank; ++r) slot -= slot < 0 ? 0 : sizes_.slots[static_cast<size_t>(r)];
+    return slot >= 0 && slot < sizes_.slots[static_cast<size_t>(rank)] ? slot : -1;
   }
 
   std::vector<Source> received(int rank) const {
     std::vector<Source> rows;
     for (int s = 0; s < std::ssize(tokens_); ++s) {
-      const Tensor& idx = tokens_[static_cast<size_t>(s)].topk_idx_TK;
+      const Tensor& idx = slots_[static_cast<size_t>(s)];
       for (int64_t t = 0; t < idx.rows(); ++t) {
         const auto slots = idx.slice(t, t + 1).span<int64_t>();
         if (std::ranges::any_of(slots, [&](int64_t e) { return local(e, rank) >= 0; }))
@@ -172,7 +200,7 @@ class RandomCase {
       ASSERT_EQ(std::memcmp(in.x_RD.data.slice(i, i + 1).raw(), x.raw(), x.bytes()), 0) << "row " << i;
       for (int64_t k = 0; k < sizes_.top_k; ++k) {
         const int64_t there = source.token * sizes_.top_k + k;
-        const int64_t e = local(from.topk_idx_TK.data<int64_t>()[there], rank);
+        const int64_t e = local(slots_[static_cast<size_t>(source.rank)].data<int64_t>()[there], rank);
         ASSERT_EQ(in.topk_idx_RK.data.data<int64_t>()[i * sizes_.top_k + k], e);
         ASSERT_EQ(in.weights_RK.data<float>()[i * sizes_.top_k + k],
                   e < 0 ? 0 : from.weights_TK.data<float>()[there]);
@@ -186,7 +214,7 @@ class RandomCase {
       for (int64_t d = 0; d < sizes_.width; ++d) {
         Sum sum(sizes_.dtype);
         for (const Tensor& bias : biases_[static_cast<size_t>(rank)]) sum.add(element(bias, t, d));
-        for (const size_t r : ranks_in_order(mine, t)) {
+        for (const size_t r : ranks_in_order(slots_[static_cast<size_t>(rank)], t)) {
           const auto row = std::ranges::find(sources_[r], Source{rank, t});
           sum.add(element(y_[r], row - sources_[r].begin(), d));
         }
@@ -200,12 +228,12 @@ class RandomCase {
     }
   }
 
-  // Those with an expert of the token, in the order in which combine sums their rows.
-  std::vector<size_t> ranks_in_order(const Tokens& tokens, int64_t token) const {
+  // Those with a slot of the token, in the order in which combine sums their rows.
+  std::vector<size_t> ranks_in_order(const Tensor& slots_TK, int64_t token) const {
     std::vector<std::pair<int64_t, size_t>> found;  // what decides, and the rank
     for (size_t r = 0; r < sources_.size(); ++r) {
       int64_t last = -1;
-      const auto slots = tokens.topk_idx_TK.slice(token, token + 1).span<int64_t>();
+      const auto slots = slots_TK.slice(token, token + 1).span<int64_t>();
       for (size_t k = 0; k < slots.size(); ++k) {
         if (local(slots[k], static_cast<int>(r)) >= 0) last = static_cast<int64_t>(k);
       }
@@ -224,6 +252,7 @@ class RandomCase {
   std::mt19937 random_;
   Sizes sizes_;
   std::vector<Tokens> tokens_;
+  std::vector<Tensor> slots_;                 // [T, K], which the tokens of each rank go to
   std::vector<std::vector<Tensor>> biases_;   // of each rank
   std::vector<std::vector<Source>> sources_;  // of each rank
   std::vector<Tensor> y_;                     // what each rank makes of its rows

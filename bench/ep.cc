@@ -5,20 +5,14 @@
 //   phalanx_bench_ep [--torch PYTHON] [--json FILE]     PYTHON has torch; without it gloo is left out
 //
 // The limit: each token's row must be read once and each (token, rank) pair's row written once, or the
-// reverse; the copy of as many bytes by all cores, measured in the same run, is 100 %. Combine reads more
-// than it writes, which memory may take worse: beside it stands its share of adding floats that lie in as
-// many streams as a token has ranks, by all cores, with stores past the caches. The peers get the rows alone,
-// no expert numbers and weights. They pack with the kernels of phalanx/ep/layout.h (MPI) or index_select
-// (gloo), exchange, and for combine sum what comes back. Rounds of all alternate.
+// reverse; the copy of as many bytes by all cores, measured in the same run, is 100 %. The peers get the rows
+// alone, no expert numbers and weights. They pack with the kernels of phalanx/ep/layout.h (MPI) or
+// index_select (gloo), exchange, and for combine sum what comes back. Rounds of all alternate.
 #include <chrono>
 #include <cstdlib>
 #include <map>
 #include <numeric>
 #include <sstream>
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
 
 #include "bench/mpi_peer.h"
 #include "bench/report.h"
@@ -71,38 +65,6 @@ double copy_speed() {
     if (world.rank() == 0) sum = copies;
   });
   return sum;
-}
-
-template <size_t N>
-void add_streams(const std::array<const float*, N>& in, size_t n, float* out) {
-  for (size_t i = 0; i < n; i += 4) {
-#if defined(__SSE2__)
-    __m128 sum = _mm_load_ps(in[0] + i);
-    for (size_t s = 1; s < N; ++s) sum = _mm_add_ps(sum, _mm_load_ps(in[s] + i));
-    _mm_stream_ps(out + i, sum);
-#else
-    for (size_t j = i; j < i + 4; ++j) {
-      out[j] = in[0][j];
-      for (size_t s = 1; s < N; ++s) out[j] += in[s][j];
-    }
-#endif
-  }
-}
-
-// Bytes a second, read and written, at which all cores add N streams into one.
-template <size_t N>
-double add_speed() {
-  constexpr size_t kFloats = size_t{16} << 20;  // of a stream of each core
-  double speed = 0;
-  run_thread_ranks({.ranks = available_cores(), .threads_per_rank = 1}, [&](Group& world) {
-    const Tensor all = Tensor::zeros({N + 1, kFloats}, DType::f32);
-    std::array<const float*, N> in{};
-    for (size_t s = 0; s < N; ++s) in[s] = all.data<float>() + s * kFloats;
-    const std::function<void()> add = [&] { add_streams<N>(in, kFloats, all.data<float>() + N * kFloats); };
-    const double seconds = ep::median_times(world, kRuns, {&add, 1}).front();
-    if (world.rank() == 0) speed = static_cast<double>(all.bytes()) * world.size() / seconds;
-  });
-  return speed;
 }
 
 #ifdef PHALANX_HAVE_MPI
@@ -228,11 +190,9 @@ void compare(Report& report, int ranks, const std::string& self, const std::stri
   Rounds mpi;
   Rounds gloo;
   std::vector<double> copies;
-  std::vector<double> adding;  // a token has 1.99 ranks of 2, and 3.6 of 4
   Times last;
   for (int round = 0; round < kRounds; ++round) {
     copies.push_back(copy_speed());
-    adding.push_back(ranks == 2 ? add_speed<2>() : add_speed<4>());
     last = ours(ranks);
     mine.add(last);
     mpi.add(said_by(as_mpi_ranks(ranks, self)));
@@ -245,7 +205,6 @@ void compare(Report& report, int ranks, const std::string& self, const std::stri
                 {"us", 1e6 * s},
                 {"GB/s", bytes / s / 1e9},
                 {"share of copies %", 100 * bytes / s / median(copies)},
-                {"of adding %", number(k.ends_with("combine") ? 100 * bytes / s / median(adding) : 0)},
                 {"MPI_Alltoallv us", number(1e6 * mpi.of(k))},
                 {"times faster", number(mpi.of(k) / s)},
                 {"gloo us", number(1e6 * gloo.of(k))},

@@ -4,6 +4,7 @@
 #include "phalanx/ops/stream_copy.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ep/sum_rows.cc"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "phalanx/ops/stored-inl.h"
 
@@ -14,13 +15,22 @@ namespace {
 using ep::Layout;
 using ep::Pairs;
 
+// How far ahead rows are fetched; those of one rank mostly follow each other. (docs/benchmarks.md, Combine)
+constexpr int64_t kAhead = 2048;  // bytes
+constexpr int64_t kCacheLine = 64;
+
 // out = Σ of n elements at each of `in`.
 template <class S>
 void sum_row(std::span<const typename S::Stored* const> in, int64_t n, bool stream, typename S::Stored* out) {
   const typename S::D d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  constexpr auto kLine = kCacheLine / static_cast<int64_t>(sizeof(typename S::Stored));
+  constexpr auto kFar = kAhead / static_cast<int64_t>(sizeof(typename S::Stored));
   int64_t i = 0;
   for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    for (const auto* const x : in) {
+      for (int64_t j = kFar; j < kFar + 4 * lanes; j += kLine) hwy::Prefetch(x + i + j);
+    }
     auto a = S::load(Whole{}, d, in[0] + i);
     auto b = S::load(Whole{}, d, in[0] + i + lanes);
     auto c = S::load(Whole{}, d, in[0] + i + 2 * lanes);

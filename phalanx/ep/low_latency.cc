@@ -133,13 +133,14 @@ LowLatencyBuffer::LowLatencyBuffer(Group& group, ExpertMap experts, const LowLat
 LowLatencyBuffer::~LowLatencyBuffer() = default;
 
 LowLatencyDispatched LowLatencyBuffer::dispatch(const Tensor& x, const Tensor& topk_idx,
-                                                const Tensor& stats) {
+                                                const LowLatencyStats& stats) {
   const LowLatencyOptions& o = core_->options;
   if (!x.defined() || x.shape().rank() != 2) throw Error("x must be [T, {}]", o.width);
   expect(x, "x", {x.rows(), o.width}, o.dtype);
   if (x.rows() > o.max_tokens) throw Error("x has {} tokens, max_tokens is {}", x.rows(), o.max_tokens);
   expect_choices(topk_idx, x.rows(), core_->experts.experts());
-  if (stats.defined()) expect(stats, "stats", {core_->local()}, DType::i32);
+  if (stats.rows_L.defined()) expect(stats.rows_L, "stats.rows", {core_->local()}, DType::i32);
+  if (stats.waited_R.defined()) expect(stats.waited_R, "stats.waited", {core_->ranks()}, DType::i64);
   LowLatencyTurn& turn = core_->turn(dispatches_);
   if (turn.state != State::free) {
     throw Error("dispatch #{}: two results are live; combine that of dispatch #{} first, and run its hook",
@@ -166,7 +167,7 @@ Tensor LowLatencyBuffer::combine_buffer(const LowLatencyHandle& handle) const {
 }
 
 Hook LowLatencyBuffer::combine(const Tensor& y, const Tensor& topk_idx, const Tensor& weights,
-                               const LowLatencyHandle& handle, const Tensor& out) {
+                               const LowLatencyHandle& handle, const Tensor& out, const Tensor& waited) {
   const LowLatencyOptions& o = core_->options;
   LowLatencyTurn& turn = live(*core_, handle);
   if (turn.state != State::received) {
@@ -178,12 +179,15 @@ Hook LowLatencyBuffer::combine(const Tensor& y, const Tensor& topk_idx, const Te
   expect_chosen(*core_, turn, topk_idx);
   const Shape shape = {turn.tokens, o.width};
   if (out.defined()) expect(out, "out", shape, o.dtype);
+  if (waited.defined()) expect(waited, "waited", {core_->ranks()}, DType::i64);
   const Tensor sums = out.defined() ? out : Tensor::empty(shape, o.dtype);
   turn.state = State::returned;
   const Fingerprint f{.kind = Fingerprint::Kind::low_latency_combine, .dtype = o.dtype, .numel = o.width};
   const auto task = [&](Call call) {
-    return way_->combine(call, {.y_LMH = y, .topk_idx_TK = topk_idx, .weights_TK = weights, .out_TH = sums},
-                         turn.number);
+    return way_->combine(
+        call,
+        {.y_LMH = y, .topk_idx_TK = topk_idx, .weights_TK = weights, .out_TH = sums, .waited_R = waited},
+        turn.number);
   };
   return Hook(group_.operate(f, task, sums, y.bytes()), turn.combine_called);
 }

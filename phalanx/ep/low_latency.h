@@ -77,6 +77,14 @@ struct LowLatencyDispatched {
   Hook hook;  ///< gives an empty tensor
 };
 
+/// What a dispatch adds up, where it is given, when its hook runs.
+struct LowLatencyStats {
+  Tensor rows_L = {};  ///< i32: the rows of each local expert
+  /// i64: nanoseconds that the hook has waited for each rank. Ranks are waited for in turn, so that of
+  /// several that are late together all but the first only count what they take longer.
+  Tensor waited_R = {};
+};
+
 /// Dispatch and combine without counts that are exchanged beforehand. Both have a sending half, which the
 /// call itself is, and a receiving half, the hook. Two results may live at a time, each from its dispatch to
 /// the end of its combine. Slots are allocated once. All ranks make the same calls in the same order, hooks
@@ -97,10 +105,10 @@ class LowLatencyBuffer {
   LowLatencyBuffer& operator=(const LowLatencyBuffer&) = delete;
 
   /// x [T, H] with T ≤ max_tokens, topk_idx i64 [T, K] of global experts (−1: none; one that a token names
-  /// twice gets it once). Both may be changed when the call returns. `stats`, i32 [L] or none, grows by the
-  /// rows of each local expert when the hook runs. Error, before anything is sent: an argument does not fit,
-  /// or the result before the last has not been combined.
-  LowLatencyDispatched dispatch(const Tensor& x_TH, const Tensor& topk_idx_TK, const Tensor& stats_L = {});
+  /// twice gets it once). Both may be changed when the call returns. Error, before anything is sent: an
+  /// argument does not fit, or the result before the last has not been combined.
+  LowLatencyDispatched dispatch(const Tensor& x_TH, const Tensor& topk_idx_TK,
+                                const LowLatencyStats& stats = {});
 
   /// Where experts may write what they make of the rows of `handle`, [L, M, H], after its hook has run:
   /// combine then reads it there. Other memory works too; where ranks share memory its rows are copied.
@@ -109,10 +117,11 @@ class LowLatencyBuffer {
   /// The hook gives [T, H]: Σ over the token's experts, in the order of K, of weight · row of y [L, M, H], as
   /// weighted_rows (weighted_rows.h) makes it. weights are f32 [T, K] (f64 for f64). A −1, or an expert whose
   /// rank is masked or was so at the dispatch, adds nothing. topk_idx names experts of the token's dispatch.
-  /// `out`, if given, is [T, H]. All belong to the call until its hook has run. Error, before anything is
-  /// sent: an argument does not fit, the handle is none of a live result, or its dispatch's hook has not run.
+  /// `out`, if given, is [T, H], and `waited` as LowLatencyStats::waited_R. All belong to the call until its
+  /// hook has run. Error, before anything is sent: an argument does not fit, the handle is none of a live
+  /// result, or its dispatch's hook has not run.
   Hook combine(const Tensor& y_LMH, const Tensor& topk_idx_TK, const Tensor& weights_TK,
-               const LowLatencyHandle& handle, const Tensor& out_TH = {});
+               const LowLatencyHandle& handle, const Tensor& out_TH = {}, const Tensor& waited_R = {});
 
   /// Takes a rank for dead, or no longer. A rank masks for itself; one that comes back must have made as many
   /// calls as the others. Error: not another rank of the group.

@@ -30,8 +30,8 @@ class Board {
 // Waits until a rank has told that it has done turn `number`.
 class Told final : public FromRank {
  public:
-  Told(LowLatencyCore& core, const Tensor& board, int rank, News news, int64_t number, const bool& called)
-      : FromRank(core.mask, core.group.info(), rank, called),
+  Told(LowLatencyCore& core, const Tensor& board, int rank, News news, int64_t number, const Hooked& hook)
+      : FromRank(core.mask, core.group.info(), rank, hook),
         flag_(board.data<int64_t>()[Board::flag(news, number)]),
         told_(number + 1) {}
 
@@ -66,33 +66,35 @@ class Direct final : public LowLatencyWay {
     }
   }
 
-  Task<> dispatch(Call call, Tensor rows, Tensor stats, int64_t number) override {
+  Task<> dispatch(Call call, Tensor rows, LowLatencyStats stats, int64_t number) override {
     LowLatencyTurn& turn = core_.turn(number);
     if (rows.bytes() > 0) std::memcpy(stage(core_.rank(), number), rows.raw(), rows.bytes());
     tell(call, News::dispatched, number);
-    Called called(turn.dispatch_called);
+    const Hooked hook{turn.dispatch_called, stats.waited_R};
+    Called called(hook.called);
     co_await Suspend(called);
     turn.begin();
     int64_t taken = 0;
     for (int s = 0; s < core_.ranks(); ++s) {
-      Told told(core_, boards_[static_cast<size_t>(s)], s, News::dispatched, number, turn.dispatch_called);
+      Told told(core_, boards_[static_cast<size_t>(s)], s, News::dispatched, number, hook);
       co_await Suspend(told);
       taken += take(s, !core_.mask.masked(s) && told.here(), number);
     }
     call.count(given(turn), taken);
-    end_dispatch(number, stats);
+    end_dispatch(number, stats.rows_L);
   }
 
   Task<> combine(Call call, LowLatencySums sums, int64_t number) override {
     LowLatencyTurn& turn = core_.turn(number);
     turn.keep_outputs(sums.y_LMH);
     tell(call, News::combined, number);
-    Called called(turn.combine_called);
+    const Hooked hook{turn.combine_called, sums.waited_R};
+    Called called(hook.called);
     co_await Suspend(called);
     PooledVector<const std::byte*> first_row(static_cast<size_t>(core_.experts.experts()), nullptr);
     int64_t read = 0;
     for (int r = 0; r < core_.ranks(); ++r) {
-      Told told(core_, boards_[static_cast<size_t>(r)], r, News::combined, number, turn.combine_called);
+      Told told(core_, boards_[static_cast<size_t>(r)], r, News::combined, number, hook);
       co_await Suspend(told);
       if (core_.mask.masked(r) || !told.here() || turn.left_out[static_cast<size_t>(r)]) continue;
       read += find_rows(r, first_row, number);

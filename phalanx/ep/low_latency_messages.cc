@@ -30,8 +30,8 @@ void move(std::span<Mail> mail) {
 class Came final : public FromRank {
  public:
   Came(LowLatencyCore& core, std::span<Mail> mail, std::optional<Exchange> Mail::*which, int rank,
-       const bool& called)
-      : FromRank(core.mask, core.group.info(), rank, called),
+       const Hooked& hook)
+      : FromRank(core.mask, core.group.info(), rank, hook),
         mail_(mail),
         awaited_(mail[static_cast<size_t>(rank)].*which) {}
 
@@ -72,22 +72,23 @@ class Messages final : public LowLatencyWay {
 
   // What comes is taken in as soon as this rank waits for anything; it finds its places when the hook is
   // called.
-  Task<> dispatch(Call call, Tensor sent, Tensor stats, int64_t number) override {
+  Task<> dispatch(Call call, Tensor sent, LowLatencyStats stats, int64_t number) override {
     LowLatencyTurn& turn = core_.turn(number);
     PooledVector<Mail> mail(static_cast<size_t>(core_.ranks()));
     for (int r = 0; r < core_.ranks(); ++r) post(call, sent, turn, r, mail[static_cast<size_t>(r)]);
     const Tensor own = rows_of(sent, core_.sets_of(turn.chosen_EW, core_.rank()));
-    const bool& called = turn.dispatch_called;
+    const Hooked receiving{turn.dispatch_called, stats.waited_R};
+    const Hooked sending{turn.dispatch_called, Tensor()};
     for (int s = 0; s < core_.ranks(); ++s) {
-      Came sets(core_, mail, &Mail::sets_in, s, called);
+      Came sets(core_, mail, &Mail::sets_in, s, receiving);
       co_await Suspend(sets);
       expect_rows(call, s, mail[static_cast<size_t>(s)]);
     }
     for (int s = 0; s < core_.ranks(); ++s) {
-      Came rows(core_, mail, &Mail::rows_in, s, called);
+      Came rows(core_, mail, &Mail::rows_in, s, receiving);
       co_await Suspend(rows);
     }
-    Moving until_called(mail, called);
+    Moving until_called(mail, receiving.called);
     co_await Suspend(until_called);
     turn.begin();
     for (int s = 0; s < core_.ranks(); ++s) {
@@ -101,12 +102,12 @@ class Messages final : public LowLatencyWay {
       }
     }
     for (int r = 0; r < core_.ranks(); ++r) {
-      Came sets_left(core_, mail, &Mail::sets_out, r, called);
+      Came sets_left(core_, mail, &Mail::sets_out, r, sending);
       co_await Suspend(sets_left);
-      Came rows_left(core_, mail, &Mail::rows_out, r, called);
+      Came rows_left(core_, mail, &Mail::rows_out, r, sending);
       co_await Suspend(rows_left);
     }
-    end_dispatch(number, stats);
+    end_dispatch(number, stats.rows_L);
   }
 
   Task<> combine(Call call, LowLatencySums sums, int64_t number) override {
@@ -117,12 +118,12 @@ class Messages final : public LowLatencyWay {
       if (away(r) || turn.left_out[static_cast<size_t>(r)]) continue;
       exchange_outputs(call, turn, r, mail[static_cast<size_t>(r)]);
     }
-    const bool& called = turn.combine_called;
+    const Hooked hook{turn.combine_called, sums.waited_R};
     for (int r = 0; r < core_.ranks(); ++r) {
-      Came rows(core_, mail, &Mail::rows_in, r, called);
+      Came rows(core_, mail, &Mail::rows_in, r, hook);
       co_await Suspend(rows);
     }
-    Moving until_called(mail, called);
+    Moving until_called(mail, hook.called);
     co_await Suspend(until_called);
     PooledVector<const std::byte*> first_row(static_cast<size_t>(core_.experts.experts()), nullptr);
     own_rows(turn, first_row);

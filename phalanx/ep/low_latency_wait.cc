@@ -22,4 +22,10 @@ bool RankMask::mask_late(int rank, Clock::time_point since) {
   return true;
 }
 
+void FromRank::count_wait() {
+  const std::chrono::nanoseconds waited = RankMask::Clock::now() - *since_;
+  since_.reset();
+  if (hook_.waited_R.defined()) hook_.waited_R.data<int64_t>()[rank_] += waited.count();
+}
+
 }  // namespace phalanx::ep

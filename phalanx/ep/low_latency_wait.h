@@ -30,6 +30,12 @@ class RankMask {
   std::vector<bool> masked_;
 };
 
+/// A hook's side of what it waits for.
+struct Hooked {
+  const bool& called;  ///< whether it is
+  Tensor waited_R;     ///< LowLatencyStats::waited_R
+};
+
 /// Waits until a hook has been called.
 class Called final : public CommWaitable {
  public:
@@ -45,14 +51,14 @@ class Called final : public CommWaitable {
 /// when it is waited for and the hook has been called.
 class FromRank : public CommWaitable {
  public:
-  FromRank(RankMask& mask, const GroupInfo& group, int rank, const bool& called)
-      : mask_(mask), group_(group), rank_(rank), called_(called) {}
+  FromRank(RankMask& mask, const GroupInfo& group, int rank, const Hooked& hook)
+      : mask_(mask), group_(group), rank_(rank), hook_(hook) {}
 
   bool poll() final {
-    if (mask_.masked(rank_) || arrived()) return true;
-    if (!called_) return false;
-    if (!since_) since_ = RankMask::Clock::now();
-    return mask_.mask_late(rank_, *since_);
+    const bool done = mask_.masked(rank_) || arrived() || (since_ && mask_.mask_late(rank_, *since_));
+    if (!done && !since_ && hook_.called) since_ = RankMask::Clock::now();
+    if (done && since_) count_wait();
+    return done;
   }
   PooledVector<int> missing() const final {
     PooledVector<int> ranks;
@@ -65,10 +71,12 @@ class FromRank : public CommWaitable {
   virtual bool arrived() = 0;
 
  private:
+  void count_wait();
+
   RankMask& mask_;
   const GroupInfo& group_;
   int rank_;
-  const bool& called_;
+  Hooked hook_;
   std::optional<RankMask::Clock::time_point> since_;
 };
 

@@ -28,11 +28,11 @@ Tensor LowLatencyCore::sent(const Tensor& x) const {
   return out;
 }
 
-void LowLatencyWay::end_dispatch(int64_t number, const Tensor& stats) {
+void LowLatencyWay::end_dispatch(int64_t number, const Tensor& rows_L) {
   LowLatencyTurn& turn = core_.turn(number);
   turn.state = LowLatencyTurn::State::received;
-  if (!stats.defined()) return;
-  for (int64_t e = 0; e < core_.local(); ++e) stats.data<int32_t>()[e] += turn.count_L.data<int32_t>()[e];
+  if (!rows_L.defined()) return;
+  for (int64_t e = 0; e < core_.local(); ++e) rows_L.data<int32_t>()[e] += turn.count_L.data<int32_t>()[e];
 }
 
 void LowLatencyWay::sum(const LowLatencySums& sums, std::span<const std::byte* const> first_row,

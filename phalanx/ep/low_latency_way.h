@@ -47,6 +47,7 @@ struct LowLatencySums {
   Tensor topk_idx_TK;
   Tensor weights_TK;
   Tensor out_TH;
+  Tensor waited_R;
 };
 
 /// One of the two. It makes the memory of core.turns; that of `recv`, `count` and `source` is the caller's.
@@ -56,13 +57,13 @@ class LowLatencyWay {
   virtual ~LowLatencyWay() = default;
   /// Dispatch `number`: sends rows (core.sent) as the turn's sets say; then, when the hook is called, places
   /// what comes.
-  virtual Task<> dispatch(Call call, Tensor sent_T, Tensor stats_L, int64_t number) = 0;
+  virtual Task<> dispatch(Call call, Tensor sent_T, LowLatencyStats stats, int64_t number) = 0;
   /// Its combine: sends rows of y; then sums.
   virtual Task<> combine(Call call, LowLatencySums sums, int64_t number) = 0;
 
  protected:
   /// The hook of a dispatch has run.
-  void end_dispatch(int64_t number, const Tensor& stats_L);
+  void end_dispatch(int64_t number, const Tensor& rows_L);
   /// out = the weighted sums of rows that begin, for each expert, at first_row[e] (null: none came).
   void sum(const LowLatencySums& sums, std::span<const std::byte* const> first_row_E, int64_t number);
 

@@ -59,6 +59,7 @@ struct LowLatencyRequest {
   Tensor x;
   Tensor topk_idx;
   std::optional<Tensor> stats;
+  std::optional<Tensor> waited;
   LowLatencyKind kind;
   bool f32_scales = true;  // of FP8; else as they were sent
 };
@@ -84,11 +85,12 @@ void widen(const Tensor& scales_LMS, const Tensor& count_L, const Tensor& out_LM
 LowLatencyReceived dispatch(const std::shared_ptr<Rank>& rank, const LowLatencyRequest& request) {
   LowLatencyReceived got = rank->call([rank, request](Group& world) {
     ep::LowLatencyBuffer& buffer = rank->low_latency(world, request.kind);
-    ep::LowLatencyDispatched in =
-        buffer.dispatch(request.x, request.topk_idx, request.stats.value_or(Tensor()));
+    const ep::LowLatencyStats stats = {.rows_L = request.stats.value_or(Tensor()),
+                                       .waited_R = request.waited.value_or(Tensor())};
+    ep::LowLatencyDispatched in = buffer.dispatch(request.x, request.topk_idx, stats);
     LowLatencyReceived out = {
         .x = in.recv_LMH, .scales = in.scales_LMS, .count = in.count_L, .handle = {}, .hook = {}};
-    Pending pending = {.hook = std::move(in.hook), .kept = {request.stats.value_or(Tensor())}, .then = {}};
+    Pending pending = {.hook = std::move(in.hook), .kept = {stats.rows_L, stats.waited_R}, .then = {}};
     if (request.kind.fp8 == ScaleFormat::ue8m0 && request.f32_scales) {
       out.scales = Tensor::empty(in.scales_LMS.shape(), DType::f32);
       pending.then = [sent = in.scales_LMS, count = in.count_L, wide = out.scales] {
@@ -109,6 +111,7 @@ struct LowLatencyCombineRequest {
   Tensor topk_idx;
   Tensor weights;
   Tensor out;
+  std::optional<Tensor> waited;
 };
 
 std::shared_ptr<HookOfRank> combine(const std::shared_ptr<Rank>& rank,
@@ -117,9 +120,11 @@ std::shared_ptr<HookOfRank> combine(const std::shared_ptr<Rank>& rank,
   const ep::LowLatencyHandle h = handle.of(*rank);
   return rank->call([=, kind = handle.kind](Group& world) {
     ep::LowLatencyBuffer& buffer = rank->low_latency(world, kind);
-    Pending pending = {.hook = buffer.combine(request.x, request.topk_idx, request.weights, h, request.out),
-                       .kept = {request.x, request.topk_idx, request.weights, request.out},
-                       .then = {}};
+    const Tensor waited = request.waited.value_or(Tensor());
+    Pending pending = {
+        .hook = buffer.combine(request.x, request.topk_idx, request.weights, h, request.out, waited),
+        .kept = {request.x, request.topk_idx, request.weights, request.out, waited},
+        .then = {}};
     return std::make_shared<HookOfRank>(rank, rank->keep(std::move(pending)));
   });
 }
@@ -152,6 +157,7 @@ void bind_types(nb::module_& m) {
       .def_rw("x", &LowLatencyRequest::x)
       .def_rw("topk_idx", &LowLatencyRequest::topk_idx)
       .def_rw("stats", &LowLatencyRequest::stats)
+      .def_rw("waited", &LowLatencyRequest::waited)
       .def(
           "sizes",
           [](LowLatencyRequest& r, int experts, int64_t max_tokens, int64_t mask_after_ms) {
@@ -180,7 +186,8 @@ void bind_types(nb::module_& m) {
       .def_rw("x", &LowLatencyCombineRequest::x)
       .def_rw("topk_idx", &LowLatencyCombineRequest::topk_idx)
       .def_rw("weights", &LowLatencyCombineRequest::weights)
-      .def_rw("out", &LowLatencyCombineRequest::out);
+      .def_rw("out", &LowLatencyCombineRequest::out)
+      .def_rw("waited", &LowLatencyCombineRequest::waited);
 }
 
 }  // namespace

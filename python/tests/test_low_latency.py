@@ -1,5 +1,7 @@
 """The low-latency mode against a slow account, on threads."""
 
+import time
+
 import kinds
 import numpy as np
 import pytest
@@ -138,6 +140,31 @@ def test_fp8_where_there_is_none(rng):
     phalanx.run_threads(2, rank)
 
 
+def test_how_long_ranks_are_waited_for(rng):
+    case = small_case(rng, 3, hidden=8)
+    late = 0.05
+
+    def rank(group):
+        me = group.rank()
+        buffer = deep_ep.Buffer(group)
+        dispatch, combine = np.zeros(3, np.int64), np.zeros(3, np.int64)
+        group.barrier()
+        if me == 1:
+            time.sleep(late)
+        recv_x, _, handle, _, _ = sent(buffer, kinds.Numpy, "float32", case, use_fp8=False,
+                                       dispatch_wait_recv_cost_stats=dispatch)
+        group.barrier()
+        if me == 2:
+            time.sleep(late)
+        buffer.low_latency_combine(recv_x, case.topk_idx[me], case.weights[me], handle,
+                                   combine_wait_recv_cost_stats=combine)
+        assert dispatch[me] == combine[me] == 0
+        assert me == 1 or dispatch[1] > 0.5e9 * late
+        assert me == 2 or combine[2] > 0.5e9 * late
+
+    phalanx.run_threads(3, rank)
+
+
 def test_mistakes(rng):
     case = small_case(rng, 2, hidden=64)
     kind = kinds.Numpy
@@ -147,7 +174,9 @@ def test_mistakes(rng):
         for options, says in (({"async_finish": True, "return_recv_hook": True}, "one of them only"),
                               ({"use_fp8": False, "round_scale": True}, "round_scale needs"),
                               ({"use_ue8m0": True, "round_scale": True}, "hidden is 64"),
-                              ({"use_fp8": False, "dispatch_wait_recv_cost_stats": 1}, "wait_recv_cost")):
+                              ({"use_fp8": False, "dispatch_wait_recv_cost_stats": 1}, "wait_recv_cost"),
+                              ({"use_fp8": False, "dispatch_wait_recv_cost_stats": np.zeros(3, np.int64)},
+                               "wait_recv_cost")):
             with pytest.raises(phalanx.Error, match=says):
                 sent(buffer, kind, "float32", case, **options)
         with pytest.raises(phalanx.ArgumentError, match="enable_shrink"):

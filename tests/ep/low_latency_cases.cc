@@ -227,7 +227,7 @@ class Run {
     const Tensor idx = Round(w_, n).choices_of(rank_);
     Live& l = live_[n];
     l.stats = Tensor::zeros({w_.experts[static_cast<size_t>(rank_)]}, DType::i32);
-    l.in.emplace(buffer_.dispatch(x, idx, l.stats));
+    l.in.emplace(buffer_.dispatch(x, idx, {.rows_L = l.stats}));
     std::memset(x.raw(), 0x7f, x.bytes());  // they may be changed now
     std::memset(idx.raw(), 0x7f, idx.bytes());
     dally();

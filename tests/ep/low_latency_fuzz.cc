@@ -37,15 +37,17 @@ struct Brought {
   Tensor x_TH;
   Tensor topk_idx_TK;
   Tensor weights_TK;
-  Tensor stats_L;
+  LowLatencyStats stats;
 };
 using Round = std::vector<Brought>;
 
 Brought right(const World& w, int rank, Random& random) {
   const int64_t tokens = random.below(w.options.max_tokens + 1);
   Brought b = {random.tensor({tokens, w.options.width}, w.options.dtype),
-               Tensor::empty({tokens, kTopK}, DType::i64), random.tensor({tokens, kTopK}, w.weight_dtype()),
-               Tensor::zeros({w.experts[static_cast<size_t>(rank)]}, DType::i32)};
+               Tensor::empty({tokens, kTopK}, DType::i64),
+               random.tensor({tokens, kTopK}, w.weight_dtype()),
+               {.rows_L = Tensor::zeros({w.experts[static_cast<size_t>(rank)]}, DType::i32),
+                .waited_R = Tensor::zeros({std::ssize(w.experts)}, DType::i64)}};
   for (int64_t& e : b.topk_idx_TK.span<int64_t>()) e = random.below(w.all_experts + 1) - 1;
   return b;
 }
@@ -57,11 +59,12 @@ void damage_choice(const Tensor& idx, Random& random) {
 }
 
 void damage(Brought& b, Random& random) {
-  const int64_t how = random.below(4);
+  const int64_t how = random.below(5);
   if (how == 0) b.x_TH = random.damaged(b.x_TH);
   if (how == 1) b.topk_idx_TK = random.damaged(b.topk_idx_TK);
-  if (how == 2) b.stats_L = random.damaged(b.stats_L);
-  if (how == 3) damage_choice(b.topk_idx_TK, random);
+  if (how == 2) damage_choice(b.topk_idx_TK, random);
+  if (how == 3) b.stats.rows_L = random.damaged(b.stats.rows_L);
+  if (how == 4) b.stats.waited_R = random.damaged(b.stats.waited_R);
 }
 
 // One rank.
@@ -95,14 +98,14 @@ class Player {
     if (random_.one_in(2)) {
       damage(b, random_);
       try {
-        return buffer_.dispatch(b.x_TH, b.topk_idx_TK, b.stats_L);
+        return buffer_.dispatch(b.x_TH, b.topk_idx_TK, b.stats);
       } catch (const CommError&) {
         throw std::logic_error("a CommError for a wrong argument");
       } catch (const Error&) {
         b = right(w_, rank_, random_);
       }
     }
-    return buffer_.dispatch(b.x_TH, b.topk_idx_TK, b.stats_L);
+    return buffer_.dispatch(b.x_TH, b.topk_idx_TK, b.stats);
   }
 
   // The experts make of each row itself.

@@ -2,9 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <latch>
+#include <thread>
 
 #include "phalanx/ep/low_latency.h"
+#include "phalanx/ep/low_latency_wait.h"
 #include "tests/ep/random_cases.h"
 
 namespace phalanx::ep {
@@ -66,6 +69,43 @@ class LowLatencyMask : public ::testing::TestWithParam<bool> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Ways, LowLatencyMask, ::testing::Bool());
+
+// What a hook waits for is counted where it is caused, and only from when the hook is called.
+TEST_P(LowLatencyMask, CountsHowLongEachRankIsWaitedFor) {
+  static constexpr std::chrono::milliseconds kLate(60);
+  run_thread_ranks({.ranks = kRanks, .deadlines = kPatient}, transport(), [](Group& world) {
+    LowLatencyBuffer buffer(world, ExpertMap::even(2 * kRanks, kRanks), small());
+    const Mine mine(world.rank());
+    const auto waited = [](const Tensor& t, int r) { return std::chrono::nanoseconds(t.data<int64_t>()[r]); };
+    for (const bool hook_when_all_has_come : {false, true}) {
+      const Tensor dispatch_R = Tensor::zeros({kRanks}, DType::i64);
+      const Tensor combine_R = Tensor::zeros({kRanks}, DType::i64);
+      world.barrier().wait();
+      if (world.rank() == 1) std::this_thread::sleep_for(kLate);
+      const auto began = RankMask::Clock::now();
+      LowLatencyDispatched in = buffer.dispatch(mine.x, mine.idx, {.waited_R = dispatch_R});
+      if (hook_when_all_has_come) world.barrier().wait();
+      in.hook.wait();
+      const std::chrono::nanoseconds dispatch = RankMask::Clock::now() - began;
+      world.barrier().wait();
+      if (world.rank() == 2) std::this_thread::sleep_for(kLate);
+      Hook sums = buffer.combine(in.recv_LMH, mine.idx, mine.weights, in.handle, {}, combine_R);
+      if (hook_when_all_has_come) world.barrier().wait();
+      sums.wait();
+      std::chrono::nanoseconds all{0};
+      for (int r = 0; r < kRanks; ++r) all += waited(dispatch_R, r);
+      EXPECT_LE(all, dispatch);
+      for (const auto& [late, of] : {std::pair(1, dispatch_R), std::pair(2, combine_R)}) {
+        EXPECT_EQ(waited(of, world.rank()), std::chrono::nanoseconds(0));
+        if (hook_when_all_has_come) {
+          EXPECT_LT(waited(of, late), kLate);
+        } else if (world.rank() < late) {
+          EXPECT_GE(waited(of, late), kLate / 2);
+        }
+      }
+    }
+  });
+}
 
 // One that has returned, and whom the others have masked, is missed by nobody.
 TEST_P(LowLatencyMask, SurvivorsGoOnWithoutAMaskedRank) {

@@ -236,7 +236,11 @@ TEST(LowLatency, RefusesWhatDoesNotFit) {
     dispatch(f32({2, 4}), f32({2, 2}), "topk_idx is f32, expected i64");
     dispatch(f32({2, 4}), idx({0, 2, 3, 1}), "topk_idx[1, 0] is 3, expected −1 to 2");
     dispatch(f32({2, 4}), idx({0, -2, 1, 1}), "topk_idx[0, 1] is -2, expected −1 to 2");
-    refused([&] { static_cast<void>(buffer.dispatch(f32({2, 4}), good, f32({3}))); }, "stats is f32");
+    refused(
+        [&] {
+          static_cast<void>(buffer.dispatch(f32({2, 4}), good, {.rows_L = f32({3})}));
+        },
+        "stats.rows is f32");
 
     LowLatencyDispatched in = buffer.dispatch(f32({2, 4}), good);
     const Tensor y = f32({3, 2, 4});

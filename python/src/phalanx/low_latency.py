@@ -53,6 +53,9 @@ class LowLatency(Connected):
         topk_idx: [tokens, k] i64, experts 0 ... num_experts - 1, -1 for none; an expert twice counts once.
         num_max_dispatch_tokens_per_rank, num_experts, hidden, dtype: the same on all ranks.
         cumulative_local_expert_recv_stats: [local experts] i32, which grows by the rows of each.
+        dispatch_wait_recv_cost_stats: [ranks] i64, which grows by the nanoseconds that each rank was waited
+        for when this one received (in turn: of several late ones, all but the first count only what they
+        take longer).
         use_fp8: rows travel and come in e4m3 with a scale for every 128 elements (not for f64).
         round_scale: scales are powers of two. use_ue8m0: and packed, four to an i32; hidden a multiple of
         512. return_recv_hook: returns when all is sent; the hook that is returned receives. It must be
@@ -73,8 +76,6 @@ class LowLatency(Connected):
         expect(not use_fp8 or dtype_name(x) != "f64", "use_fp8: rows of f64 are not quantised")
         if use_fp8 and not has_fp8(x):
             raise Unsupported("use_fp8: FP8 needs PyTorch 2.1, or for NumPy ml_dtypes; give use_fp8=False")
-        if dispatch_wait_recv_cost_stats is not None:
-            raise Unsupported("dispatch_wait_recv_cost_stats: how long each rank was waited for is not kept")
         experts = num_experts // self.group_size
         request = _native.LowLatencyRequest()
         request.x = take("x", x)
@@ -85,6 +86,8 @@ class LowLatency(Connected):
         if cumulative_local_expert_recv_stats is not None:
             request.stats = take("cumulative_local_expert_recv_stats", cumulative_local_expert_recv_stats,
                                  ("i32",), (experts,))
+        if dispatch_wait_recv_cost_stats is not None:
+            request.waited = self._waited("dispatch_wait_recv_cost_stats", dispatch_wait_recv_cost_stats)
         got = _native.low_latency_dispatch(rank, request)
         handle = LowLatencyHandle((give(got.handle.source, x), give(got.handle.range, x),
                                    num_max_dispatch_tokens_per_rank, x.shape[1], num_experts))
@@ -103,13 +106,12 @@ class LowLatency(Connected):
         """Sums, for every token, what its experts made of it, times its weights, in the order of top-k.
 
         x: [local experts, slots, hidden] of the dtype that was dispatched;
-        get_next_low_latency_combine_buffer
-            gives memory that need not be copied (with or without zero_copy).
+        get_next_low_latency_combine_buffer gives memory that need not be copied (with or without zero_copy).
         topk_idx: [tokens, k] i64, as dispatched (or some of it); topk_weights: the same shape, f32 (f64
         for f64). out: [tokens, hidden], where the sums go; else they go to new memory.
         return_recv_hook: returns when all is sent; the hook that is returned receives. It must be called, and
-            until then all arrays belong to the call. async_finish: the same, and the rank receives by itself;
-            the event ends when it has.
+        until then all arrays belong to the call. async_finish: the same, and the rank receives by itself;
+        the event ends when it has. combine_wait_recv_cost_stats: as that of the dispatch.
 
         Returns (combined_x [tokens, hidden], event, hook).
         """
@@ -117,8 +119,6 @@ class LowLatency(Connected):
         expect(not (async_finish and return_recv_hook), "async_finish and return_recv_hook: one of them only")
         if use_logfmt:
             raise Unsupported("use_logfmt: rows go as they are")
-        if combine_wait_recv_cost_stats is not None:
-            raise Unsupported("combine_wait_recv_cost_stats: how long each rank was waited for is not kept")
         native = self._low_latency_native(handle)
         slots, hidden = handle[2] * self.group_size, handle[3]
         check("x", x, ("bf16", "f16", "f32", "f64"), (handle[4] // self.group_size, slots, hidden))
@@ -130,6 +130,8 @@ class LowLatency(Connected):
         request.topk_idx = take("topk_idx", topk_idx)
         request.weights = take("topk_weights", topk_weights, weights, tuple(topk_idx.shape))
         request.out = take("out", sums, (str(dtype_name(x)),), (topk_idx.shape[0], hidden))
+        if combine_wait_recv_cost_stats is not None:
+            request.waited = self._waited("combine_wait_recv_cost_stats", combine_wait_recv_cost_stats)
         hook = _native.low_latency_combine(rank, request, native)
         del zero_copy
         return (sums, *self._received(hook, async_finish, return_recv_hook))
@@ -156,6 +158,9 @@ class LowLatency(Connected):
     def low_latency_clean_mask_buffer(self) -> None:
         """Takes no rank for dead any more."""
         _native.clean_mask(self._shrinking())
+
+    def _waited(self, name: str, stats: Array) -> Any:
+        return take(name, stats, ("i64",), (self.group_size,))
 
     def _shrinking(self) -> _native.Rank:
         expect(self.enable_shrink, "masks need a buffer with enable_shrink=True")

@@ -148,6 +148,7 @@ def test_how_long_ranks_are_waited_for(rng):
         me = group.rank()
         buffer = deep_ep.Buffer(group)
         dispatch, combine = np.zeros(3, np.int64), np.zeros(3, np.int64)
+        sent(buffer, kinds.Numpy, "float32", case, use_fp8=False)  # memory is taken together
         group.barrier()
         if me == 1:
             time.sleep(late)

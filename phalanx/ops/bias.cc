@@ -1,6 +1,7 @@
 #include "phalanx/ops/bias.h"
 
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/bias.cc"
@@ -57,12 +58,18 @@ HWY_EXPORT(bias_backward_kernel);
 
 void add_bias_into(Tensor y, const Tensor& b) {
   PHX_CHECK(b.numel() == y.dim(1), "bias of {} on {}", b.shape(), y.shape());
+  if constexpr (kHaveCuda) {
+    if (y.on_cuda()) return cuda::add_bias_into(y, b);
+  }
   const TraceSpan span(TraceKind::elementwise, "add_bias_into", 2 * y.bytes());
   HWY_DYNAMIC_DISPATCH(bias_kernel)(y, b);
 }
 
 void bias_backward_into(Tensor db, const Tensor& dy) {
   PHX_CHECK(db.numel() == dy.dim(1), "bias gradient of {} from {}", db.shape(), dy.shape());
+  if constexpr (kHaveCuda) {
+    if (dy.on_cuda()) return cuda::bias_backward_into(db, dy);
+  }
   const TraceSpan span(TraceKind::elementwise, "bias_backward_into", dy.bytes());
   HWY_DYNAMIC_DISPATCH(bias_backward_kernel)(db, dy);
 }

@@ -2,6 +2,7 @@
 
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 
 namespace phalanx {
 namespace {
@@ -17,6 +18,9 @@ void check_shapes(const Tensor& narrow, const Tensor& wide) {
 
 void narrow_into(Tensor y, const Tensor& x) {
   check_shapes(y, x);
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::narrow_into(y, x);
+  }
   const TraceSpan span(TraceKind::elementwise, "narrow", x.bytes() + y.bytes());
   bf16* const to = y.data<bf16>();
   visit_float(x.dtype(), [&](auto t) {
@@ -29,6 +33,9 @@ void narrow_into(Tensor y, const Tensor& x) {
 
 void widen_into(Tensor y, const Tensor& x) {
   check_shapes(x, y);
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::widen_into(y, x);
+  }
   const TraceSpan span(TraceKind::elementwise, "widen", x.bytes() + y.bytes());
   const bf16* const from = x.data<const bf16>();
   visit_float(y.dtype(), [&](auto t) {

@@ -24,26 +24,27 @@ __device__ T shift_of(T max) {
 }
 
 template <class T, int N>
-__device__ void add(LogSum<T>& s, const Pack<T, N>& x) {
-  T max = x.v[0];
-  for (int k = 1; k < N; ++k) max = x.v[k] > max ? x.v[k] : max;
+__device__ void add(LogSum<Arithmetic<T>>& s, const Pack<T, N>& x) {
+  using A = Arithmetic<T>;
+  A max = widen(x.v[0]);
+  for (int k = 1; k < N; ++k) max = widen(x.v[k]) > max ? widen(x.v[k]) : max;
   if (max > s.max) {
     s.sum *= exp(s.max - max);
     s.max = max;
   }
-  const T shift = shift_of(s.max);
-  for (int k = 0; k < N; ++k) s.sum += exp(x.v[k] - shift);
+  const A shift = shift_of(s.max);
+  for (int k = 0; k < N; ++k) s.sum += exp(widen(x.v[k]) - shift);
 }
 
 template <class T>
 struct Arguments {
   T* logits;
   const int32_t* targets;
-  T* log_sum_exp;  // [rows, 2]
-  double* losses;  // [rows], of forward
+  Arithmetic<T>* log_sum_exp;  // [rows, 2]
+  double* losses;              // [rows], of forward
   int64_t rows;
   int64_t width;
-  T scale;  // of backward
+  Arithmetic<T> scale;  // of backward
   Fault* fault;
 };
 
@@ -58,12 +59,13 @@ __device__ int32_t target_of(const int32_t* targets, int64_t r, int64_t width, F
 // One team a row, which is read once.
 template <class T, int N>
 __global__ void forward(Arguments<T> a) {
+  using A = Arithmetic<T>;
   __shared__ TeamScratch scratch;
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const bool mine = r < a.rows;
   const T* const __restrict__ x = a.logits + r * a.width;
   const int64_t end = mine ? a.width : 0;
-  LogSum<T> s = {no_max<T>(), T{0}};
+  LogSum<A> s = {no_max<A>(), A(0)};
 #pragma unroll kInFlight
   for (int64_t i = int64_t{threadIdx.x} * N; i < end; i += int64_t{blockDim.x} * N) {
     add(s, load<T, N>(x + i));
@@ -72,13 +74,13 @@ __global__ void forward(Arguments<T> a) {
   const double shift = shift_of(max);
   // Nothing stays nothing, however far its own maximum lies from the row's.
   const double rescaled =
-      s.sum == T{0} ? 0.0 : static_cast<double>(s.sum) * exp(static_cast<double>(shift_of(s.max)) - shift);
+      s.sum == A(0) ? 0.0 : static_cast<double>(s.sum) * exp(static_cast<double>(shift_of(s.max)) - shift);
   const double log_sum = log(team_reduce(rescaled, scratch, Sum{}));
   if (!mine || threadIdx.x != 0) return;
   const int32_t target = target_of(a.targets, r, a.width, a.fault);
-  a.log_sum_exp[2 * r] = static_cast<T>(max);
-  a.log_sum_exp[2 * r + 1] = static_cast<T>(log_sum);
-  a.losses[r] = target == kIgnore ? 0.0 : max - static_cast<double>(x[target]) + log_sum;
+  a.log_sum_exp[2 * r] = static_cast<A>(max);
+  a.log_sum_exp[2 * r + 1] = static_cast<A>(log_sum);
+  a.losses[r] = target == kIgnore ? 0.0 : max - static_cast<double>(widen(x[target])) + log_sum;
 }
 
 template <class T, int N>
@@ -86,15 +88,16 @@ __global__ void backward(Arguments<T> a) {
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (r >= a.rows) return;
   const int32_t target = target_of(a.targets, r, a.width, a.fault);
-  const T max = a.log_sum_exp[2 * r];
-  const T log_sum = a.log_sum_exp[2 * r + 1];
+  using A = Arithmetic<T>;
+  const A max = a.log_sum_exp[2 * r];
+  const A log_sum = a.log_sum_exp[2 * r + 1];
   T* const row = a.logits + r * a.width;
 #pragma unroll kInFlight
   for (int64_t i = int64_t{threadIdx.x} * N; i < a.width; i += int64_t{blockDim.x} * N) {
     auto x = load<T, N>(row + i);
     for (int k = 0; k < N; ++k) {
-      const T p = exp(x.v[k] - max - log_sum) * a.scale;
-      x.v[k] = target == kIgnore ? T{0} : i + k == target ? p - a.scale : p;
+      const A p = exp(widen(x.v[k]) - max - log_sum) * a.scale;
+      x.v[k] = narrow<T>(target == kIgnore ? A(0) : i + k == target ? p - a.scale : p);
     }
     store(row + i, x);
   }
@@ -113,23 +116,24 @@ template <class T>
 Arguments<T> arguments_of(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exp) {
   return {.logits = logits.device_data<T>(),
           .targets = targets.device_data<int32_t>(),
-          .log_sum_exp = log_sum_exp.device_data<T>(),
+          .log_sum_exp = log_sum_exp.device_data<Arithmetic<T>>(),
           .losses = nullptr,
           .rows = logits.rows(),
           .width = logits.dim(1),
-          .scale = T{0},
+          .scale = 0,
           .fault = current_stream().fault()};
 }
 
 }  // namespace
 
 CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
-  CrossEntropy out = {0, Tensor::empty({logits.rows(), 2}, logits.dtype(), logits.device())};
+  const DType kept = logits.dtype() == DType::f64 ? DType::f64 : DType::f32;
+  CrossEntropy out = {0, Tensor::empty({logits.rows(), 2}, kept, logits.device())};
   if (logits.rows() == 0) return out;
   const Tensor losses = Tensor::empty({logits.rows()}, DType::f64, logits.device());
   const Tensor sum = Tensor::empty({1}, DType::f64, logits.device());
   CUstream_st* const stream = current_stream().native();
-  visit_float(logits.dtype(), [&](auto zero) {
+  visit_stored(logits.dtype(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>(logits.dim(1), {&logits}, [&](auto n) {
       Arguments<T> a = arguments_of<T>(logits, targets, out.log_sum_exp_T2);
@@ -149,11 +153,11 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
 void cross_entropy_backward_into(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exp,
                                  double scale) {
   if (logits.numel() == 0) return;
-  visit_float(logits.dtype(), [&](auto zero) {
+  visit_stored(logits.dtype(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>(logits.dim(1), {&logits}, [&](auto n) {
       Arguments<T> a = arguments_of<T>(logits, targets, log_sum_exp);
-      a.scale = static_cast<T>(scale);
+      a.scale = static_cast<Arithmetic<T>>(scale);
       const dim3 threads = row_threads(a.width / n);
       backward<T, n><<<blocks_for(a.rows, threads.y), threads, 0, current_stream().native()>>>(a);
       check_launch("cross_entropy_backward");

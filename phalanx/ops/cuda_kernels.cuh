@@ -4,6 +4,7 @@
 // row. Sums run in an order that depends on shapes alone.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -19,9 +20,9 @@ namespace phalanx::cuda {
 inline constexpr int kWarp = 32;
 inline constexpr int kMostThreads = 512;  // of a block
 
-/// N elements that are loaded and stored at once.
+/// N elements that are loaded and stored at once, in accesses of 16 bytes at most.
 template <class T, int N>
-struct alignas(sizeof(T) * N) Pack {
+struct alignas(std::min<size_t>(16, sizeof(T) * N)) Pack {
   T v[N];
 };
 
@@ -33,6 +34,54 @@ __device__ Pack<T, N> load(const T* from) {
 template <class T, int N>
 __device__ void store(T* to, const Pack<T, N>& pack) {
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
+}
+
+/// What arithmetic on T is made in.
+template <class T>
+struct ArithmeticOf {
+  using type = T;
+};
+template <>
+struct ArithmeticOf<bf16> {
+  using type = float;
+};
+template <class T>
+using Arithmetic = typename ArithmeticOf<T>::type;
+
+/// Exact.
+template <class T>
+__device__ Arithmetic<T> widen(T x) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return __uint_as_float(uint32_t{x.bits} << 16);
+  } else {
+    return x;
+  }
+}
+
+/// Rounds to nearest, ties to even.
+template <class T>
+__device__ T narrow(Arithmetic<T> x) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+  } else {
+    return x;
+  }
+}
+
+/// Calls f(T{}) with T the C++ type of a floating dtype that kernels take: f32, f64 or bf16.
+template <class F>
+decltype(auto) visit_stored(DType dtype, F&& f) {
+  if (dtype == DType::bf16) return f(bf16{});
+  return visit_float(dtype, std::forward<F>(f));
+}
+
+/// Calls f(G{}) with G the C++ type of the dtype of a sum of T: T itself, or what arithmetic on it is made
+/// in.
+template <class T, class F>
+void visit_sum(DType dtype, F&& f) {
+  if (dtype == dtype_of<Arithmetic<T>>) return f(Arithmetic<T>{});
+  PHX_CHECK(dtype == dtype_of<T>, "a sum of {} in {}", dtype_name(dtype_of<T>), dtype_name(dtype));
+  f(T{});
 }
 
 /// Calls f(integral_constant N) with the elements of one access: 16 bytes where rows of `width` elements and

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/dropout.cc"
@@ -166,6 +167,9 @@ uint32_t dropout_threshold(double rate) {
 
 Tensor dropout(const Tensor& x, const Tensor& rows, const DropoutSite& site) {
   PHX_CHECK(rows.numel() == x.rows(), "{} row numbers for {}", rows.numel(), x.shape());
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::dropout(x, rows, site);
+  }
   const Tensor y = Tensor::empty(x.shape(), x.dtype());
   const TraceSpan span(TraceKind::elementwise, "dropout", 2 * x.bytes());
   HWY_DYNAMIC_DISPATCH(dropout_kernel)(x, rows, site, y);

@@ -4,6 +4,7 @@
 
 #include "phalanx/base/pooled.h"
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/elementwise.cc"
@@ -91,6 +92,9 @@ HWY_EXPORT(squares_kernel);
 
 Tensor add(const Tensor& a, const Tensor& b) {
   PHX_CHECK(a.shape() == b.shape(), "add of {} and {}", a.shape(), b.shape());
+  if constexpr (kHaveCuda) {
+    if (a.on_cuda()) return cuda::add(a, b);
+  }
   const Tensor y = Tensor::empty(a.shape(), a.dtype());
   const TraceSpan span(TraceKind::elementwise, "add", 3 * y.bytes());
   HWY_DYNAMIC_DISPATCH(add_kernel)(a, b, y);
@@ -99,16 +103,25 @@ Tensor add(const Tensor& a, const Tensor& b) {
 
 void add_into(Tensor x, const Tensor& y) {
   PHX_CHECK(x.shape() == y.shape(), "{} added into {}", y.shape(), x.shape());
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::add_into(x, y);
+  }
   const TraceSpan span(TraceKind::elementwise, "add_into", 3 * x.bytes());
   HWY_DYNAMIC_DISPATCH(add_kernel)(x, y, x);
 }
 
 void scale_into(Tensor x, double factor) {
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::scale_into(x, factor);
+  }
   const TraceSpan span(TraceKind::elementwise, "scale_into", 2 * x.bytes());
   HWY_DYNAMIC_DISPATCH(scale_kernel)(x, factor);
 }
 
 double sum_of_squares(const Tensor& x) {
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::sum_of_squares(x);
+  }
   const TraceSpan span(TraceKind::elementwise, "sum_of_squares", x.bytes());
   return HWY_DYNAMIC_DISPATCH(squares_kernel)(x);
 }

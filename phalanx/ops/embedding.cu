@@ -34,10 +34,10 @@ __global__ void number(const int32_t* tokens, uint32_t* keys, int32_t* positions
   positions[t] = t;
 }
 
-template <class T>
+template <class T, class G>
 struct SumArguments {
   const T* dy;
-  T* dtable;
+  G* dtable;
   const uint32_t* keys;      // ascending
   const int32_t* positions;  // of one key: ascending
   int32_t count;
@@ -47,18 +47,20 @@ struct SumArguments {
 
 // A block of x for each sorted position, of which the first of each token does the token's whole sum, in
 // token order: no atomics, and the bits of the CPU. y: columns.
-template <class T, int N>
-__global__ void add_rows(SumArguments<T> a) {
+template <class T, class G, int N>
+__global__ void add_rows(SumArguments<T, G> a) {
   const int32_t first = static_cast<int32_t>(blockIdx.x);
   const uint32_t key = a.keys[first];
   if (key == a.vocabulary || (first > 0 && a.keys[first - 1] == key)) return;
   const int64_t i = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * N;
   if (i >= a.width) return;
-  T* const to = a.dtable + key * a.width + i;
-  auto sum = load<T, N>(to);
+  G* const to = a.dtable + key * a.width + i;
+  const auto before = load<G, N>(to);
+  Pack<Arithmetic<G>, N> sum;
+  for (int k = 0; k < N; ++k) sum.v[k] = widen(before.v[k]);
   const auto row = [&](int32_t j) { return load<T, N>(a.dy + a.positions[j] * a.width + i); };
   const auto add = [&](const Pack<T, N>& g) {
-    for (int k = 0; k < N; ++k) sum.v[k] += g.v[k];
+    for (int k = 0; k < N; ++k) sum.v[k] += static_cast<Arithmetic<G>>(widen(g.v[k]));
   };
   int32_t j = first;
   constexpr int kAhead = 8;  // rows in flight
@@ -68,7 +70,9 @@ __global__ void add_rows(SumArguments<T> a) {
     for (int k = 0; k < kAhead; ++k) add(rows[k]);
   }
   for (; j < a.count && a.keys[j] == key; ++j) add(row(j));
-  store(to, sum);
+  Pack<G, N> after;
+  for (int k = 0; k < N; ++k) after.v[k] = narrow<G>(sum.v[k]);
+  store(to, after);
 }
 
 struct Sorted {
@@ -109,7 +113,7 @@ Tensor embedding(const Tensor& table, const Tensor& tokens) {
   const int64_t width = table.dim(1);
   const Tensor y = Tensor::empty({tokens.rows(), width}, table.dtype(), table.device());
   if (y.numel() == 0) return y;
-  visit_float(y.dtype(), [&](auto zero) {
+  visit_stored(y.dtype(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>(width, {&table, &y}, [&](auto n) {
       const dim3 threads = row_threads(width / n);
@@ -128,21 +132,24 @@ void embedding_backward_into(const Tensor& dtable, const Tensor& dy, const Tenso
             tokens.numel(), dtable.rows());
   if (dy.numel() == 0) return;
   const Sorted sorted = sort_by_token(tokens, dtable.rows());
-  visit_float(dy.dtype(), [&](auto zero) {
+  visit_stored(dy.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    with_pack<T>(width, {&dtable, &dy}, [&](auto n) {
-      const SumArguments<T> a = {
-          .dy = dy.device_data<T>(),
-          .dtable = dtable.device_data<T>(),
-          .keys = reinterpret_cast<const uint32_t*>(sorted.keys.device_data<int32_t>()),
-          .positions = sorted.positions.device_data<int32_t>(),
-          .count = static_cast<int32_t>(tokens.numel()),
-          .vocabulary = static_cast<uint32_t>(dtable.rows()),
-          .width = width};
-      const unsigned threads = std::min(row_threads(width / n).x, 128u);
-      const dim3 blocks(static_cast<unsigned>(a.count), blocks_for(width / n, threads));
-      add_rows<T, n><<<blocks, threads, 0, current_stream().native()>>>(a);
-      check_launch("embedding_backward");
+    visit_sum<T>(dtable.dtype(), [&](auto sum) {
+      using G = decltype(sum);
+      with_pack<T>(width, {&dtable, &dy}, [&](auto n) {
+        const SumArguments<T, G> a = {
+            .dy = dy.device_data<T>(),
+            .dtable = dtable.device_data<G>(),
+            .keys = reinterpret_cast<const uint32_t*>(sorted.keys.device_data<int32_t>()),
+            .positions = sorted.positions.device_data<int32_t>(),
+            .count = static_cast<int32_t>(tokens.numel()),
+            .vocabulary = static_cast<uint32_t>(dtable.rows()),
+            .width = width};
+        const unsigned threads = std::min(row_threads(width / n).x, 128u);
+        const dim3 blocks(static_cast<unsigned>(a.count), blocks_for(width / n, threads));
+        add_rows<T, G, n><<<blocks, threads, 0, current_stream().native()>>>(a);
+        check_launch("embedding_backward");
+      });
     });
   });
 }

@@ -1,6 +1,7 @@
 #include "phalanx/ops/gelu.h"
 
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/gelu.cc"
@@ -98,6 +99,9 @@ HWY_EXPORT(gelu_backward_kernel);
 }  // namespace
 
 Tensor gelu(const Tensor& x, Gelu kind) {
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::gelu(x, kind);
+  }
   const Tensor y = Tensor::empty(x.shape(), x.dtype());
   const TraceSpan span(TraceKind::elementwise, "gelu", 2 * x.bytes());
   HWY_DYNAMIC_DISPATCH(gelu_kernel)(x, kind, y);
@@ -106,6 +110,9 @@ Tensor gelu(const Tensor& x, Gelu kind) {
 
 Tensor gelu_backward(const Tensor& dy, const Tensor& x, Gelu kind) {
   PHX_CHECK(dy.shape() == x.shape(), "gelu_backward of {} and {}", dy.shape(), x.shape());
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::gelu_backward(dy, x, kind);
+  }
   const Tensor dx = Tensor::empty(x.shape(), x.dtype());
   const TraceSpan span(TraceKind::elementwise, "gelu_backward", 3 * x.bytes());
   HWY_DYNAMIC_DISPATCH(gelu_backward_kernel)(dy, x, kind, dx);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/layernorm.cc"
@@ -137,6 +138,9 @@ void check_width(const Tensor& x, const Tensor& vector) {
 LayerNormed layernorm(const Tensor& x, const Tensor& w, const Tensor& b, double eps) {
   check_width(x, w);
   check_width(x, b);
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::layernorm(x, w, b, eps);
+  }
   const LayerNormed out = {Tensor::empty(x.shape(), x.dtype()), Tensor::empty({x.rows()}, x.dtype()),
                            Tensor::empty({x.rows()}, x.dtype())};
   const TraceSpan span(TraceKind::elementwise, "layernorm", 2 * x.bytes());
@@ -150,6 +154,9 @@ Tensor layernorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, co
   check_width(x, w);
   check_width(x, dw);
   check_width(x, db);
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::layernorm_backward(dy, x, w, kept, dw, db);
+  }
   const std::array<Tensor, 3> dx_dw_db = {Tensor::empty(x.shape(), x.dtype()), dw, db};
   const TraceSpan span(TraceKind::elementwise, "layernorm_backward", 3 * x.bytes());
   HWY_DYNAMIC_DISPATCH(layernorm_backward_kernel)(dy, x, w, kept, dx_dw_db);

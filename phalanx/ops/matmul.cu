@@ -34,7 +34,8 @@ using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDes
 
 // c [m, n] = op(a)·op(b) + beta·c, all row-major; transposed ones are stored [k, m] and [n, k].
 struct Product {
-  DType dtype;
+  DType dtype;   // of a and b
+  DType result;  // of c
   bool transpose_a;
   bool transpose_b;
   bool accumulate;
@@ -45,10 +46,17 @@ struct Product {
   auto operator<=>(const Product&) const = default;
 };
 
-Layout layout(cudaDataType_t type, int64_t rows, int64_t columns) {
+cudaDataType_t type_of(DType dtype) {
+  if (dtype == DType::f64) return CUDA_R_64F;
+  if (dtype == DType::bf16) return CUDA_R_16BF;
+  PHX_CHECK(dtype == DType::f32, "a product of {}", dtype_name(dtype));
+  return CUDA_R_32F;
+}
+
+Layout layout(DType dtype, int64_t rows, int64_t columns) {
   cublasLtMatrixLayout_t out = nullptr;
-  check(cublasLtMatrixLayoutCreate(&out, type, static_cast<uint64_t>(columns), static_cast<uint64_t>(rows),
-                                   columns),
+  check(cublasLtMatrixLayoutCreate(&out, type_of(dtype), static_cast<uint64_t>(columns),
+                                   static_cast<uint64_t>(rows), columns),
         "cublasLtMatrixLayoutCreate");
   return Layout(out);
 }
@@ -100,7 +108,7 @@ Preference preference_of(const Product& p) {
           "cublasLtMatmulPreferenceSetAttribute");
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kMostWorkspace);
-  const uint32_t of_c = alignment(p.n, p.dtype);
+  const uint32_t of_c = alignment(p.n, p.result);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(p.transpose_b ? p.k : p.n, p.dtype));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(p.transpose_a ? p.m : p.k, p.dtype));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, of_c);
@@ -109,10 +117,9 @@ Preference preference_of(const Product& p) {
 }
 
 Plan::Plan(cublasLtHandle_t handle, const Product& p) : operation(operation_of(p)) {
-  const cudaDataType_t type = p.dtype == DType::f64 ? CUDA_R_64F : CUDA_R_32F;
-  a = p.transpose_a ? layout(type, p.k, p.m) : layout(type, p.m, p.k);
-  b = p.transpose_b ? layout(type, p.n, p.k) : layout(type, p.k, p.n);
-  c = layout(type, p.m, p.n);
+  a = p.transpose_a ? layout(p.dtype, p.k, p.m) : layout(p.dtype, p.m, p.k);
+  b = p.transpose_b ? layout(p.dtype, p.n, p.k) : layout(p.dtype, p.k, p.n);
+  c = layout(p.result, p.m, p.n);
   const Preference preference = preference_of(p);
   cublasLtMatmulHeuristicResult_t found;
   int count = 0;
@@ -144,31 +151,37 @@ struct Library {
   }
 };
 
-void check_alignment(const Tensor& t, DType dtype) {
-  PHX_CHECK(reinterpret_cast<uintptr_t>(t.address()) % alignment(t.dim(1), dtype) == 0,
+void check_alignment(const Tensor& t) {
+  PHX_CHECK(reinterpret_cast<uintptr_t>(t.address()) % alignment(t.dim(1), t.dtype()) == 0,
             "a matrix {} that begins within a row", t.shape());
 }
 
+// T is that of the factors alpha and beta.
 template <class T>
 void run(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
   const Plan& plan = Library::of_this_thread().plan(p);
   const Tensor workspace = Tensor::empty({static_cast<int64_t>(plan.workspace)}, DType::u8, c.device());
   const T alpha = 1;
   const T beta = p.accumulate ? 1 : 0;
-  check(cublasLtMatmul(Library::of_this_thread().handle.get(), plan.operation.get(), &alpha,
-                       b.device_data<T>(), plan.b.get(), a.device_data<T>(), plan.a.get(), &beta,
-                       c.device_data<T>(), plan.c.get(), c.device_data<T>(), plan.c.get(), &plan.algorithm,
-                       workspace.address(), plan.workspace, current_stream().native()),
+  check(cublasLtMatmul(Library::of_this_thread().handle.get(), plan.operation.get(), &alpha, b.address(),
+                       plan.b.get(), a.address(), plan.a.get(), &beta, c.address(), plan.c.get(), c.address(),
+                       plan.c.get(), &plan.algorithm, workspace.address(), plan.workspace,
+                       current_stream().native()),
         "cublasLtMatmul");
 }
 
 void multiply(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
-  PHX_CHECK(a.dtype() == p.dtype && b.dtype() == p.dtype, "a product of {} and {}", dtype_name(a.dtype()),
-            dtype_name(b.dtype()));
+  const bool fits = p.result == p.dtype || (p.dtype == DType::bf16 && p.result == DType::f32);
+  PHX_CHECK(a.dtype() == p.dtype && b.dtype() == p.dtype && fits, "a product of {} and {} in {}",
+            dtype_name(a.dtype()), dtype_name(b.dtype()), dtype_name(p.result));
   if (p.m == 0 || p.n == 0 || (p.k == 0 && p.accumulate)) return;
   if (p.k == 0) return zero(c);
-  for (const Tensor* t : {&a, &b, &c}) check_alignment(*t, p.dtype);
-  visit_float(p.dtype, [&](auto t) { run<decltype(t)>(p, a, b, c); });
+  for (const Tensor* t : {&a, &b, &c}) check_alignment(*t);
+  if (p.dtype == DType::f64) {
+    run<double>(p, a, b, c);
+  } else {
+    run<float>(p, a, b, c);
+  }
 }
 
 }  // namespace
@@ -181,6 +194,7 @@ Tensor matmul(const Tensor& x, const Tensor& w) {
 
 void matmul_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
   multiply({.dtype = x.dtype(),
+            .result = y.dtype(),
             .transpose_a = false,
             .transpose_b = false,
             .accumulate = into == Into::add,
@@ -198,6 +212,7 @@ Tensor matmul_nt(const Tensor& x, const Tensor& w) {
 
 void matmul_nt_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
   multiply({.dtype = x.dtype(),
+            .result = y.dtype(),
             .transpose_a = false,
             .transpose_b = true,
             .accumulate = into == Into::add,
@@ -208,7 +223,8 @@ void matmul_nt_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into
 }
 
 void matmul_tn_into(const Tensor& dw, const Tensor& dy, const Tensor& x, Into into) {
-  multiply({.dtype = dw.dtype(),
+  multiply({.dtype = x.dtype(),
+            .result = dw.dtype(),
             .transpose_a = true,
             .transpose_b = false,
             .accumulate = into == Into::add,

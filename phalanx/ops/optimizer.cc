@@ -2,7 +2,9 @@
 
 #include <array>
 #include <cmath>
+
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/optimizer.cc"
@@ -92,12 +94,18 @@ void adamw_into(Tensor w, Tensor m, Tensor v, const Tensor& g, double gradient_s
   const int64_t n = w.numel();
   PHX_CHECK(m.numel() == n && v.numel() == n && g.numel() == n, "adamw of {} with m {}, v {}, g {}",
             w.shape(), m.shape(), v.shape(), g.shape());
+  if constexpr (kHaveCuda) {
+    if (w.on_cuda()) return cuda::adamw_into({w, m, v, g}, gradient_scale, step);
+  }
   const TraceSpan span(TraceKind::optimizer, "adamw_into", 7 * w.bytes());
   HWY_DYNAMIC_DISPATCH(adamw_kernel)({w, m, v, g}, gradient_scale, step);
 }
 
 void sgd_into(Tensor w, const Tensor& g, double gradient_scale, double lr) {
   PHX_CHECK(g.numel() == w.numel(), "sgd of {} with {}", w.shape(), g.shape());
+  if constexpr (kHaveCuda) {
+    if (w.on_cuda()) return cuda::sgd_into(w, g, gradient_scale, lr);
+  }
   const TraceSpan span(TraceKind::optimizer, "sgd_into", 3 * w.bytes());
   HWY_DYNAMIC_DISPATCH(sgd_kernel)(w, g, lr * gradient_scale);
 }

@@ -1,4 +1,4 @@
-#include "phalanx/ops/cuda_kernels.cuh"
+#include "phalanx/ops/column_sums.cuh"
 #include "phalanx/ops/cuda_ops.h"
 
 namespace phalanx::cuda {
@@ -10,7 +10,8 @@ constexpr size_t kSharedBytes = 48 * 1024;  // what a block has without asking
 // One team a row. Squares are added in f64, so that they fit whatever the magnitude.
 template <class T, int N>
 __global__ void forward(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y,
-                        T* __restrict__ inv_rms, int64_t rows, int64_t width, double eps) {
+                        Arithmetic<T>* __restrict__ inv_rms, int64_t rows, int64_t width, double eps) {
+  using A = Arithmetic<T>;
   __shared__ TeamScratch scratch;
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const bool mine = r < rows;
@@ -21,19 +22,19 @@ __global__ void forward(const T* __restrict__ x, const T* __restrict__ w, T* __r
   for (int64_t i = int64_t{threadIdx.x} * N; i < end; i += int64_t{blockDim.x} * N) {
     const auto xi = load<T, N>(in + i);
     for (int k = 0; k < N; ++k) {
-      const auto v = static_cast<double>(xi.v[k]);
+      const auto v = static_cast<double>(widen(xi.v[k]));
       squares = fma(v, v, squares);
     }
   }
   squares = team_reduce(squares, scratch, Sum{});
-  const auto inv = static_cast<T>(1 / sqrt(squares / static_cast<double>(width) + eps));
+  const auto inv = static_cast<A>(1 / sqrt(squares / static_cast<double>(width) + eps));
   if (mine && threadIdx.x == 0) inv_rms[r] = inv;
 #pragma unroll kInFlight
   for (int64_t i = int64_t{threadIdx.x} * N; i < end; i += int64_t{blockDim.x} * N) {
     const auto xi = load<T, N>(in + i);
     const auto wi = load<T, N>(w + i);
     Pack<T, N> out;
-    for (int k = 0; k < N; ++k) out.v[k] = xi.v[k] * inv * wi.v[k];
+    for (int k = 0; k < N; ++k) out.v[k] = narrow<T>(widen(xi.v[k]) * inv * widen(wi.v[k]));
     store(y + r * width + i, out);
   }
 }
@@ -43,9 +44,9 @@ struct BackwardArguments {
   const T* dy;
   const T* x;
   const T* w;
-  const T* inv_rms;
+  const Arithmetic<T>* inv_rms;
   T* dx;
-  T* parts;  // [parts, width]: what each team adds to dw
+  Arithmetic<T>* parts;  // [parts, width]: what each team adds to dw
   int64_t rows;
   int64_t width;
   int64_t rows_a_part;
@@ -56,85 +57,73 @@ struct BackwardArguments {
 // if they fit.
 template <class T, int N>
 __global__ void backward(BackwardArguments<T> a, bool sums_are_shared) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  using A = Arithmetic<T>;
+  extern __shared__ __align__(64) unsigned char shared[];
   __shared__ TeamScratch scratch;
   const int64_t part = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const int64_t first = int64_t{threadIdx.x} * N;
   const int64_t step = int64_t{blockDim.x} * N;
   const T* const __restrict__ w = a.w;
-  T* const kept = a.parts + part * a.width;
-  T* const sums = sums_are_shared ? reinterpret_cast<T*>(shared) + threadIdx.y * a.width : kept;
-  for (int64_t i = first; i < a.width; i += step) store(sums + i, Pack<T, N>{});
+  A* const kept = a.parts + part * a.width;
+  A* const sums = sums_are_shared ? reinterpret_cast<A*>(shared) + threadIdx.y * a.width : kept;
+  for (int64_t i = first; i < a.width; i += step) store(sums + i, Pack<A, N>{});
   for (int64_t r = part * a.rows_a_part; r < (part + 1) * a.rows_a_part; ++r) {
     const int64_t end = r < a.rows ? a.width : 0;
     const T* const __restrict__ in = a.x + r * a.width;
     const T* const __restrict__ g = a.dy + r * a.width;
     T* const __restrict__ to = a.dx + r * a.width;
-    const T inv = end > 0 ? a.inv_rms[r] : T{0};
+    const A inv = end > 0 ? a.inv_rms[r] : A(0);
     double dot = 0;
 #pragma unroll kInFlight
     for (int64_t i = first; i < end; i += step) {
       const auto xi = load<T, N>(in + i);
       const auto gi = load<T, N>(g + i);
       const auto wi = load<T, N>(w + i);
-      for (int k = 0; k < N; ++k) dot += static_cast<double>(gi.v[k] * wi.v[k] * (xi.v[k] * inv));
+      for (int k = 0; k < N; ++k) {
+        dot += static_cast<double>(widen(gi.v[k]) * widen(wi.v[k]) * (widen(xi.v[k]) * inv));
+      }
     }
-    const auto mean = static_cast<T>(team_reduce(dot, scratch, Sum{}) / static_cast<double>(a.width));
+    const auto mean = static_cast<A>(team_reduce(dot, scratch, Sum{}) / static_cast<double>(a.width));
 #pragma unroll kInFlight
     for (int64_t i = first; i < end; i += step) {
       const auto xi = load<T, N>(in + i);
       const auto gi = load<T, N>(g + i);
       const auto wi = load<T, N>(w + i);
-      auto sum = load<T, N>(sums + i);
+      auto sum = load<A, N>(sums + i);
       Pack<T, N> out;
       for (int k = 0; k < N; ++k) {
-        const T normed = xi.v[k] * inv;
-        sum.v[k] += gi.v[k] * normed;
-        out.v[k] = inv * (gi.v[k] * wi.v[k] - normed * mean);
+        const A g_k = widen(gi.v[k]);
+        const A normed = widen(xi.v[k]) * inv;
+        sum.v[k] += g_k * normed;
+        out.v[k] = narrow<T>(inv * (g_k * widen(wi.v[k]) - normed * mean));
       }
       store(sums + i, sum);
       store(to + i, out);
     }
   }
   if (!sums_are_shared) return;
-  for (int64_t i = first; i < a.width; i += step) store(kept + i, load<T, N>(sums + i));
-}
-
-// to[i] += Σ over parts, in f64: blockDim.y threads share a column.
-template <class T>
-__global__ void add_parts(const T* parts, T* to, int64_t count, int64_t width) {
-  __shared__ double sums[16][kWarp];
-  const int64_t i = int64_t{blockIdx.x} * kWarp + threadIdx.x;
-  double sum = 0;
-  if (i < width) {
-    for (int64_t p = threadIdx.y; p < count; p += blockDim.y)
-      sum += static_cast<double>(parts[p * width + i]);
-  }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || i >= width) return;
-  for (unsigned y = 1; y < blockDim.y; ++y) sum += sums[y][threadIdx.x];
-  to[i] = static_cast<T>(static_cast<double>(to[i]) + sum);
+  for (int64_t i = first; i < a.width; i += step) store(kept + i, load<A, N>(sums + i));
 }
 
 }  // namespace
 
 RmsNormed rmsnorm(const Tensor& x, const Tensor& w, double eps) {
-  const RmsNormed out = {Tensor::empty(x.shape(), x.dtype(), x.device()),
-                         Tensor::empty({x.rows()}, x.dtype(), x.device())};
   const int64_t width = x.dim(1);
-  if (x.rows() == 0) return out;
-  visit_float(x.dtype(), [&](auto zero) {
+  return visit_stored(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
+    using A = Arithmetic<T>;
+    const RmsNormed out = {Tensor::empty(x.shape(), x.dtype(), x.device()),
+                           Tensor::empty({x.rows()}, dtype_of<A>, x.device())};
+    if (x.rows() == 0) return out;
     with_pack<T>(width, {&x, &w, &out.y_TD}, [&](auto n) {
       const dim3 threads = row_threads((width + n - 1) / n);
       forward<T, n><<<blocks_for(x.rows(), threads.y), threads, 0, current_stream().native()>>>(
-          x.device_data<T>(), w.device_data<T>(), out.y_TD.device_data<T>(), out.inv_rms_T.device_data<T>(),
+          x.device_data<T>(), w.device_data<T>(), out.y_TD.device_data<T>(), out.inv_rms_T.device_data<A>(),
           x.rows(), width, eps);
       check_launch("rmsnorm");
     });
+    return out;
   });
-  return out;
 }
 
 Tensor rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& inv_rms,
@@ -142,31 +131,30 @@ Tensor rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, cons
   const Tensor dx = Tensor::empty(x.shape(), x.dtype(), x.device());
   const int64_t width = x.dim(1);
   if (x.numel() == 0) return dx;
-  visit_float(x.dtype(), [&](auto zero) {
+  visit_stored(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
+    using A = Arithmetic<T>;
     with_pack<T>(width, {&x, &w, &dy, &dx}, [&](auto n) {
       const dim3 threads = row_threads((width + n - 1) / n);
       const int64_t rows_a_part = (x.rows() + kMostParts * threads.y - 1) / (kMostParts * threads.y);
       const unsigned blocks = blocks_for(x.rows(), rows_a_part * threads.y);
       const int64_t count = int64_t{blocks} * threads.y;
-      const Tensor parts = Tensor::empty({count, width}, x.dtype(), x.device());
-      const size_t shared = threads.y * static_cast<size_t>(width) * sizeof(T);
+      const Tensor parts = Tensor::empty({count, width}, dtype_of<A>, x.device());
+      const size_t shared = threads.y * static_cast<size_t>(width) * sizeof(A);
       const bool fits = shared + sizeof(TeamScratch) <= kSharedBytes;
       CUstream_st* const stream = current_stream().native();
       const BackwardArguments<T> arguments = {.dy = dy.device_data<T>(),
                                               .x = x.device_data<T>(),
                                               .w = w.device_data<T>(),
-                                              .inv_rms = inv_rms.device_data<T>(),
+                                              .inv_rms = inv_rms.device_data<A>(),
                                               .dx = dx.device_data<T>(),
-                                              .parts = parts.device_data<T>(),
+                                              .parts = parts.device_data<A>(),
                                               .rows = x.rows(),
                                               .width = width,
                                               .rows_a_part = rows_a_part};
       backward<T, n><<<blocks, threads, fits ? shared : 0, stream>>>(arguments, fits);
       check_launch("rmsnorm_backward");
-      add_parts<T><<<blocks_for(width, kWarp), dim3(kWarp, 16), 0, stream>>>(
-          parts.device_data<T>(), dw.device_data<T>(), count, width);
-      check_launch("rmsnorm_backward");
+      add_parts<T>(dw, parts);
     });
   });
   return dx;

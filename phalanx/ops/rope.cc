@@ -4,6 +4,7 @@
 
 #include "phalanx/base/pooled.h"
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/rope_angles.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -77,10 +78,13 @@ namespace {
 HWY_EXPORT(rotate_kernel);
 
 void rotate(const Tensor& x, const Tensor& positions, int64_t head_dim, const Rotation& r, double direction) {
-  const TraceSpan span(TraceKind::elementwise, "rope", 2 * x.bytes());
   PHX_CHECK(r.columns() > 0 && r.columns() <= head_dim && x.shape().rank() == 2 && x.dim(1) % head_dim == 0,
             "{} columns that turn of heads of {} in rows of {}", r.columns(), head_dim, x.shape());
   PHX_CHECK(positions.rows() == x.rows(), "{} positions for {} rows", positions.rows(), x.rows());
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::rope_into(x, positions, head_dim, r, direction);
+  }
+  const TraceSpan span(TraceKind::elementwise, "rope", 2 * x.bytes());
   HWY_DYNAMIC_DISPATCH(rotate_kernel)(x, positions, head_dim, r, direction);
 }
 

@@ -34,7 +34,10 @@ __global__ void forward(Arguments<T> a) {
     const auto x = load<T, N>(gate);
     const auto up = load<T, N>(gate + a.width);
     Pack<T, N> out;
-    for (int k = 0; k < N; ++k) out.v[k] = x.v[k] * logistic(x.v[k]) * up.v[k];
+    for (int k = 0; k < N; ++k) {
+      const Arithmetic<T> xk = widen(x.v[k]);
+      out.v[k] = narrow<T>(xk * logistic(xk) * widen(up.v[k]));
+    }
     store(a.out + r * a.width + i, out);
   }
 }
@@ -53,10 +56,12 @@ __global__ void backward(Arguments<T> a) {
     Pack<T, N> dgate;
     Pack<T, N> dup;
     for (int k = 0; k < N; ++k) {
-      const T s = logistic(x.v[k]);
-      const T silu = x.v[k] * s;
-      dgate.v[k] = g.v[k] * up.v[k] * (s + silu * (T{1} - s));
-      dup.v[k] = g.v[k] * silu;
+      using A = Arithmetic<T>;
+      const A s = logistic(widen(x.v[k]));
+      const A silu = widen(x.v[k]) * s;
+      const A gk = widen(g.v[k]);
+      dgate.v[k] = narrow<T>(gk * widen(up.v[k]) * (s + silu * (A(1) - s)));
+      dup.v[k] = narrow<T>(gk * silu);
     }
     T* const to = a.out + r * 2 * a.width + i;
     store(to, dgate);
@@ -76,7 +81,7 @@ Rows swiglu(const Rows& gate_up) {
   const int64_t width = gate_up.data.dim(1) / 2;
   const Rows y = rows_like(gate_up, {0, width}, gate_up.data.dtype());
   if (y.data.numel() == 0) return y;
-  visit_float(y.data.dtype(), [&](auto zero) {
+  visit_stored(y.data.dtype(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>(width, {&gate_up.data, &y.data}, [&](auto n) {
       Stream& stream = current_stream();
@@ -100,7 +105,7 @@ Rows swiglu_backward(const Rows& dy, const Rows& gate_up) {
   const int64_t width = dy.data.dim(1);
   const Rows dx = rows_like(gate_up, gate_up.data.shape(), gate_up.data.dtype());
   if (dx.data.numel() == 0) return dx;
-  visit_float(dx.data.dtype(), [&](auto zero) {
+  visit_stored(dx.data.dtype(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>(width, {&gate_up.data, &dy.data, &dx.data}, [&](auto n) {
       Stream& stream = current_stream();

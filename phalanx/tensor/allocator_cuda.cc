@@ -285,6 +285,8 @@ void check_fault(const Fault& fault) {
       PHX_CHECK(false, "target {} of a vocabulary of {}", fault.value, fault.limit);
     case FaultKind::live_rows:
       PHX_CHECK(false, "{} live rows of {}", fault.value, fault.limit);
+    case FaultKind::position:
+      PHX_CHECK(false, "position {}", fault.value);
   }
 }
 

@@ -150,5 +150,15 @@ INSTANTIATE_TEST_SUITE_P(Gpu, Swiglu, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Embedding, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, CrossEntropyLoss, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, DenseProduct, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Elementwise, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Cast, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Bias, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, GeluTest, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Dropout, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Rope, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, LayerNorm, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, AdamW, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Sgd, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Optimizer, kOnGpu);
 
 }  // namespace phalanx::test

@@ -12,5 +12,15 @@ INSTANTIATE_TEST_SUITE_P(Cpu, Swiglu, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Embedding, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, CrossEntropyLoss, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, DenseProduct, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Elementwise, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Cast, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Bias, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, GeluTest, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Dropout, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Rope, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, LayerNorm, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, AdamW, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Sgd, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Optimizer, kOnCpu);
 
 }  // namespace phalanx::test

@@ -66,5 +66,15 @@ class Swiglu : public OnDevice {};
 class Embedding : public OnDevice {};
 class CrossEntropyLoss : public OnDevice {};
 class DenseProduct : public OnDevice {};
+class Elementwise : public OnDevice {};
+class Cast : public OnDevice {};
+class Bias : public OnDevice {};
+class GeluTest : public OnDevice {};
+class Dropout : public OnDevice {};
+class Rope : public OnDevice {};
+class LayerNorm : public OnDevice {};
+class AdamW : public OnDevice {};
+class Sgd : public OnDevice {};
+class Optimizer : public OnDevice {};
 
 }  // namespace phalanx::test

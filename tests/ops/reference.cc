@@ -10,6 +10,11 @@ namespace phalanx::test {
 
 Values values(const Tensor& t) {
   const Tensor host = t.to(kCpu);
+  if (t.dtype() == DType::bf16) {
+    Values out;
+    for (const bf16 v : host.span<const bf16>()) out.push_back(v.to_float());
+    return out;
+  }
   return visit_float(t.dtype(), [&](auto zero) {
     const auto span = host.span<const decltype(zero)>();
     return Values(span.begin(), span.end());
@@ -60,8 +65,9 @@ Tensor Random::tensor(const Shape& shape, DType dtype, double deviation, double 
 }
 
 Tolerance within(double ulps, DType dtype, double floor) {
-  const double unit =
-      dtype == DType::f64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
+  double unit = std::numeric_limits<float>::epsilon();
+  if (dtype == DType::f64) unit = std::numeric_limits<double>::epsilon();
+  if (dtype == DType::bf16) unit = 1.0 / 128;
   return {ulps * unit, floor};
 }
 

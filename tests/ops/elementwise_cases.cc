@@ -1,11 +1,11 @@
 #include "phalanx/ops/elementwise.h"
 
-#include "tests/ops/reference.h"
+#include "tests/ops/on_device.h"
 
 namespace phalanx::test {
 namespace {
 
-TEST(Elementwise, EqualsTheReference) {
+TEST_P(Elementwise, EqualsTheReference) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const DType dtype : kFloats) {
@@ -20,37 +20,37 @@ TEST(Elementwise, EqualsTheReference) {
         squares += v * v;
         v *= factor;
       }
-      for_each_target([&](bool) {
-        expect_close(values(add(a, b)), plus(values(a), values(b)), within(1, dtype), "add");
-        const Tensor sum = copy(a);
-        add_into(sum, b);
+      for_each_target_here([&](bool) {
+        expect_close(values(add(here(a), here(b))), plus(values(a), values(b)), within(1, dtype), "add");
+        const Tensor sum = copy_here(a);
+        add_into(sum, here(b));
         expect_close(values(sum), plus(values(a), values(b)), within(1, dtype), "add_into");
-        const Tensor x = copy(a);
+        const Tensor x = copy_here(a);
         scale_into(x, factor);
         expect_close(values(x), scaled, within(2, dtype), "scale_into");
-        EXPECT_NEAR(sum_of_squares(a), squares, 1e-12 * squares);
+        EXPECT_NEAR(sum_of_squares(here(a)), squares, 1e-12 * squares);
       });
     }
   }
 }
 
 // The sum is in f64, whatever the elements are.
-TEST(Elementwise, SquaresDoNotOverflow) {
+TEST_P(Elementwise, SquaresDoNotOverflow) {
   const Tensor x = tensor({3}, DType::f32, {1e30, -1e30, 1e30});
-  for_each_target([&](bool) { EXPECT_NEAR(sum_of_squares(x), 3e60, 1e54); });
+  for_each_target_here([&](bool) { EXPECT_NEAR(sum_of_squares(here(x)), 3e60, 1e54); });
   const Tensor nan = tensor({3}, DType::f32, {1, std::nan(""), 1});
-  for_each_target([&](bool) { EXPECT_TRUE(std::isnan(sum_of_squares(nan))); });
+  for_each_target_here([&](bool) { EXPECT_TRUE(std::isnan(sum_of_squares(here(nan)))); });
 }
 
-TEST(Elementwise, BitsDoNotDependOnThreads) {
+TEST_P(Elementwise, BitsDoNotDependOnThreads) {
   Random random;
   SCOPED_TRACE(random.trace());
   const Tensor a = random.tensor({100003}, DType::f32);
   const Tensor b = random.tensor({100003}, DType::f32);
   expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
-    const Tensor scaled = copy(a);
+    const Tensor scaled = copy_here(a);
     scale_into(scaled, 0.3);
-    return {add(a, b), scaled, tensor({1}, DType::f64, {sum_of_squares(a)})};
+    return {add(here(a), here(b)), scaled, tensor({1}, DType::f64, {sum_of_squares(here(a))})};
   });
 }
 

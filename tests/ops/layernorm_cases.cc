@@ -1,6 +1,6 @@
 #include "phalanx/ops/layernorm.h"
 
-#include "tests/ops/reference.h"
+#include "tests/ops/on_device.h"
 
 namespace phalanx::test {
 namespace {
@@ -67,14 +67,16 @@ void expect_as_reference(Random& random, const Shape& shape, DType dtype, double
   const Tensor dy = random.tensor(shape, dtype);
   const Reference want = reference(x, w, b, dy);
   const Tensor before = random.tensor({shape[1]}, dtype);
-  for_each_target([&](bool) {
-    const LayerNormed got = layernorm(x, w, b, kEps);
+  for_each_target_here([&](bool) {
+    const Tensor shift = b.defined() ? here(b) : b;
+    const LayerNormed got = layernorm(here(x), here(w), shift, kEps);
     expect_close(values(got.y_TD), want.y, within(16 * digits_lost, dtype, 4), "y");
     expect_close(values(got.mean_T), want.mean, within(8, dtype, std::abs(mean) + 4 * deviation), "mean");
     expect_close(values(got.inv_std_T), want.inv_std, within(16, dtype), "inv_std");
-    const Tensor dw = copy(before);
-    const Tensor db = b.defined() ? copy(before) : Tensor();
-    const Tensor dx = layernorm_backward(dy, x, w, {Tensor(), got.mean_T, got.inv_std_T}, dw, db);
+    const Tensor dw = copy_here(before);
+    const Tensor db = b.defined() ? copy_here(before) : Tensor();
+    const LayerNormed kept = {Tensor(), got.mean_T, got.inv_std_T};
+    const Tensor dx = layernorm_backward(here(dy), here(x), here(w), kept, dw, db);
     expect_close(values(dx), want.dx, within(64 * digits_lost, dtype, want.dx_terms), "dx");
     const Values dw_sum = plus(values(before), want.dw);
     expect_close(values(dw), dw_sum, within(64 * digits_lost, dtype, 1 + largest(dw_sum)), "dw");
@@ -84,7 +86,7 @@ void expect_as_reference(Random& random, const Shape& shape, DType dtype, double
   });
 }
 
-TEST(LayerNorm, EqualsTheReference) {
+TEST_P(LayerNorm, EqualsTheReference) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const DType dtype : kFloats) {
@@ -94,7 +96,7 @@ TEST(LayerNorm, EqualsTheReference) {
   }
 }
 
-TEST(LayerNorm, HoldsAtAnyMagnitude) {
+TEST_P(LayerNorm, HoldsAtAnyMagnitude) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const double deviation : {1e-3, 1e3, 1e25, 1e36}) {
@@ -105,39 +107,40 @@ TEST(LayerNorm, HoldsAtAnyMagnitude) {
 }
 
 // A row without variance: only eps is there to divide by.
-TEST(LayerNorm, TakesAConstantRow) {
+TEST_P(LayerNorm, TakesAConstantRow) {
   const Tensor x = tensor({2, 3}, DType::f32, {5, 5, 5, 0, 0, 0});
   const Tensor w = tensor({3}, DType::f32, {1, 2, 3});
   const Tensor b = tensor({3}, DType::f32, {7, 8, 9});
-  EXPECT_EQ(values(layernorm(x, w, b, kEps).y_TD), (Values{7, 8, 9, 7, 8, 9}));
+  EXPECT_EQ(values(layernorm(here(x), here(w), here(b), kEps).y_TD), (Values{7, 8, 9, 7, 8, 9}));
 }
 
-TEST(LayerNorm, BackwardIsTheDerivative) {
+TEST_P(LayerNorm, BackwardIsTheDerivative) {
   Random random;
   SCOPED_TRACE(random.trace());
   const Tensor x = random.tensor({3, 9}, DType::f64);
   const Tensor w = random.tensor({9}, DType::f64);
   const Tensor b = random.tensor({9}, DType::f64);
   const Tensor dy = random.tensor({3, 9}, DType::f64);
-  const auto loss = [&] { return dot(dy, layernorm(x, w, b, kEps).y_TD); };
-  const Tensor dw = Tensor::zeros({9}, DType::f64);
-  const Tensor db = Tensor::zeros({9}, DType::f64);
-  const Tensor dx = layernorm_backward(dy, x, w, layernorm(x, w, b, kEps), dw, db);
+  const auto loss = [&] { return dot(dy, layernorm(here(x), here(w), here(b), kEps).y_TD); };
+  const Tensor dw = here(Tensor::zeros({9}, DType::f64));
+  const Tensor db = here(Tensor::zeros({9}, DType::f64));
+  const LayerNormed out = layernorm(here(x), here(w), here(b), kEps);
+  const Tensor dx = layernorm_backward(here(dy), here(x), here(w), out, dw, db);
   expect_gradient(values(dx), numeric_gradient(x, loss), "x");
   expect_gradient(values(dw), numeric_gradient(w, loss), "w");
   expect_gradient(values(db), numeric_gradient(b, loss), "b");
 }
 
-TEST(LayerNorm, BitsDoNotDependOnThreads) {
+TEST_P(LayerNorm, BitsDoNotDependOnThreads) {
   Random random;
   SCOPED_TRACE(random.trace());
-  const Tensor x = random.tensor({1000, 67}, DType::f32);
-  const Tensor w = random.tensor({67}, DType::f32);
-  const Tensor dy = random.tensor({1000, 67}, DType::f32);
+  const Tensor x = here(random.tensor({1000, 67}, DType::f32));
+  const Tensor w = here(random.tensor({67}, DType::f32));
+  const Tensor dy = here(random.tensor({1000, 67}, DType::f32));
   expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
     const LayerNormed out = layernorm(x, w, w, kEps);
-    const Tensor dw = Tensor::zeros({67}, DType::f32);
-    const Tensor db = Tensor::zeros({67}, DType::f32);
+    const Tensor dw = here(Tensor::zeros({67}, DType::f32));
+    const Tensor db = here(Tensor::zeros({67}, DType::f32));
     const Tensor dx = layernorm_backward(dy, x, w, out, dw, db);
     return {out.y_TD, out.mean_T, out.inv_std_T, dx, dw, db};
   });

@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "tests/ops/reference.h"
+#include "tests/ops/on_device.h"
 
 namespace phalanx::test {
 namespace {
@@ -35,7 +35,7 @@ Tensor points(Random& random, int64_t n, DType dtype) {
   return x;
 }
 
-TEST(Gelu, EqualsTheReference) {
+TEST_P(GeluTest, EqualsTheReference) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const DType dtype : kFloats) {
@@ -44,8 +44,9 @@ TEST(Gelu, EqualsTheReference) {
       for (const Gelu kind : kKinds) {
         Values want = values(x);
         for (double& v : want) v = reference(v, kind);
-        for_each_target([&](bool) {
-          expect_close(values(gelu(x, kind)), want, within(dtype == DType::f64 ? 8 : 4, dtype, 0.1), "gelu");
+        for_each_target_here([&](bool) {
+          expect_close(values(gelu(here(x), kind)), want, within(dtype == DType::f64 ? 8 : 4, dtype, 0.1),
+                       "gelu");
         });
       }
     }
@@ -54,10 +55,10 @@ TEST(Gelu, EqualsTheReference) {
 
 // The relative error stays small far into the negative tail, where the result is the product of a large and a
 // tiny number: as stated in simd_math-inl.h for erf, growing with the exponent for tanh.
-TEST(Gelu, KeepsItsDigitsInTheTail) {
+TEST_P(GeluTest, KeepsItsDigitsInTheTail) {
   Random random;
   SCOPED_TRACE(random.trace());
-  for_each_target([&](bool fused) {
+  for_each_target_here([&](bool fused) {
     if (!fused) return;
     for (const Gelu kind : kKinds) {
       Values x;
@@ -65,28 +66,28 @@ TEST(Gelu, KeepsItsDigitsInTheTail) {
       for (int i = 0; i < 100000; ++i) x.push_back(static_cast<float>(random.uniform(end, 5)));
       Values want = x;
       for (double& v : want) v = reference(v, kind);
-      const Tensor y = gelu(tensor({static_cast<int64_t>(x.size())}, DType::f32, x), kind);
+      const Tensor y = gelu(here(tensor({static_cast<int64_t>(x.size())}, DType::f32, x)), kind);
       expect_close(values(y), want, within(kind == Gelu::erf ? 8 : 64, DType::f32), "gelu");
     }
   });
 }
 
-TEST(Gelu, TakesHugeNumbers) {
+TEST_P(GeluTest, TakesHugeNumbers) {
   const double huge = std::numeric_limits<float>::max();
-  for_each_target([&](bool) {
+  for_each_target_here([&](bool) {
     for (const Gelu kind : kKinds) {
-      const Tensor x = tensor({6}, DType::f32, {huge, -huge, 1e19, -1e19, 100, -100});
+      const Tensor x = here(tensor({6}, DType::f32, {huge, -huge, 1e19, -1e19, 100, -100}));
       EXPECT_EQ(values(gelu(x, kind)), (Values{huge, 0, static_cast<float>(1e19), 0, 100, 0}));
-      const Tensor ones = tensor({6}, DType::f32, Values(6, 1));
+      const Tensor ones = here(tensor({6}, DType::f32, Values(6, 1)));
       EXPECT_EQ(values(gelu_backward(ones, x, kind)), (Values{1, 0, 1, 0, 1, 0}));
-      const Tensor nan = tensor({2}, DType::f32, {std::nan(""), 1});
+      const Tensor nan = here(tensor({2}, DType::f32, {std::nan(""), 1}));
       EXPECT_TRUE(std::isnan(values(gelu(nan, kind))[0]));
       EXPECT_TRUE(std::isnan(values(gelu_backward(ones.slice(0, 2), nan, kind))[0]));
     }
   });
 }
 
-TEST(Gelu, BackwardEqualsTheReference) {
+TEST_P(GeluTest, BackwardEqualsTheReference) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const DType dtype : kFloats) {
@@ -96,29 +97,30 @@ TEST(Gelu, BackwardEqualsTheReference) {
       const Values at = values(x);
       Values want = values(dy);
       for (size_t i = 0; i < want.size(); ++i) want[i] *= slope(at[i], kind);
-      for_each_target([&](bool) {
-        expect_close(values(gelu_backward(dy, x, kind)), want, within(16, dtype, 4), "gelu_backward");
+      for_each_target_here([&](bool) {
+        expect_close(values(gelu_backward(here(dy), here(x), kind)), want, within(16, dtype, 4),
+                     "gelu_backward");
       });
     }
   }
 }
 
-TEST(Gelu, BackwardIsTheDerivative) {
+TEST_P(GeluTest, BackwardIsTheDerivative) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const Gelu kind : kKinds) {
     const Tensor x = random.tensor({5, 7}, DType::f64, 2);
     const Tensor dy = random.tensor({5, 7}, DType::f64);
-    const auto loss = [&] { return dot(dy, gelu(x, kind)); };
-    expect_gradient(values(gelu_backward(dy, x, kind)), numeric_gradient(x, loss), "x");
+    const auto loss = [&] { return dot(dy, gelu(here(x), kind)); };
+    expect_gradient(values(gelu_backward(here(dy), here(x), kind)), numeric_gradient(x, loss), "x");
   }
 }
 
-TEST(Gelu, BitsDoNotDependOnThreads) {
+TEST_P(GeluTest, BitsDoNotDependOnThreads) {
   Random random;
   SCOPED_TRACE(random.trace());
-  const Tensor x = random.tensor({50, 1001}, DType::f32);
-  const Tensor dy = random.tensor({50, 1001}, DType::f32);
+  const Tensor x = here(random.tensor({50, 1001}, DType::f32));
+  const Tensor dy = here(random.tensor({50, 1001}, DType::f32));
   expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
     return {gelu(x, Gelu::erf), gelu(x, Gelu::tanh), gelu_backward(dy, x, Gelu::erf),
             gelu_backward(dy, x, Gelu::tanh)};

@@ -1,6 +1,6 @@
 #include "phalanx/ops/optimizer.h"
 
-#include "tests/ops/reference.h"
+#include "tests/ops/on_device.h"
 
 namespace phalanx::test {
 namespace {
@@ -21,7 +21,7 @@ void reference(State& s, const Values& g, double gradient_scale, const AdamWStep
   }
 }
 
-TEST(AdamW, EqualsTheReferenceOverSteps) {
+TEST_P(AdamW, EqualsTheReferenceOverSteps) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const DType dtype : kFloats) {
@@ -34,15 +34,15 @@ TEST(AdamW, EqualsTheReferenceOverSteps) {
       const double scale = random.uniform(0.1, 1);
       double most = 0;
       for (const Tensor& g : gradients) most = std::max(most, largest(values(g)));
-      for_each_target([&](bool) {
-        const Tensor w = copy(w0);
-        const Tensor m = Tensor::zeros({n}, dtype);
-        const Tensor v = Tensor::zeros({n}, dtype);
+      for_each_target_here([&](bool) {
+        const Tensor w = copy_here(w0);
+        const Tensor m = here(Tensor::zeros({n}, dtype));
+        const Tensor v = here(Tensor::zeros({n}, dtype));
         State want = {values(w0), values(m), values(v)};
         for (int64_t step = 1; step <= 3; ++step) {
           const AdamWStep c = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .weight_decay = 0.1, .step = step};
           const Tensor& g = gradients[static_cast<size_t>(step - 1)];
-          adamw_into(w, m, v, g, scale, c);
+          adamw_into(w, m, v, here(g), scale, c);
           reference(want, values(g), scale, c);
         }
         expect_close(values(m), want.m, within(4, dtype, most), "m");
@@ -55,23 +55,23 @@ TEST(AdamW, EqualsTheReferenceOverSteps) {
 
 // At a late step with a steady gradient the update is the rate times its sign: the bias correction neither
 // stays nor fails.
-TEST(AdamW, StepsByTheRate) {
-  const Tensor w = tensor({2}, DType::f32, {1, 1});
-  const Tensor m = tensor({2}, DType::f32, {3, -3});
-  const Tensor v = tensor({2}, DType::f32, {9, 9});
-  const Tensor g = tensor({2}, DType::f32, {3, -3});
+TEST_P(AdamW, StepsByTheRate) {
+  const Tensor w = here(tensor({2}, DType::f32, {1, 1}));
+  const Tensor m = here(tensor({2}, DType::f32, {3, -3}));
+  const Tensor v = here(tensor({2}, DType::f32, {9, 9}));
+  const Tensor g = here(tensor({2}, DType::f32, {3, -3}));
   adamw_into(w, m, v, g, 1, {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .step = 1000000});
   expect_close(values(w), {0.9, 1.1}, {1e-6, 0}, "w");
 }
 
-TEST(AdamW, LeavesZeroGradientsAlone) {
-  const Tensor w = tensor({1}, DType::f32, {2});
+TEST_P(AdamW, LeavesZeroGradientsAlone) {
+  const Tensor w = here(tensor({1}, DType::f32, {2}));
   const Tensor zero = Tensor::zeros({1}, DType::f32);
-  adamw_into(w, copy(zero), copy(zero), zero, 1, {.lr = 0.1, .step = 1});
+  adamw_into(w, copy_here(zero), copy_here(zero), here(zero), 1, {.lr = 0.1, .step = 1});
   EXPECT_EQ(values(w), Values{2});
 }
 
-TEST(Sgd, EqualsTheReference) {
+TEST_P(Sgd, EqualsTheReference) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const DType dtype : kFloats) {
@@ -79,26 +79,26 @@ TEST(Sgd, EqualsTheReference) {
     const Tensor g = random.tensor({1003}, dtype);
     Values want = values(w);
     for (size_t i = 0; i < want.size(); ++i) want[i] -= 0.1 * 0.5 * values(g)[i];
-    for_each_target([&](bool) {
-      const Tensor got = copy(w);
-      sgd_into(got, g, 0.5, 0.1);
+    for_each_target_here([&](bool) {
+      const Tensor got = copy_here(w);
+      sgd_into(got, here(g), 0.5, 0.1);
       expect_close(values(got), want, within(2, dtype, 1), "w");
     });
   }
 }
 
-TEST(Optimizer, BitsDoNotDependOnThreads) {
+TEST_P(Optimizer, BitsDoNotDependOnThreads) {
   Random random;
   SCOPED_TRACE(random.trace());
   const Tensor w = random.tensor({50021}, DType::f32);
   const Tensor g = random.tensor({50021}, DType::f32);
   expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
-    const Tensor adam = copy(w);
-    const Tensor m = copy(g);
-    const Tensor v = Tensor::zeros(g.shape(), DType::f32);
-    adamw_into(adam, m, v, g, 0.7, {.lr = 0.1, .weight_decay = 0.1});
-    const Tensor sgd = copy(w);
-    sgd_into(sgd, g, 0.7, 0.1);
+    const Tensor adam = copy_here(w);
+    const Tensor m = copy_here(g);
+    const Tensor v = here(Tensor::zeros(g.shape(), DType::f32));
+    adamw_into(adam, m, v, here(g), 0.7, {.lr = 0.1, .weight_decay = 0.1});
+    const Tensor sgd = copy_here(w);
+    sgd_into(sgd, here(g), 0.7, 0.1);
     return {adam, m, v, sgd};
   });
 }

@@ -1,11 +1,11 @@
 #include "phalanx/ops/bias.h"
 
-#include "tests/ops/reference.h"
+#include "tests/ops/on_device.h"
 
 namespace phalanx::test {
 namespace {
 
-TEST(Bias, EqualsTheReference) {
+TEST_P(Bias, EqualsTheReference) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const DType dtype : kFloats) {
@@ -19,26 +19,26 @@ TEST(Bias, EqualsTheReference) {
         db[i % db.size()] += y[i];
         y[i] += values(b)[i % db.size()];
       }
-      for_each_target([&](bool) {
-        const Tensor got = copy(before);
-        add_bias_into(got, b);
+      for_each_target_here([&](bool) {
+        const Tensor got = copy_here(before);
+        add_bias_into(got, here(b));
         expect_close(values(got), y, within(1, dtype), "y");
-        const Tensor got_db = copy(b);
-        bias_backward_into(got_db, before);
+        const Tensor got_db = copy_here(b);
+        bias_backward_into(got_db, here(before));
         expect_close(values(got_db), db, within(16, dtype, 1 + largest(db)), "db");
       });
     }
   }
 }
 
-TEST(Bias, BitsDoNotDependOnThreads) {
+TEST_P(Bias, BitsDoNotDependOnThreads) {
   Random random;
   SCOPED_TRACE(random.trace());
   const Tensor dy = random.tensor({1000, 67}, DType::f32);
   expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
-    const Tensor db = Tensor::zeros({67}, DType::f32);
-    bias_backward_into(db, dy);
-    const Tensor y = copy(dy);
+    const Tensor db = here(Tensor::zeros({67}, DType::f32));
+    bias_backward_into(db, here(dy));
+    const Tensor y = copy_here(dy);
     add_bias_into(y, db);
     return {db, y};
   });

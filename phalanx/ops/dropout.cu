@@ -1,0 +1,90 @@
+#include "phalanx/ops/cuda_kernels.cuh"
+#include "phalanx/ops/cuda_ops.h"
+
+namespace phalanx::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWords = 4;  // of one counter
+
+// philox (base/philox.h) at counter (low, high).
+__device__ uint4 philox_words(uint64_t key, uint64_t low, uint64_t high) {
+  uint4 c = {static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high),
+             static_cast<uint32_t>(high >> 32)};
+  auto k0 = static_cast<uint32_t>(key);
+  auto k1 = static_cast<uint32_t>(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = uint64_t{0xD2511F53u} * c.x;
+    const uint64_t b = uint64_t{0xCD9E8D57u} * c.z;
+    c = {static_cast<uint32_t>(b >> 32) ^ c.y ^ k0, static_cast<uint32_t>(b),
+         static_cast<uint32_t>(a >> 32) ^ c.w ^ k1, static_cast<uint32_t>(a)};
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return c;
+}
+
+template <class T>
+struct Arguments {
+  const T* x;
+  const int64_t* rows;
+  T* y;
+  int64_t count;  // of elements
+  int64_t width;
+  uint64_t key;
+  uint64_t step;
+  uint32_t threshold;
+  double factor;
+};
+
+// N elements of one row a thread: those of a whole counter (4), or one.
+template <class T, int N>
+__global__ void forward(Arguments<T> a) {
+  using A = Arithmetic<T>;
+  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N;
+  if (i >= a.count) return;
+  const auto index = static_cast<uint64_t>(a.rows[i / a.width] * a.width + i % a.width);
+  const uint4 words = philox_words(a.key, index / kWords, a.step);
+  const uint32_t draws[kWords] = {words.x, words.y, words.z, words.w};
+  const auto x = load<T, N>(a.x + i);
+  Pack<T, N> out;
+  for (int k = 0; k < N; ++k) {
+    const uint32_t draw = draws[N == kWords ? k : static_cast<int>(index % kWords)];
+    out.v[k] = narrow<T>(draw < a.threshold ? A(0) : widen(x.v[k]) * static_cast<A>(a.factor));
+  }
+  store(a.y + i, out);
+}
+
+}  // namespace
+
+Tensor dropout(const Tensor& x, const Tensor& rows, const DropoutSite& site) {
+  const Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  if (x.numel() == 0) return y;
+  visit_stored(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    const Arguments<T> arguments = {.x = x.device_data<T>(),
+                                    .rows = rows.device_data<int64_t>(),
+                                    .y = y.device_data<T>(),
+                                    .count = x.numel(),
+                                    .width = x.dim(1),
+                                    .key = site.stream.key(),
+                                    .step = site.step,
+                                    .threshold = dropout_threshold(site.rate),
+                                    .factor = 1 / (1 - site.rate)};
+    const auto launch = [&](auto n) {
+      forward<T, n><<<blocks_for(x.numel(), int64_t{kThreads} * n), kThreads, 0, current_stream().native()>>>(
+          arguments);
+    };
+    const bool whole =
+        x.dim(1) % kWords == 0 && reinterpret_cast<uintptr_t>(x.address()) % (kWords * sizeof(T)) == 0;
+    if (whole) {
+      launch(std::integral_constant<int, kWords>());
+    } else {
+      launch(std::integral_constant<int, 1>());
+    }
+  });
+  check_launch("dropout");
+  return y;
+}
+
+}  // namespace phalanx::cuda

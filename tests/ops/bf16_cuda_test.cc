@@ -1,0 +1,241 @@
+// bf16 on a GPU: ops compute in f32 on the numbers that they are given, and round once.
+#include <array>
+#include <cmath>
+#include <numeric>
+#include <optional>
+
+#include "phalanx/ops/bias.h"
+#include "phalanx/ops/cast.h"
+#include "phalanx/ops/cross_entropy.h"
+#include "phalanx/ops/dropout.h"
+#include "phalanx/ops/elementwise.h"
+#include "phalanx/ops/embedding.h"
+#include "phalanx/ops/gelu.h"
+#include "phalanx/ops/layernorm.h"
+#include "phalanx/ops/matmul.h"
+#include "phalanx/ops/rmsnorm.h"
+#include "phalanx/ops/rope.h"
+#include "phalanx/ops/swiglu.h"
+#include "tests/cuda_test.h"
+#include "tests/ops/reference.h"
+
+namespace phalanx::test {
+namespace {
+
+class Bf16OnGpu : public CudaTest {
+ protected:
+  void SetUp() override {
+    CudaTest::SetUp();
+    if (IsSkipped()) return;
+    stream_.emplace(kGpu);
+    scope_.emplace(*stream_);
+  }
+
+  static Tensor narrow(const Tensor& x) {
+    const Tensor y = Tensor::empty(x.shape(), DType::bf16, kGpu);
+    narrow_into(y, x.to(kGpu));
+    return y;
+  }
+  static Tensor wide(const Tensor& x) {
+    const Tensor y = Tensor::empty(x.shape(), DType::f32, kGpu);
+    widen_into(y, x);
+    return y;
+  }
+  static Rows wide(const Rows& x) { return {wide(x.data), x.live}; }
+  Tensor draw(const Shape& shape, double deviation = 1, double mean = 0) {
+    return narrow(random_.tensor(shape, DType::f32, deviation, mean));
+  }
+  static Tensor zeros(const Shape& shape, DType dtype = DType::f32) {
+    return Tensor::zeros(shape, dtype, kGpu);
+  }
+  static Tensor copied(const Tensor& x) {
+    const Tensor y = Tensor::empty(x.shape(), x.dtype(), kGpu);
+    copy_into(y, x);
+    return y;
+  }
+
+  // got is what `f32` gives, rounded.
+  static void expect_rounded(const Tensor& got, const Tensor& f32, const char* what) {
+    EXPECT_EQ(got.dtype(), DType::bf16) << what;
+    EXPECT_TRUE(same_bits(got, narrow(f32))) << what;
+  }
+  // The same, but that sums were made in another order.
+  static void expect_near(const Tensor& got, const Tensor& f32, double floor, const char* what) {
+    expect_close(values(got), values(f32), within(1, got.dtype(), floor), what);
+  }
+
+  Random random_;
+  testing::ScopedTrace trace_{__FILE__, __LINE__, random_.trace()};
+  std::optional<Stream> stream_;
+  std::optional<StreamScope> scope_;
+};
+
+const Shape kShapes[] = {{1, 1}, {3, 5}, {7, 64}, {37, 200}, {5, 1003}};
+
+TEST_F(Bf16OnGpu, ElementwiseOpsRoundOnce) {
+  for (const Shape& shape : kShapes) {
+    SCOPED_TRACE(format("{}", shape));
+    const Tensor a = draw(shape, 3);
+    const Tensor b = draw(shape);
+    expect_rounded(add(a, b), add(wide(a), wide(b)), "add");
+    const Tensor sum = copied(a);
+    add_into(sum, b);
+    EXPECT_TRUE(same_bits(sum, add(a, b)));
+    const Tensor scaled = copied(a);
+    const Tensor scaled_wide = wide(a);
+    scale_into(scaled, 0.3);
+    scale_into(scaled_wide, 0.3);
+    expect_rounded(scaled, scaled_wide, "scale_into");
+    EXPECT_NEAR(sum_of_squares(a), sum_of_squares(wide(a)), 1e-12 * sum_of_squares(a));
+    for (const Gelu kind : {Gelu::erf, Gelu::tanh}) {
+      expect_rounded(gelu(a, kind), gelu(wide(a), kind), "gelu");
+      expect_rounded(gelu_backward(b, a, kind), gelu_backward(wide(b), wide(a), kind), "gelu_backward");
+    }
+    std::vector<int64_t> rows(static_cast<size_t>(shape[0]));
+    std::iota(rows.begin(), rows.end(), 3);
+    const Tensor row = indices64({shape[0]}, rows).to(kGpu);
+    const DropoutSite site = {RandomStream(7, "mlp"), 11, 0.4};
+    expect_rounded(dropout(a, row, site), dropout(wide(a), row, site), "dropout");
+  }
+}
+
+TEST_F(Bf16OnGpu, RowOpsRoundOnce) {
+  for (const auto& [rows, width] : {std::pair(1, 2), {5, 6}, {33, 128}, {7, 130}}) {
+    SCOPED_TRACE(format("{} rows of {}", rows, width));
+    const Rows gate_up = all_rows(draw({rows, 2 * width}, 2));
+    const Rows dy = all_rows(draw({rows, width}));
+    expect_rounded(swiglu(gate_up).data, swiglu(wide(gate_up)).data, "swiglu");
+    expect_rounded(swiglu_backward(dy, gate_up).data, swiglu_backward(wide(dy), wide(gate_up)).data,
+                   "swiglu_backward");
+    const Tensor y = copied(dy.data);
+    const Tensor y_wide = wide(dy.data);
+    const Tensor b = draw({width});
+    add_bias_into(y, b);
+    add_bias_into(y_wide, wide(b));
+    expect_rounded(y, y_wide, "add_bias_into");
+    const Tensor before = random_.tensor({width}, DType::f32).to(kGpu);
+    const Tensor db = copied(before);
+    const Tensor db_wide = copied(before);
+    bias_backward_into(db, dy.data);
+    bias_backward_into(db_wide, wide(dy.data));
+    EXPECT_TRUE(same_bits(db, db_wide));
+    std::vector<int32_t> positions;
+    for (int r = 0; r < rows; ++r) positions.push_back(static_cast<int32_t>(random_.integer(0, 9000)));
+    const Tensor at = indices(positions).to(kGpu);
+    const Rotation turns = rotation(10000, 2);
+    for (const bool back : {false, true}) {
+      const Tensor x = copied(dy.data);
+      const Tensor x_wide = wide(dy.data);
+      for (const Tensor& t : {x, x_wide}) {
+        back ? rope_backward_into(t, at, 2, turns) : rope_into(t, at, 2, turns);
+      }
+      expect_rounded(x, x_wide, "rope");
+    }
+  }
+}
+
+TEST_F(Bf16OnGpu, NormsKeepTheirMomentsInF32) {
+  constexpr double kEps = 1e-5;
+  for (const Shape& shape : kShapes) {
+    SCOPED_TRACE(format("{}", shape));
+    const int64_t width = shape[1];
+    const Tensor x = draw(shape, 2, 1);
+    const Tensor dy = draw(shape);
+    const Tensor w = draw({width}, 0.3, 1);
+    const Tensor b = draw({width});
+    const Tensor before = random_.tensor({width}, DType::f32).to(kGpu);
+    const RmsNormed rms = rmsnorm(x, w, kEps);
+    const RmsNormed rms_wide = rmsnorm(wide(x), wide(w), kEps);
+    expect_near(rms.y_TD, rms_wide.y_TD, 0, "rmsnorm");
+    expect_near(rms.inv_rms_T, rms_wide.inv_rms_T, 0, "inv_rms");
+    const Tensor dw = copied(before);
+    const Tensor dw_wide = copied(before);
+    const Tensor dx = rmsnorm_backward(dy, x, w, rms.inv_rms_T, dw);
+    const Tensor dx_wide = rmsnorm_backward(wide(dy), wide(x), wide(w), rms.inv_rms_T, dw_wide);
+    expect_near(dx, dx_wide, 0.1, "dx of rmsnorm");
+    expect_close(values(dw), values(dw_wide), within(32, DType::f32, 16), "dw of rmsnorm");
+
+    const LayerNormed layer = layernorm(x, w, b, kEps);
+    const LayerNormed layer_wide = layernorm(wide(x), wide(w), wide(b), kEps);
+    expect_near(layer.y_TD, layer_wide.y_TD, 0.1, "layernorm");
+    expect_close(values(layer.mean_T), values(layer_wide.mean_T), within(2, DType::f32, 1), "mean");
+    const Tensor dw2 = copied(before);
+    const Tensor db2 = narrow(before);
+    const Tensor dw2_wide = copied(before);
+    const Tensor db2_wide = wide(db2);
+    const Tensor dx2 = layernorm_backward(dy, x, w, layer, dw2, db2);
+    const Tensor dx2_wide = layernorm_backward(wide(dy), wide(x), wide(w), layer, dw2_wide, db2_wide);
+    expect_near(dx2, dx2_wide, 0.1, "dx of layernorm");
+    expect_close(values(dw2), values(dw2_wide), within(32, DType::f32, 16), "dw of layernorm");
+    expect_near(db2, db2_wide, 0.1, "db of layernorm, in bf16");
+  }
+}
+
+TEST_F(Bf16OnGpu, TheLossIsThatOfTheSameLogits) {
+  for (const auto& [rows, vocabulary] : {std::pair(3, 5), {17, 128}, {9, 50257}}) {
+    const Tensor logits = draw({rows, vocabulary}, 4);
+    std::vector<int32_t> ids;
+    for (int r = 0; r < rows; ++r) ids.push_back(static_cast<int32_t>(random_.integer(-1, vocabulary - 1)));
+    const Tensor targets = indices(ids).to(kGpu);
+    const Tensor logits_wide = wide(logits);
+    const CrossEntropy loss = cross_entropy(logits, targets);
+    EXPECT_EQ(loss.log_sum_exp_T2.dtype(), DType::f32);
+    const double want = cross_entropy(logits_wide, targets).loss_sum;
+    EXPECT_NEAR(loss.loss_sum, want, 1e-5 * std::abs(want));
+    cross_entropy_backward_into(logits, targets, loss.log_sum_exp_T2, 0.7);
+    cross_entropy_backward_into(logits_wide, targets, loss.log_sum_exp_T2, 0.7);
+    expect_rounded(logits, logits_wide, "the gradient of the logits");
+  }
+}
+
+TEST_F(Bf16OnGpu, EmbeddingsGradientMayBeInF32) {
+  for (const int64_t width : {3, 64, 200}) {
+    constexpr int64_t kVocabulary = 30;
+    const Tensor table = draw({kVocabulary, width});
+    std::vector<int32_t> ids;
+    for (int i = 0; i < 200; ++i) ids.push_back(static_cast<int32_t>(random_.integer(0, kVocabulary - 1)));
+    const Tensor tokens = indices(ids).to(kGpu);
+    const Tensor dy = embedding(table, tokens);
+    expect_rounded(dy, embedding(wide(table), tokens), "embedding");
+    const Tensor got = zeros({kVocabulary, width});
+    const Tensor want = zeros({kVocabulary, width});
+    embedding_backward_into(got, dy, tokens);
+    embedding_backward_into(want, wide(dy), tokens);
+    EXPECT_TRUE(same_bits(got, want));
+    const Tensor narrow_sum = zeros({kVocabulary, width}, DType::bf16);
+    embedding_backward_into(narrow_sum, dy, tokens);
+    expect_rounded(narrow_sum, want, "summed in f32, stored in bf16");
+  }
+}
+
+// Products of bf16 are exact in f32, so that only their sums are rounded: to f32 on the way, and once to what
+// they go to.
+TEST_F(Bf16OnGpu, ProductsAreSummedInF32) {
+  for (const auto& [m, n, k] :
+       {std::array<int64_t, 3>{1, 1, 1}, {5, 7, 3}, {64, 128, 256}, {33, 200, 1000}}) {
+    SCOPED_TRACE(format("{}·{}·{}", m, n, k));
+    const Tensor x = draw({m, k});
+    const Tensor w = draw({n, k});
+    const Tensor dy = draw({m, n});
+    const double terms = std::sqrt(static_cast<double>(k));
+    const Tensor y = matmul_nt(x, w);
+    EXPECT_EQ(y.dtype(), DType::bf16);
+    expect_close(values(y), values(matmul_nt(wide(x), wide(w))), within(0.6, DType::bf16, 0.01 * terms), "y");
+    const Tensor dx = matmul(dy, w);
+    expect_close(values(dx), values(matmul(wide(dy), wide(w))),
+                 within(0.6, DType::bf16, 0.01 * std::sqrt(static_cast<double>(n))), "dx");
+    const Tensor before = random_.tensor({n, k}, DType::f32).to(kGpu);
+    const Tensor dw = copied(before);
+    const Tensor dw_wide = copied(before);
+    matmul_tn_into(dw, dy, x);
+    matmul_tn_into(dw_wide, wide(dy), wide(x));
+    expect_close(values(dw), values(dw_wide), within(64, DType::f32, std::sqrt(static_cast<double>(m))),
+                 "dw");
+  }
+  const Tensor x = draw({2, 3});
+  EXPECT_THROW(matmul_nt(x, wide(draw({4, 3}))), BrokenPromise);
+  EXPECT_THROW(matmul_nt_into(Tensor::empty({2, 4}, DType::f64, kGpu), x, draw({4, 3})), BrokenPromise);
+}
+
+}  // namespace
+}  // namespace phalanx::test

@@ -2,15 +2,25 @@
 // products, and what the host pays to queue one small op. Sizes are several times the cache.
 #include <cuda_runtime.h>
 
+#include <array>
 #include <chrono>
 #include <functional>
 #include <random>
 
 #include "bench/report.h"
+#include "phalanx/ops/attention.h"
+#include "phalanx/ops/bias.h"
+#include "phalanx/ops/cast.h"
 #include "phalanx/ops/cross_entropy.h"
+#include "phalanx/ops/dropout.h"
+#include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/embedding.h"
+#include "phalanx/ops/gelu.h"
+#include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
+#include "phalanx/ops/optimizer.h"
 #include "phalanx/ops/rmsnorm.h"
+#include "phalanx/ops/rope.h"
 #include "phalanx/ops/swiglu.h"
 #include "phalanx/tensor/cuda_check.cuh"
 #include "phalanx/tensor/stream.h"
@@ -45,6 +55,11 @@ double milliseconds(const std::function<void()>& f) {
 
 // Random elements: a block of them, repeated.
 Tensor random(const Shape& shape, DType dtype) {
+  if (dtype == DType::bf16) {
+    const Tensor t = Tensor::empty(shape, dtype, kGpu);
+    narrow_into(t, random(shape, DType::f32));
+    return t;
+  }
   static std::mt19937 engine(1);
   std::normal_distribution<float> normal;
   const Tensor t = Tensor::empty(shape, dtype);
@@ -69,11 +84,12 @@ class Table {
  public:
   explicit Table(Report& report) : report_(report) {}
 
-  // An op that moves `elements` f32 at least.
+  // An op that moves so many f32, or other elements, at least.
   void moves(const std::string& op, const std::string& shape, int64_t elements,
-             const std::function<void()>& f) {
+             const std::function<void()>& f, DType dtype = DType::f32) {
     const double ms = milliseconds(f);
-    const double gb_s = static_cast<double>(elements) * 4 / ms / 1e6;
+    const auto bytes = static_cast<double>(elements) * static_cast<double>(dtype_size(dtype));
+    const double gb_s = bytes / ms / 1e6;
     if (copy_gb_s_ == 0) copy_gb_s_ = gb_s;
     report_.add({{"op", op},
                  {"shape", shape},
@@ -152,13 +168,71 @@ void embeddings(Table& table) {
               [&] { embedding_backward_into(weights, dy, tokens); });
 }
 
+// bf16, as training will have them.
+void narrow_ops(Table& table) {
+  constexpr DType kType = DType::bf16;
+  const int64_t t = 16384;
+  const int64_t d = 4096;
+  const std::string shape = "[16384, 4096] bf16";
+  const Tensor x = random({t, d}, kType);
+  const Tensor dy = random({t, d}, kType);
+  const Tensor w = random({d}, kType);
+  const Tensor dw = Tensor::zeros({d}, DType::f32, kGpu);
+  const auto moves = [&](const std::string& op, int64_t rows, const std::function<void()>& f) {
+    table.moves(op, shape, rows * d, f, kType);
+  };
+  moves("add", 3 * t, [&] { (void)add(x, dy); });
+  moves("add_bias_into", 2 * t, [&] { add_bias_into(x, w); });
+  moves("bias backward", t, [&] { bias_backward_into(dw, dy); });
+  moves("gelu, tanh", 2 * t, [&] { (void)gelu(x, Gelu::tanh); });
+  moves("gelu backward, tanh", 3 * t, [&] { (void)gelu_backward(dy, x, Gelu::tanh); });
+  const RmsNormed rms = rmsnorm(x, w, 1e-5);
+  moves("rmsnorm", 2 * t, [&] { (void)rmsnorm(x, w, 1e-5); });
+  moves("rmsnorm backward", 3 * t, [&] { (void)rmsnorm_backward(dy, x, w, rms.inv_rms_T, dw); });
+  const LayerNormed layer = layernorm(x, w, w, 1e-5);
+  moves("layernorm", 2 * t, [&] { (void)layernorm(x, w, w, 1e-5); });
+  moves("layernorm backward", 3 * t, [&] { (void)layernorm_backward(dy, x, w, layer, dw, dw); });
+  const Tensor positions = random_ids(t, 4096);
+  const Rotation turns = rotation(10000, 128);
+  moves("rope, heads of 128", 2 * t, [&] { rope_into(x, positions, 128, turns); });
+  const Tensor rows = Tensor::zeros({t}, DType::i64, kGpu);
+  moves("dropout", 2 * t, [&] { (void)dropout(x, rows, {RandomStream(1, "x"), 1, 0.1}); });
+}
+
+void updates(Table& table) {
+  const int64_t n = 1 << 28;
+  const Tensor w = random({n}, DType::f32);
+  const Tensor g = random({n}, DType::f32);
+  const Tensor m = Tensor::zeros({n}, DType::f32, kGpu);
+  const Tensor v = Tensor::zeros({n}, DType::f32, kGpu);
+  table.moves("adamw", "2^28", 7 * n, [&] { adamw_into(w, m, v, g, 1, {.lr = 1e-3}); });
+  table.moves("sum_of_squares", "2^28", n, [&] { (void)sum_of_squares(g); });
+}
+
+// The oracle, forward; half of the pairs meet.
+void attentions(Table& table) {
+  const int64_t t = 4096;
+  const AttentionConfig config = {.heads = 16, .kv_heads = 16, .head_dim = 128, .scale = 0.09};
+  const Tensor q = random({t, 2048}, DType::f32);
+  const Tensor k = random({t, 2048}, DType::f32);
+  const Tensor dy = random({t, 2048}, DType::f32);
+  const std::array<int64_t, 2> ends = {0, t};
+  const Tensor offsets = Tensor::of(Shape{2}, std::span<const int64_t>(ends));
+  const double pairs = 0.5 * static_cast<double>(t * t) * 16 * 128;
+  const Attended out = attention(q, k, k, offsets, config);
+  table.multiplies("attention, f32", "4096, 16 heads of 128", 4 * pairs,
+                   [&] { (void)attention(q, k, k, offsets, config); });
+  table.multiplies("attention backward, f32", "4096, 16 heads of 128", 10 * pairs,
+                   [&] { (void)attention_backward(dy, q, k, k, out, offsets, config); });
+}
+
 void products(Table& table) {
   const int64_t n = 4096;
   const double operations = 2.0 * n * n * n;
-  for (const DType dtype : {DType::f32, DType::f64}) {
+  for (const DType dtype : {DType::f32, DType::f64, DType::bf16}) {
     const Tensor a = random({n, n}, dtype);
     const Tensor b = random({n, n}, dtype);
-    const Tensor c = Tensor::zeros({n, n}, dtype, kGpu);
+    const Tensor c = Tensor::zeros({n, n}, dtype == DType::bf16 ? DType::f32 : dtype, kGpu);
     const std::string shape = format("4096³ {}", dtype_name(dtype));
     table.multiplies("matmul", shape, operations, [&] { (void)matmul(a, b); });
     table.multiplies("matmul_nt", shape, operations, [&] { (void)matmul_nt(a, b); });
@@ -198,6 +272,9 @@ int run(std::span<char*> arguments) {
   gates(table);
   losses(table);
   embeddings(table);
+  narrow_ops(table);
+  updates(table);
+  attentions(table);
   products(table);
   const int status = report.finish(arguments);
   std::printf("queueing one small op: %.2f us of the host; start: %.2f s\n", queueing_us(), start.count());

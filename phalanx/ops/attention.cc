@@ -1,6 +1,7 @@
 #include "phalanx/ops/attention.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -8,6 +9,7 @@
 #include "phalanx/base/pooled.h"
 #include "phalanx/base/trace.h"
 #include "phalanx/ops/attention_kernel.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/tensor/scratch.h"
 
 namespace phalanx {
@@ -215,6 +217,25 @@ void backward(const AttentionBackward& in, const AttentionGradients& out,
   }
 }
 
+// Where the tensors are. `adds`: to what `out` holds.
+void attend(const std::array<Tensor, 3>& q_k_v, const Attended& out, std::span<const AttentionTile> tiles,
+            bool adds, const AttentionConfig& c) {
+  if constexpr (kHaveCuda) {
+    if (out.y_THd.on_cuda()) return cuda::attention(q_k_v, out, tiles, adds, c);
+  }
+  visit_float(out.y_THd.dtype(), [&](auto t) {
+    forward<decltype(t)>({q_k_v[0], q_k_v[1], q_k_v[2]}, out, tiles, adds, c);
+  });
+}
+
+void attend_backward(const AttentionBackward& in, const AttentionGradients& out,
+                     std::span<const AttentionTile> tiles, bool adds, const AttentionConfig& c) {
+  if constexpr (kHaveCuda) {
+    if (in.q_THd.on_cuda()) return cuda::attention_backward(in, out, tiles, adds, c);
+  }
+  visit_float(in.q_THd.dtype(), [&](auto t) { backward<decltype(t)>(in, out, tiles, adds, c); });
+}
+
 void check_tiles(const AttentionTiles& tiles, int64_t queries, int64_t keys) {
   const auto inside = [&](const AttentionTile& t) {
     return t.first_query + t.queries <= queries && t.first_key + t.keys <= keys;
@@ -237,10 +258,10 @@ Attended attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   check_shapes(q, k, v, config);
   PHX_CHECK(q.rows() == k.rows(), "q {} and k {}", q.shape(), k.shape());
   const AttentionTiles tiles = attention_tiles(checked_offsets(sequence_offsets, q.rows()));
-  const Attended out = {Tensor::empty(output_shape(q, config), q.dtype()),
-                        Tensor::empty({q.rows(), config.heads}, q.dtype())};
+  const Attended out = {Tensor::empty(output_shape(q, config), q.dtype(), q.device()),
+                        Tensor::empty({q.rows(), config.heads}, q.dtype(), q.device())};
   const TraceSpan span(TraceKind::attention, "attention", forward_operations(tiles, config));
-  visit_float(q.dtype(), [&](auto t) { forward<decltype(t)>({q, k, v}, out, tiles.squares, false, config); });
+  attend({q, k, v}, out, tiles.squares, false, config);
   return out;
 }
 
@@ -251,16 +272,20 @@ AttentionGradients attention_backward(const Tensor& dy, const Tensor& q, const T
   check_backward(in, config);
   PHX_CHECK(q.rows() == k.rows(), "q {} and k {}", q.shape(), k.shape());
   const AttentionTiles tiles = attention_tiles(checked_offsets(sequence_offsets, q.rows()));
-  const AttentionGradients out = {Tensor::empty(q.shape(), q.dtype()), Tensor::empty(k.shape(), k.dtype()),
-                                  Tensor::empty(v.shape(), v.dtype())};
+  const auto like = [](const Tensor& t) { return Tensor::empty(t.shape(), t.dtype(), t.device()); };
+  const AttentionGradients out = {like(q), like(k), like(v)};
   const TraceSpan span(TraceKind::attention, "attention_backward", backward_operations(tiles, config));
-  visit_float(q.dtype(), [&](auto t) { backward<decltype(t)>(in, out, tiles.squares, false, config); });
+  attend_backward(in, out, tiles.squares, false, config);
   return out;
 }
 
 Attended attended_nothing(const Tensor& q, const AttentionConfig& config) {
-  const Attended out = {Tensor::zeros(output_shape(q, config), q.dtype()),
-                        Tensor::empty({q.rows(), config.heads}, q.dtype())};
+  const Attended out = {Tensor::zeros(output_shape(q, config), q.dtype(), q.device()),
+                        Tensor::empty({q.rows(), config.heads}, q.dtype(), q.device())};
+  if constexpr (kHaveCuda) {
+    if (q.on_cuda()) cuda::fill_infinity(out.log_sum_exp_TH);
+    if (q.on_cuda()) return out;
+  }
   visit_float(q.dtype(), [&](auto t) {
     using T = decltype(t);
     std::ranges::fill(out.log_sum_exp_TH.span<T>(), -std::numeric_limits<T>::infinity());
@@ -275,7 +300,7 @@ void attention_into(const Attended& sums, const Tensor& q, const Tensor& k, cons
   PHX_CHECK(sums.y_THd.shape() == output_shape(q, config), "y {}, q {}", sums.y_THd.shape(), q.shape());
   const TraceSpan span(TraceKind::attention, "attention_into", forward_operations(tiles, config));
   for_each_wave(tiles, [&](std::span<const AttentionTile> wave) {
-    visit_float(q.dtype(), [&](auto t) { forward<decltype(t)>({q, k, v}, sums, wave, true, config); });
+    attend({q, k, v}, sums, wave, true, config);
   });
 }
 
@@ -287,9 +312,8 @@ void attention_backward_into(const AttentionGradients& sums, const AttentionBack
                 sums.dv_TGd.shape() == in.v_SGd.shape(),
             "dq {}, dk {}, dv {}", sums.dq_THd.shape(), sums.dk_TGd.shape(), sums.dv_TGd.shape());
   const TraceSpan span(TraceKind::attention, "attention_backward_into", backward_operations(tiles, config));
-  for_each_wave(tiles, [&](std::span<const AttentionTile> wave) {
-    visit_float(in.q_THd.dtype(), [&](auto t) { backward<decltype(t)>(in, sums, wave, true, config); });
-  });
+  for_each_wave(tiles,
+                [&](std::span<const AttentionTile> wave) { attend_backward(in, sums, wave, true, config); });
 }
 
 }  // namespace phalanx

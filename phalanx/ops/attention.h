@@ -28,9 +28,9 @@ struct Attended {
   Tensor log_sum_exp_TH;
 };
 /// q [T, H·d], k [T, G·d] and v [T, G·e] (f32 or f64, all alike) hold B sequences one after the other;
-/// sequence b is rows sequence_offsets[b] … sequence_offsets[b+1]−1 (i64 [B+1], from 0 to T) and attends to
-/// itself alone, each row to itself and the rows before it. A sequence's results depend on nothing else,
-/// bitwise.
+/// sequence b is rows sequence_offsets[b] … sequence_offsets[b+1]−1 (i64 [B+1], from 0 to T; on the host) and
+/// attends to itself alone, each row to itself and the rows before it. A sequence's results depend on nothing
+/// else, bitwise.
 Attended attention(const Tensor& q_THd, const Tensor& k_TGd, const Tensor& v_TGd,
                    const Tensor& sequence_offsets, const AttentionConfig& config);
 

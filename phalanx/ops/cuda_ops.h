@@ -8,7 +8,9 @@
 #pragma once
 
 #include <array>
+#include <span>
 
+#include "phalanx/ops/attention.h"
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/ops/dropout.h"
 #include "phalanx/ops/gelu.h"
@@ -56,6 +58,15 @@ void rope_into(const Tensor& x_THd, const Tensor& positions, int64_t head_dim, c
 // ops/optimizer.h
 void adamw_into(const std::array<Tensor, 4>& w_m_v_g, double gradient_scale, const AdamWStep& step);
 void sgd_into(const Tensor& w, const Tensor& g, double gradient_scale, double lr);
+
+// ops/attention.h, f32 and f64: of tiles that share neither queries nor keys, to what `out` holds (adds) or
+// over it.
+void attention(const std::array<Tensor, 3>& q_k_v, const Attended& out, std::span<const AttentionTile> tiles,
+               bool adds, const AttentionConfig& config);
+void attention_backward(const AttentionBackward& in, const AttentionGradients& out,
+                        std::span<const AttentionTile> tiles, bool adds, const AttentionConfig& config);
+/// Sets all to −∞.
+void fill_infinity(const Tensor& log_sum_exp_TH);
 
 // ops/layernorm.h
 LayerNormed layernorm(const Tensor& x_TD, const Tensor& w_D, const Tensor& b_D, double eps);

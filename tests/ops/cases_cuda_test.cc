@@ -160,5 +160,7 @@ INSTANTIATE_TEST_SUITE_P(Gpu, LayerNorm, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, AdamW, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Sgd, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Optimizer, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Attention, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, AttentionParts, kOnGpu);
 
 }  // namespace phalanx::test

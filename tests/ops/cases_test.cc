@@ -22,5 +22,7 @@ INSTANTIATE_TEST_SUITE_P(Cpu, LayerNorm, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, AdamW, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Sgd, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Optimizer, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Attention, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, AttentionParts, kOnCpu);
 
 }  // namespace phalanx::test

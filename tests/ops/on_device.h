@@ -76,5 +76,7 @@ class LayerNorm : public OnDevice {};
 class AdamW : public OnDevice {};
 class Sgd : public OnDevice {};
 class Optimizer : public OnDevice {};
+class Attention : public OnDevice {};
+class AttentionParts : public OnDevice {};
 
 }  // namespace phalanx::test

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "tests/ops/attention_reference.h"
+#include "tests/ops/on_device.h"
 
 namespace phalanx::test {
 namespace {
@@ -60,7 +61,7 @@ struct Part {
     int64_t rows = 0;
     for (const RowRun& run : runs) rows += run.rows();
     const auto take = [&](const Values& all, int64_t stride) {
-      return tensor({rows, stride}, dtype, rows_of(all, stride, runs));
+      return here(tensor({rows, stride}, dtype, rows_of(all, stride, runs)));
     };
     in = {take(x.dy, x.output_stride()),
           take(x.q, x.query_stride()),
@@ -68,8 +69,8 @@ struct Part {
           take(x.v, x.value_stride()),
           {}};
     in.forward = attended_nothing(in.q_THd, x.config);
-    sums = {Tensor::zeros(in.q_THd.shape(), dtype), Tensor::zeros(in.k_SGd.shape(), dtype),
-            Tensor::zeros(in.v_SGd.shape(), dtype)};
+    const auto zeros = [&](const Tensor& like) { return here(Tensor::zeros(like.shape(), dtype)); };
+    sums = {zeros(in.q_THd), zeros(in.k_SGd), zeros(in.v_SGd)};
   }
 };
 
@@ -120,7 +121,7 @@ std::vector<AttentionCase> cases() {
           {heads(4, 4, 24, 16), {70, 1}},    {heads(2, 1, 5, 18), {600, 3}}};
 }
 
-TEST(AttentionTiles, BlocksAddUpToTheDefinition) {
+TEST_P(AttentionParts, BlocksAddUpToTheDefinition) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const AttentionCase& c : cases()) {
@@ -134,7 +135,7 @@ TEST(AttentionTiles, BlocksAddUpToTheDefinition) {
   }
 }
 
-TEST(AttentionTiles, BlocksAddUpOnEveryTarget) {
+TEST_P(AttentionParts, BlocksAddUpOnEveryTarget) {
   Random random;
   SCOPED_TRACE(random.trace());
   const AttentionProblem x({heads(4, 2, 11, 6), {70, 131}}, random);
@@ -142,11 +143,11 @@ TEST(AttentionTiles, BlocksAddUpOnEveryTarget) {
   SCOPED_TRACE(trace(shares));
   const AttentionResults want = attention_reference(x);
   for (const DType dtype : kFloats) {
-    for_each_target([&](bool) { expect_attention(run(x, shares, dtype), want, dtype); });
+    for_each_target_here([&](bool) { expect_attention(run(x, shares, dtype), want, dtype); });
   }
 }
 
-TEST(AttentionTiles, BitsDoNotDependOnTheNumberOfThreads) {
+TEST_P(AttentionParts, BitsDoNotDependOnTheNumberOfThreads) {
   Random random;
   SCOPED_TRACE(random.trace());
   const AttentionProblem x({heads(2, 1, 20), {2111, 70}}, random);
@@ -165,7 +166,7 @@ TEST(AttentionTiles, BitsDoNotDependOnTheNumberOfThreads) {
 }
 
 // Queries 30 … 99 against keys 0 … 29, which only the sequence up to 40 has rows of.
-TEST(AttentionTiles, RowsThatSeeNothingStayEmpty) {
+TEST_P(AttentionParts, RowsThatSeeNothingStayEmpty) {
   Random random;
   SCOPED_TRACE(random.trace());
   const AttentionProblem x({heads(2, 1, 6), {40, 60}}, random);
@@ -208,7 +209,7 @@ void for_each_pair(const AttentionTiles& tiles, const RowRuns& queries, const Ro
 }
 
 // Every pair that the mask lets meet is in one tile of one owner and block; no other pair is.
-TEST(AttentionTiles, EveryPairMeetsOnce) {
+TEST_P(AttentionParts, EveryPairMeetsOnce) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (int round = 0; round < 50; ++round) {

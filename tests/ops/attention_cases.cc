@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "tests/ops/attention_reference.h"
+#include "tests/ops/on_device.h"
 
 namespace phalanx::test {
 namespace {
@@ -25,10 +26,10 @@ struct Inputs {
   AttentionConfig config;
 
   Inputs(const AttentionProblem& x, DType dtype)
-      : q(tensor({x.rows(), x.query_stride()}, dtype, x.q)),
-        k(tensor({x.rows(), x.key_stride()}, dtype, x.k)),
-        v(tensor({x.rows(), x.value_stride()}, dtype, x.v)),
-        dy(tensor({x.rows(), x.output_stride()}, dtype, x.dy)),
+      : q(here(tensor({x.rows(), x.query_stride()}, dtype, x.q))),
+        k(here(tensor({x.rows(), x.key_stride()}, dtype, x.k))),
+        v(here(tensor({x.rows(), x.value_stride()}, dtype, x.v))),
+        dy(here(tensor({x.rows(), x.output_stride()}, dtype, x.dy))),
         offsets(indices64({std::ssize(x.offsets)}, x.offsets)),
         config(x.config) {}
 
@@ -57,23 +58,23 @@ void expect_definition(const AttentionProblem& x) {
   for (const DType dtype : kFloats) expect_attention(run(x, dtype), want, dtype);
 }
 
-TEST(Attention, EqualsItsDefinition) {
+TEST_P(Attention, EqualsItsDefinition) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const AttentionCase& c : cases()) expect_definition(AttentionProblem(c, random));
 }
 
-TEST(Attention, EqualsItsDefinitionOnEveryTarget) {
+TEST_P(Attention, EqualsItsDefinitionOnEveryTarget) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const size_t i : {1, 3, 4, 5, 10}) {
     const AttentionProblem x(cases()[i], random);
-    for_each_target([&](bool) { expect_definition(x); });
+    for_each_target_here([&](bool) { expect_definition(x); });
   }
 }
 
 // Along random directions, by central differences of fourth order.
-TEST(Attention, GradientIsTheDerivative) {
+TEST_P(Attention, GradientIsTheDerivative) {
   Random random;
   SCOPED_TRACE(random.trace());
   const AttentionProblem x({heads(4, 2, 6, 9), {1, 35, 70}}, random);
@@ -97,7 +98,7 @@ TEST(Attention, GradientIsTheDerivative) {
   check(&AttentionProblem::v, r.dv, "v");
 }
 
-TEST(Attention, BitsDoNotDependOnTheNumberOfThreads) {
+TEST_P(Attention, BitsDoNotDependOnTheNumberOfThreads) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const AttentionCase& c :
@@ -130,7 +131,7 @@ void append(AttentionResults& to, const AttentionResults& from) {
   }
 }
 
-TEST(Attention, PackedSequencesAreAsAloneInAnyOrder) {
+TEST_P(Attention, PackedSequencesAreAsAloneInAnyOrder) {
   Random random;
   SCOPED_TRACE(random.trace());
   const AttentionProblem x({heads(4, 2, 12), {5, 64, 0, 130, 1, 600}}, random);
@@ -156,7 +157,7 @@ TEST(Attention, PackedSequencesAreAsAloneInAnyOrder) {
   }
 }
 
-TEST(Attention, EarlierRowsDoNotSeeLaterOnes) {
+TEST_P(Attention, EarlierRowsDoNotSeeLaterOnes) {
   Random random;
   SCOPED_TRACE(random.trace());
   const AttentionProblem x({heads(2, 1, 8), {150}}, random);
@@ -174,7 +175,7 @@ TEST(Attention, EarlierRowsDoNotSeeLaterOnes) {
 }
 
 // Scores far beyond the range of exp pick one key; NaN in a query stays in its row.
-TEST(Attention, LargeScoresAndNan) {
+TEST_P(Attention, LargeScoresAndNan) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const DType dtype : kFloats) {
@@ -182,7 +183,7 @@ TEST(Attention, LargeScoresAndNan) {
     for (double& e : x.q) e *= 8192;
     const Values want = attention_reference(x).y;
     expect_close(run(x, dtype).y, want, {dtype == DType::f64 ? 1e-9 : 5e-2, largest(want)}, "y");
-    for_each_target([&](bool) {
+    for_each_target_here([&](bool) {
       AttentionProblem bad = x;
       bad.q[40 * 16 + 3] = std::numeric_limits<double>::quiet_NaN();
       const Values y = run(bad, dtype).y;
@@ -191,7 +192,7 @@ TEST(Attention, LargeScoresAndNan) {
   }
 }
 
-TEST(Attention, RefusesShapesThatDoNotFit) {
+TEST_P(Attention, RefusesShapesThatDoNotFit) {
   Random random;
   const Inputs in(AttentionProblem({heads(4, 2, 8), {5}}, random), DType::f32);
   AttentionConfig wrong = in.config;

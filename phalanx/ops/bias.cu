@@ -4,8 +4,7 @@
 namespace phalanx::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 132 * 32;
+constexpr int kThreads = kRowGridThreads;
 constexpr int64_t kMostParts = 512;
 
 // Columns along x, rows strided along y.
@@ -30,7 +29,7 @@ __global__ void sum_rows(const T* __restrict__ dy, Arithmetic<T>* parts, int64_t
   const int64_t first = blockIdx.y * rows_a_part;
   const int64_t end = min(rows, first + rows_a_part);
   Pack<Arithmetic<T>, N> sum{};
-#pragma unroll kInFlight
+#pragma unroll 8
   for (int64_t r = first; r < end; ++r) {
     const auto row = load<T, N>(dy + r * width + i);
     for (int k = 0; k < N; ++k) sum.v[k] += widen(row.v[k]);
@@ -46,9 +45,7 @@ void add_bias_into(const Tensor& y, const Tensor& b) {
   visit_stored(y.dtype(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>(width, {&y, &b}, [&](auto n) {
-      const unsigned columns = blocks_for(width / n, kThreads);
-      const int64_t down = std::clamp<int64_t>(kMostBlocks / columns, 1, std::min<int64_t>(y.rows(), 65535));
-      const dim3 grid(columns, static_cast<unsigned>(down));
+      const dim3 grid = row_grid(y.rows(), width / n);
       forward<T, n><<<grid, kThreads, 0, current_stream().native()>>>(y.device_data<T>(), b.device_data<T>(),
                                                                       y.rows(), width);
     });

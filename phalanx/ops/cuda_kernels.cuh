@@ -113,6 +113,16 @@ inline unsigned blocks_for(int64_t items, int64_t each) {
   return static_cast<unsigned>((items + each - 1) / each);
 }
 
+/// Blocks of so many threads for kernels in which a thread has a few columns (a pack of `packs` in a row),
+/// along x, and rows are strided along y: what is read once a column stays in registers.
+inline constexpr int kRowGridThreads = 256;
+inline dim3 row_grid(int64_t rows, int64_t packs) {
+  constexpr int64_t kMostBlocks = 132 * 32;
+  const unsigned columns = blocks_for(packs, kRowGridThreads);
+  const int64_t down = std::clamp<int64_t>(kMostBlocks / columns, 1, std::clamp<int64_t>(rows, 1, 65535));
+  return dim3(columns, static_cast<unsigned>(down));
+}
+
 /// Shared memory of team_reduce.
 struct TeamScratch {
   double warp[kMostThreads / kWarp];

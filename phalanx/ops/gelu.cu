@@ -9,10 +9,14 @@ namespace {
 constexpr double kSlope = 1.5957691216057308;  // 2·√(2/π)
 constexpr double kCube = 0.044715;
 
+// Within two units of the last place, at a third of the division's price.
+__device__ float inverse(float x) { return __fdividef(1.F, x); }
+__device__ double inverse(double x) { return 1 / x; }
+
 template <class A>
 __device__ A logistic_of(A x) {
   const A inner = fma(A(kSlope * kCube) * x, x, A(kSlope));
-  return A(1) / (A(1) + exp(-(x * inner)));
+  return inverse(A(1) + exp(-(x * inner)));
 }
 
 __device__ float normal_cdf(float x) { return normcdff(x); }

@@ -1,10 +1,8 @@
-#include "phalanx/ops/column_sums.cuh"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/norm_rows.cuh"
 
 namespace phalanx::cuda {
 namespace {
-
-constexpr int64_t kMostParts = 512;  // teams that sum dw and db over rows of their own
 
 template <class T>
 struct ForwardArguments {
@@ -19,51 +17,39 @@ struct ForwardArguments {
   double eps;
 };
 
-// One team a row; the deviations are taken in a second pass, so that a large mean costs no digits.
-template <class T, int N>
-__global__ void forward(ForwardArguments<T> a) {
+// One team a row; deviations are taken from the mean, so that a large one costs no digits.
+template <class T, int N, int P>
+__global__ void __launch_bounds__(kMostThreads) forward(ForwardArguments<T> a) {
   using A = Arithmetic<T>;
   __shared__ TeamScratch scratch;
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  const bool mine = r < a.rows;
-  const int64_t end = mine ? a.width : 0;
-  const int64_t first = int64_t{threadIdx.x} * N;
-  const int64_t step = int64_t{blockDim.x} * N;
-  const T* const in = a.x + r * a.width;
+  const RowPacks<N, P> row = {r < a.rows ? a.width : 0};
+  Pack<T, N> x[P];
+  row.load_row(a.x + r * a.width, x);
   double sum = 0;
-#pragma unroll kInFlight
-  for (int64_t i = first; i < end; i += step) {
-    const auto x = load<T, N>(in + i);
-    for (int k = 0; k < N; ++k) sum += static_cast<double>(widen(x.v[k]));
-  }
+  row.each_element([&](int p, int k) { sum += static_cast<double>(widen(x[p].v[k])); });
   const double exact_mean = team_reduce(sum, scratch, Sum{}) / static_cast<double>(a.width);
   double squares = 0;
-#pragma unroll kInFlight
-  for (int64_t i = first; i < end; i += step) {
-    const auto x = load<T, N>(in + i);
-    for (int k = 0; k < N; ++k) {
-      const double v = static_cast<double>(widen(x.v[k])) - exact_mean;
-      squares = fma(v, v, squares);
-    }
-  }
+  row.each_element([&](int p, int k) {
+    const double v = static_cast<double>(widen(x[p].v[k])) - exact_mean;
+    squares = fma(v, v, squares);
+  });
   const double variance = team_reduce(squares, scratch, Sum{}) / static_cast<double>(a.width);
   const auto mean = static_cast<A>(exact_mean);
   const auto inv = static_cast<A>(1 / sqrt(variance + a.eps));
-  if (mine && threadIdx.x == 0) {
+  if (r < a.rows && threadIdx.x == 0) {
     a.mean[r] = mean;
     a.inv_std[r] = inv;
   }
-#pragma unroll kInFlight
-  for (int64_t i = first; i < end; i += step) {
-    const auto x = load<T, N>(in + i);
+  row.each([&](int p, int64_t i) {
     const auto w = load<T, N>(a.w + i);
     const auto b = a.b ? load<T, N>(a.b + i) : Pack<T, N>{};
     Pack<T, N> out;
     for (int k = 0; k < N; ++k) {
-      out.v[k] = narrow<T>(fma((widen(x.v[k]) - mean) * inv, widen(w.v[k]), widen(b.v[k])));
+      out.v[k] = narrow<T>(fma((widen(x[p].v[k]) - mean) * inv, widen(w.v[k]), widen(b.v[k])));
     }
     store(a.y + r * a.width + i, out);
-  }
+  });
 }
 
 template <class T>
@@ -81,56 +67,57 @@ struct BackwardArguments {
 };
 
 // With n the normed row: dx = inv_std · (dy·w − mean(dy·w) − n · mean(dy·w·n)), dw = Σ dy·n, db = Σ dy. Each
-// team takes rows_a_part rows one after another; each column of its sums belongs to one thread.
-template <class T, int N>
-__global__ void backward(BackwardArguments<T> a) {
+// team takes rows_a_part rows one after another; the columns of its sums belong to one thread each.
+template <class T, int N, int P>
+__global__ void __launch_bounds__(kMostThreads) backward(BackwardArguments<T> a) {
   using A = Arithmetic<T>;
   __shared__ TeamScratch scratch;
   const int64_t part = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  const int64_t first = int64_t{threadIdx.x} * N;
-  const int64_t step = int64_t{blockDim.x} * N;
-  A* const dw = a.parts + part * 2 * a.width;
-  A* const db = dw + a.width;
-  for (int64_t i = first; i < a.width; i += step) {
-    for (int k = 0; k < N; ++k) dw[i + k] = db[i + k] = A(0);
-  }
+  const RowPacks<N, P> columns = {a.width};
+  Pack<A, N> dw[P] = {};
+  Pack<A, N> db[P] = {};
   for (int64_t r = part * a.rows_a_part; r < (part + 1) * a.rows_a_part; ++r) {
-    const int64_t end = r < a.rows ? a.width : 0;
-    const T* const __restrict__ in = a.x + r * a.width;
-    const T* const __restrict__ g = a.dy + r * a.width;
-    const A mean = end > 0 ? a.mean[r] : A(0);
-    const A inv = end > 0 ? a.inv_std[r] : A(0);
+    const RowPacks<N, P> row = {r < a.rows ? a.width : 0};
+    Pack<T, N> x[P];
+    Pack<T, N> dy[P];
+    row.load_row(a.x + r * a.width, x);
+    row.load_row(a.dy + r * a.width, dy);
+    const A mean = r < a.rows ? a.mean[r] : A(0);
+    const A inv = r < a.rows ? a.inv_std[r] : A(0);
     double sum_gw = 0;
     double sum_gwn = 0;
-#pragma unroll kInFlight
-    for (int64_t i = first; i < end; i += step) {
-      const auto x = load<T, N>(in + i);
-      const auto dy = load<T, N>(g + i);
+    row.each([&](int p, int64_t i) {
       const auto w = load<T, N>(a.w + i);
+      A pack_gw = 0;
+      A pack_gwn = 0;
       for (int k = 0; k < N; ++k) {
-        const A gw = widen(dy.v[k]) * widen(w.v[k]);
-        sum_gw += static_cast<double>(gw);
-        sum_gwn += static_cast<double>(gw * ((widen(x.v[k]) - mean) * inv));
+        const A gw = widen(dy[p].v[k]) * widen(w.v[k]);
+        pack_gw += gw;
+        pack_gwn = fma(gw, (widen(x[p].v[k]) - mean) * inv, pack_gwn);
       }
-    }
+      sum_gw += static_cast<double>(pack_gw);
+      sum_gwn += static_cast<double>(pack_gwn);
+    });
     const auto mean_gw = static_cast<A>(team_reduce(sum_gw, scratch, Sum{}) / static_cast<double>(a.width));
     const auto mean_gwn = static_cast<A>(team_reduce(sum_gwn, scratch, Sum{}) / static_cast<double>(a.width));
-#pragma unroll kInFlight
-    for (int64_t i = first; i < end; i += step) {
-      const auto x = load<T, N>(in + i);
-      const auto dy = load<T, N>(g + i);
+    row.each([&](int p, int64_t i) {
       const auto w = load<T, N>(a.w + i);
       Pack<T, N> out;
       for (int k = 0; k < N; ++k) {
-        const A gi = widen(dy.v[k]);
-        const A normed = (widen(x.v[k]) - mean) * inv;
-        dw[i + k] = fma(gi, normed, dw[i + k]);
-        db[i + k] += gi;
-        out.v[k] = narrow<T>(inv * (gi * widen(w.v[k]) - mean_gw - normed * mean_gwn));
+        const A g = widen(dy[p].v[k]);
+        const A normed = (widen(x[p].v[k]) - mean) * inv;
+        dw[p].v[k] = fma(g, normed, dw[p].v[k]);
+        db[p].v[k] += g;
+        out.v[k] = narrow<T>(inv * (g * widen(w.v[k]) - mean_gw - normed * mean_gwn));
       }
       store(a.dx + r * a.width + i, out);
-    }
+    });
   }
+  A* const to = a.parts + part * 2 * a.width;
+  columns.each([&](int p, int64_t i) {
+    store(to + i, dw[p]);
+    store(to + a.width + i, db[p]);
+  });
 }
 
 template <class T>
@@ -151,7 +138,6 @@ LayerNormed layernorm(const Tensor& x, const Tensor& w, const Tensor& b, double 
     const int64_t width = x.dim(1);
     const Tensor& shift = b.defined() ? b : w;  // only its alignment counts where there is none
     with_pack<T>(width, {&x, &w, &shift, &out.y_TD}, [&](auto n) {
-      const dim3 threads = row_threads((width + n - 1) / n);
       const ForwardArguments<T> arguments = {.x = x.device_data<T>(),
                                              .w = w.device_data<T>(),
                                              .b = b.defined() ? b.device_data<T>() : nullptr,
@@ -161,10 +147,12 @@ LayerNormed layernorm(const Tensor& x, const Tensor& w, const Tensor& b, double 
                                              .rows = x.rows(),
                                              .width = width,
                                              .eps = eps};
-      const unsigned blocks = blocks_for(x.rows(), threads.y);
-      forward<T, n><<<blocks, threads, 0, current_stream().native()>>>(arguments);
-      check_launch("layernorm");
+      with_row_packs(width, n, [&](dim3 threads, auto p) {
+        const unsigned blocks = blocks_for(x.rows(), threads.y);
+        forward<T, n, p><<<blocks, threads, 0, current_stream().native()>>>(arguments);
+      });
     });
+    check_launch("layernorm");
     return out;
   });
 }
@@ -178,24 +166,24 @@ Tensor layernorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, co
     using T = decltype(zero);
     using A = Arithmetic<T>;
     with_pack<T>(width, {&x, &w, &dy, &dx}, [&](auto n) {
-      const dim3 threads = row_threads((width + n - 1) / n);
-      const int64_t rows_a_part = (x.rows() + kMostParts * threads.y - 1) / (kMostParts * threads.y);
-      const unsigned blocks = blocks_for(x.rows(), rows_a_part * threads.y);
-      const Tensor parts = Tensor::empty({int64_t{blocks} * threads.y, 2 * width}, dtype_of<A>, x.device());
-      const BackwardArguments<T> arguments = {.dy = dy.device_data<T>(),
-                                              .x = x.device_data<T>(),
-                                              .w = w.device_data<T>(),
-                                              .mean = kept.mean_T.device_data<A>(),
-                                              .inv_std = kept.inv_std_T.device_data<A>(),
-                                              .dx = dx.device_data<T>(),
-                                              .parts = parts.device_data<A>(),
-                                              .rows = x.rows(),
-                                              .width = width,
-                                              .rows_a_part = rows_a_part};
-      backward<T, n><<<blocks, threads, 0, current_stream().native()>>>(arguments);
-      check_launch("layernorm_backward");
-      add_parts<T>(dw, parts);
-      if (db.defined()) add_parts<T>(db, parts, width);
+      with_row_packs(width, n, [&](dim3 threads, auto p) {
+        const NormParts of_rows(x.rows(), threads);
+        const Tensor parts = Tensor::empty({of_rows.count, 2 * width}, dtype_of<A>, x.device());
+        const BackwardArguments<T> arguments = {.dy = dy.device_data<T>(),
+                                                .x = x.device_data<T>(),
+                                                .w = w.device_data<T>(),
+                                                .mean = kept.mean_T.device_data<A>(),
+                                                .inv_std = kept.inv_std_T.device_data<A>(),
+                                                .dx = dx.device_data<T>(),
+                                                .parts = parts.device_data<A>(),
+                                                .rows = x.rows(),
+                                                .width = width,
+                                                .rows_a_part = of_rows.rows_a_part};
+        backward<T, n, p><<<of_rows.blocks, threads, 0, current_stream().native()>>>(arguments);
+        check_launch("layernorm_backward");
+        add_parts<T>(dw, parts);
+        if (db.defined()) add_parts<T>(db, parts, width);
+      });
     });
   });
   return dx;

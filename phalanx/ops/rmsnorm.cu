@@ -1,42 +1,34 @@
-#include "phalanx/ops/column_sums.cuh"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/norm_rows.cuh"
 
 namespace phalanx::cuda {
 namespace {
 
-constexpr int64_t kMostParts = 512;         // blocks that sum dw over rows of their own
-constexpr size_t kSharedBytes = 48 * 1024;  // what a block has without asking
-
 // One team a row. Squares are added in f64, so that they fit whatever the magnitude.
-template <class T, int N>
-__global__ void forward(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y,
-                        Arithmetic<T>* __restrict__ inv_rms, int64_t rows, int64_t width, double eps) {
+template <class T, int N, int P>
+__global__ void __launch_bounds__(kMostThreads)
+    forward(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y,
+            Arithmetic<T>* __restrict__ inv_rms, int64_t rows, int64_t width, double eps) {
   using A = Arithmetic<T>;
   __shared__ TeamScratch scratch;
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  const bool mine = r < rows;
-  const int64_t end = mine ? width : 0;
-  const T* const in = x + r * width;
+  const RowPacks<N, P> row = {r < rows ? width : 0};
+  Pack<T, N> in[P];
+  row.load_row(x + r * width, in);
   double squares = 0;
-#pragma unroll kInFlight
-  for (int64_t i = int64_t{threadIdx.x} * N; i < end; i += int64_t{blockDim.x} * N) {
-    const auto xi = load<T, N>(in + i);
-    for (int k = 0; k < N; ++k) {
-      const auto v = static_cast<double>(widen(xi.v[k]));
-      squares = fma(v, v, squares);
-    }
-  }
+  row.each_element([&](int p, int k) {
+    const auto v = static_cast<double>(widen(in[p].v[k]));
+    squares = fma(v, v, squares);
+  });
   squares = team_reduce(squares, scratch, Sum{});
   const auto inv = static_cast<A>(1 / sqrt(squares / static_cast<double>(width) + eps));
-  if (mine && threadIdx.x == 0) inv_rms[r] = inv;
-#pragma unroll kInFlight
-  for (int64_t i = int64_t{threadIdx.x} * N; i < end; i += int64_t{blockDim.x} * N) {
-    const auto xi = load<T, N>(in + i);
+  if (r < rows && threadIdx.x == 0) inv_rms[r] = inv;
+  row.each([&](int p, int64_t i) {
     const auto wi = load<T, N>(w + i);
     Pack<T, N> out;
-    for (int k = 0; k < N; ++k) out.v[k] = narrow<T>(widen(xi.v[k]) * inv * widen(wi.v[k]));
+    for (int k = 0; k < N; ++k) out.v[k] = narrow<T>(widen(in[p].v[k]) * inv * widen(wi.v[k]));
     store(y + r * width + i, out);
-  }
+  });
 }
 
 template <class T>
@@ -53,56 +45,44 @@ struct BackwardArguments {
 };
 
 // With n = x·inv the normed row: dx = inv · (dy·w − n · mean(dy·w·n)), dw = Σ dy·n. Each team takes
-// rows_a_part rows one after another and sums dw in columns that each belong to one thread: in shared memory,
-// if they fit.
-template <class T, int N>
-__global__ void backward(BackwardArguments<T> a, bool sums_are_shared) {
+// rows_a_part rows one after another; the columns of its sums belong to one thread each.
+template <class T, int N, int P>
+__global__ void __launch_bounds__(kMostThreads) backward(BackwardArguments<T> a) {
   using A = Arithmetic<T>;
-  extern __shared__ __align__(64) unsigned char shared[];
   __shared__ TeamScratch scratch;
   const int64_t part = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  const int64_t first = int64_t{threadIdx.x} * N;
-  const int64_t step = int64_t{blockDim.x} * N;
-  const T* const __restrict__ w = a.w;
-  A* const kept = a.parts + part * a.width;
-  A* const sums = sums_are_shared ? reinterpret_cast<A*>(shared) + threadIdx.y * a.width : kept;
-  for (int64_t i = first; i < a.width; i += step) store(sums + i, Pack<A, N>{});
+  const RowPacks<N, P> columns = {a.width};
+  Pack<A, N> sum[P] = {};
   for (int64_t r = part * a.rows_a_part; r < (part + 1) * a.rows_a_part; ++r) {
-    const int64_t end = r < a.rows ? a.width : 0;
-    const T* const __restrict__ in = a.x + r * a.width;
-    const T* const __restrict__ g = a.dy + r * a.width;
-    T* const __restrict__ to = a.dx + r * a.width;
-    const A inv = end > 0 ? a.inv_rms[r] : A(0);
+    const RowPacks<N, P> row = {r < a.rows ? a.width : 0};
+    Pack<T, N> x[P];
+    Pack<T, N> dy[P];
+    row.load_row(a.x + r * a.width, x);
+    row.load_row(a.dy + r * a.width, dy);
+    const A inv = r < a.rows ? a.inv_rms[r] : A(0);
     double dot = 0;
-#pragma unroll kInFlight
-    for (int64_t i = first; i < end; i += step) {
-      const auto xi = load<T, N>(in + i);
-      const auto gi = load<T, N>(g + i);
-      const auto wi = load<T, N>(w + i);
+    row.each([&](int p, int64_t i) {
+      const auto w = load<T, N>(a.w + i);
+      A sum_of_pack = 0;
       for (int k = 0; k < N; ++k) {
-        dot += static_cast<double>(widen(gi.v[k]) * widen(wi.v[k]) * (widen(xi.v[k]) * inv));
+        sum_of_pack = fma(widen(dy[p].v[k]) * widen(w.v[k]), widen(x[p].v[k]) * inv, sum_of_pack);
       }
-    }
+      dot += static_cast<double>(sum_of_pack);
+    });
     const auto mean = static_cast<A>(team_reduce(dot, scratch, Sum{}) / static_cast<double>(a.width));
-#pragma unroll kInFlight
-    for (int64_t i = first; i < end; i += step) {
-      const auto xi = load<T, N>(in + i);
-      const auto gi = load<T, N>(g + i);
-      const auto wi = load<T, N>(w + i);
-      auto sum = load<A, N>(sums + i);
+    row.each([&](int p, int64_t i) {
+      const auto w = load<T, N>(a.w + i);
       Pack<T, N> out;
       for (int k = 0; k < N; ++k) {
-        const A g_k = widen(gi.v[k]);
-        const A normed = widen(xi.v[k]) * inv;
-        sum.v[k] += g_k * normed;
-        out.v[k] = narrow<T>(inv * (g_k * widen(wi.v[k]) - normed * mean));
+        const A g = widen(dy[p].v[k]);
+        const A normed = widen(x[p].v[k]) * inv;
+        sum[p].v[k] += g * normed;
+        out.v[k] = narrow<T>(inv * (g * widen(w.v[k]) - normed * mean));
       }
-      store(sums + i, sum);
-      store(to + i, out);
-    }
+      store(a.dx + r * a.width + i, out);
+    });
   }
-  if (!sums_are_shared) return;
-  for (int64_t i = first; i < a.width; i += step) store(kept + i, load<A, N>(sums + i));
+  columns.each([&](int p, int64_t i) { store(a.parts + part * a.width + i, sum[p]); });
 }
 
 }  // namespace
@@ -116,12 +96,13 @@ RmsNormed rmsnorm(const Tensor& x, const Tensor& w, double eps) {
                            Tensor::empty({x.rows()}, dtype_of<A>, x.device())};
     if (x.rows() == 0) return out;
     with_pack<T>(width, {&x, &w, &out.y_TD}, [&](auto n) {
-      const dim3 threads = row_threads((width + n - 1) / n);
-      forward<T, n><<<blocks_for(x.rows(), threads.y), threads, 0, current_stream().native()>>>(
-          x.device_data<T>(), w.device_data<T>(), out.y_TD.device_data<T>(), out.inv_rms_T.device_data<A>(),
-          x.rows(), width, eps);
-      check_launch("rmsnorm");
+      with_row_packs(width, n, [&](dim3 threads, auto p) {
+        forward<T, n, p><<<blocks_for(x.rows(), threads.y), threads, 0, current_stream().native()>>>(
+            x.device_data<T>(), w.device_data<T>(), out.y_TD.device_data<T>(), out.inv_rms_T.device_data<A>(),
+            x.rows(), width, eps);
+      });
     });
+    check_launch("rmsnorm");
     return out;
   });
 }
@@ -135,26 +116,22 @@ Tensor rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, cons
     using T = decltype(zero);
     using A = Arithmetic<T>;
     with_pack<T>(width, {&x, &w, &dy, &dx}, [&](auto n) {
-      const dim3 threads = row_threads((width + n - 1) / n);
-      const int64_t rows_a_part = (x.rows() + kMostParts * threads.y - 1) / (kMostParts * threads.y);
-      const unsigned blocks = blocks_for(x.rows(), rows_a_part * threads.y);
-      const int64_t count = int64_t{blocks} * threads.y;
-      const Tensor parts = Tensor::empty({count, width}, dtype_of<A>, x.device());
-      const size_t shared = threads.y * static_cast<size_t>(width) * sizeof(A);
-      const bool fits = shared + sizeof(TeamScratch) <= kSharedBytes;
-      CUstream_st* const stream = current_stream().native();
-      const BackwardArguments<T> arguments = {.dy = dy.device_data<T>(),
-                                              .x = x.device_data<T>(),
-                                              .w = w.device_data<T>(),
-                                              .inv_rms = inv_rms.device_data<A>(),
-                                              .dx = dx.device_data<T>(),
-                                              .parts = parts.device_data<A>(),
-                                              .rows = x.rows(),
-                                              .width = width,
-                                              .rows_a_part = rows_a_part};
-      backward<T, n><<<blocks, threads, fits ? shared : 0, stream>>>(arguments, fits);
-      check_launch("rmsnorm_backward");
-      add_parts<T>(dw, parts);
+      with_row_packs(width, n, [&](dim3 threads, auto p) {
+        const NormParts of_rows(x.rows(), threads);
+        const Tensor parts = Tensor::empty({of_rows.count, width}, dtype_of<A>, x.device());
+        const BackwardArguments<T> arguments = {.dy = dy.device_data<T>(),
+                                                .x = x.device_data<T>(),
+                                                .w = w.device_data<T>(),
+                                                .inv_rms = inv_rms.device_data<A>(),
+                                                .dx = dx.device_data<T>(),
+                                                .parts = parts.device_data<A>(),
+                                                .rows = x.rows(),
+                                                .width = width,
+                                                .rows_a_part = of_rows.rows_a_part};
+        backward<T, n, p><<<of_rows.blocks, threads, 0, current_stream().native()>>>(arguments);
+        check_launch("rmsnorm_backward");
+        add_parts<T>(dw, parts);
+      });
     });
   });
   return dx;

@@ -23,8 +23,15 @@ struct Arguments {
   Fault* fault;
 };
 
-// A block a row: angles are computed once, in f64, for all its heads.
-template <class T>
+__device__ void sine_and_cosine(double angle, double& sine, double& cosine) { sincos(angle, &sine, &cosine); }
+// The whole turns are taken off in f64.
+__device__ void sine_and_cosine(double angle, float& sine, float& cosine) {
+  constexpr double kTurn = 6.283185307179586477;
+  sincosf(static_cast<float>(fma(-rint(angle / kTurn), kTurn, angle)), &sine, &cosine);
+}
+
+// A block a row: angles are computed once for all its heads. N pairs a thread at once.
+template <class T, int N>
 __global__ void rotate(Arguments<T> a, Turns turns) {
   using A = Arithmetic<T>;
   __shared__ A cosines[kMostPairs];
@@ -36,22 +43,29 @@ __global__ void rotate(Arguments<T> a, Turns turns) {
     return;
   }
   for (int i = static_cast<int>(threadIdx.x); i < turns.pairs; i += kThreads) {
-    double sine = 0;
-    double cosine = 0;
-    sincos(static_cast<double>(position) * turns.frequencies[i], &sine, &cosine);
-    cosines[i] = static_cast<A>(turns.factor * cosine);
-    sines[i] = static_cast<A>(turns.factor * sine) * static_cast<A>(turns.direction);
+    A sine = 0;
+    A cosine = 0;
+    sine_and_cosine(static_cast<double>(position) * turns.frequencies[i], sine, cosine);
+    cosines[i] = static_cast<A>(turns.factor) * cosine;
+    sines[i] = static_cast<A>(turns.factor * turns.direction) * sine;
   }
   __syncthreads();
-  const int64_t heads = a.width / a.head_dim;
-  for (int64_t j = threadIdx.x; j < heads * turns.pairs; j += kThreads) {
-    const int64_t i = j % turns.pairs;
-    T* const low = a.x + r * a.width + (j / turns.pairs + 1) * a.head_dim - 2 * turns.pairs + i;
+  const int packs = turns.pairs / N;
+  const int count = static_cast<int>(a.width / a.head_dim) * packs;
+  for (int j = static_cast<int>(threadIdx.x); j < count; j += kThreads) {
+    const int i = j % packs * N;
+    T* const low = a.x + r * a.width + (j / packs + 1) * a.head_dim - 2 * turns.pairs + i;
     T* const high = low + turns.pairs;
-    const A x = widen(*low);
-    const A y = widen(*high);
-    *low = narrow<T>(fma(-y, sines[i], x * cosines[i]));
-    *high = narrow<T>(fma(x, sines[i], y * cosines[i]));
+    auto x = load<T, N>(low);
+    auto y = load<T, N>(high);
+    for (int k = 0; k < N; ++k) {
+      const A xk = widen(x.v[k]);
+      const A yk = widen(y.v[k]);
+      x.v[k] = narrow<T>(fma(-yk, sines[i + k], xk * cosines[i + k]));
+      y.v[k] = narrow<T>(fma(xk, sines[i + k], yk * cosines[i + k]));
+    }
+    store(low, x);
+    store(high, y);
   }
 }
 
@@ -74,7 +88,12 @@ void rope_into(const Tensor& x, const Tensor& positions, int64_t head_dim, const
                                     .width = x.dim(1),
                                     .head_dim = head_dim,
                                     .fault = stream.fault()};
-    rotate<T><<<static_cast<unsigned>(x.rows()), kThreads, 0, stream.native()>>>(arguments, turns);
+    // Heads, and their halves that turn, begin where packs may.
+    constexpr int kFull = 16 / sizeof(T);
+    const bool whole = turns.pairs % kFull == 0 && head_dim % kFull == 0;
+    with_pack<T>(whole ? x.dim(1) : 1, {&x}, [&](auto n) {
+      rotate<T, n><<<static_cast<unsigned>(x.rows()), kThreads, 0, stream.native()>>>(arguments, turns);
+    });
   });
   check_launch("rope");
 }

@@ -4,9 +4,8 @@
 namespace phalanx::cuda {
 namespace {
 
-// Blocks of gridDim.y × gridDim.x: columns along x, rows strided along y up to the live count.
-constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 132 * 32;
+// Columns along x, rows strided along y up to the live count.
+constexpr int kThreads = kRowGridThreads;
 
 template <class T>
 __device__ T logistic(T x) {
@@ -69,12 +68,6 @@ __global__ void backward(Arguments<T> a) {
   }
 }
 
-dim3 grid(int64_t rows, int64_t packs) {
-  const unsigned columns = blocks_for(packs, kThreads);
-  const int64_t down = std::clamp<int64_t>(kMostBlocks / columns, 1, std::min<int64_t>(rows, 65535));
-  return dim3(columns, static_cast<unsigned>(down));
-}
-
 }  // namespace
 
 Rows swiglu(const Rows& gate_up) {
@@ -92,7 +85,7 @@ Rows swiglu(const Rows& gate_up) {
                                       .capacity = gate_up.capacity(),
                                       .width = width,
                                       .fault = stream.fault()};
-      forward<T, n><<<grid(gate_up.capacity(), width / n), kThreads, 0, stream.native()>>>(arguments);
+      forward<T, n><<<row_grid(gate_up.capacity(), width / n), kThreads, 0, stream.native()>>>(arguments);
       check_launch("swiglu");
     });
   });
@@ -116,7 +109,7 @@ Rows swiglu_backward(const Rows& dy, const Rows& gate_up) {
                                       .capacity = gate_up.capacity(),
                                       .width = width,
                                       .fault = stream.fault()};
-      backward<T, n><<<grid(gate_up.capacity(), width / n), kThreads, 0, stream.native()>>>(arguments);
+      backward<T, n><<<row_grid(gate_up.capacity(), width / n), kThreads, 0, stream.native()>>>(arguments);
       check_launch("swiglu_backward");
     });
   });

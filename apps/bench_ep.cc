@@ -194,7 +194,8 @@ void add_bench_ep(CLI::App& bench) {
   EpChoices& c = o->choices;
   Lists lists(command);
   lists.words("--mode", c.modes, kModes, "throughput", ep_modes());
-  lists.numbers("--ranks", c.ranks, "Ranks; under a launcher, those that it has started", "2");
+  lists.numbers("--ranks", c.ranks,
+                "Ranks; under mpirun its processes, or a multiple of them, as threads of each", "2");
   add_transport(command, o->transport);
   lists.numbers("--tokens", c.tokens, "Tokens of each rank", "4096; low-latency: 128; overlap: 512");
   lists.numbers("--width", c.widths, "Elements of a token's row", "7168; overlap: 1024");
@@ -219,7 +220,8 @@ void add_bench_ep(CLI::App& bench) {
       "  phalanx bench ep --ranks 4 --mode throughput,two-level --ranks-of-node 2 --tokens 1024\n"
       "  phalanx bench ep --ranks 4 --mode low-latency\n"
       "  phalanx bench ep --ranks 2 --mode overlap --trace overlap.json\n"
-      "  mpirun -n 2 phalanx bench ep --tokens 1024");
+      "  mpirun -n 2 phalanx bench ep --tokens 1024\n"
+      "  mpirun -n 2 phalanx bench ep --ranks 4 --mode two-level --ranks-of-node 2 --tokens 1024");
   command.callback([o] { run_ep(*o); });
 }
 

@@ -38,7 +38,8 @@ LaunchOptions ranks_of(int ranks, const std::string& transport, int threads_per_
                           .threads_per_rank = threads_per_rank};
   if (const std::optional<Launched> place = launched_by()) {
     launch.transport = place->transport;
-    launch.ranks = place->ranks;
+    const bool several = place->transport == TransportKind::mpi && ranks % place->ranks == 0;
+    launch.ranks = several ? ranks : place->ranks;
   }
   return launch;
 }

@@ -18,7 +18,8 @@ void show(const bench::Report& report, const std::string& json);
 /// --ranks and --transport.
 void add_ranks(CLI::App& command, int& ranks, std::string& transport);
 void add_transport(CLI::App& command, std::string& transport);
-/// Those ranks, or the ones that a launcher has started.
+/// Those ranks, or the ones that a launcher has started; where mpirun has started fewer processes, of which
+/// `ranks` is a multiple, they are threads of these.
 LaunchOptions ranks_of(int ranks, const std::string& transport, int threads_per_rank);
 
 /// bench ep.

@@ -12,7 +12,8 @@ void ConfigOptions::add_to(CLI::App& command) {
       ->allow_extra_args(false);
   command.add_option(
       "--ranks", ranks,
-      "Ranks: threads or, with --set parallel.transport=process, processes; mpirun brings its own");
+      "Ranks: threads or, with --set parallel.transport=process, processes; under mpirun its processes, or a "
+      "multiple of them, as threads of each");
   command.add_option("--layout", layout, "Sizes of the axes: dp=4,ep=2");
   command.add_option("--schedule", schedule, "sequential or overlapped");
 }

@@ -60,15 +60,21 @@ void join_launched(const Launched& place, const LaunchOptions& options, const Ra
 }
 
 void run_launched(const Launched& place, const LaunchOptions& options, const RankBody& body) {
-  if (options.transport != place.transport || options.ranks != place.ranks) {
+  const bool mpi = place.transport == TransportKind::mpi;
+  const bool fits = mpi ? options.ranks % place.ranks == 0 : options.ranks == place.ranks;
+  if (options.transport != place.transport || !fits) {
     throw Error(
-        "a launcher has started {} ranks for transport {}, but {} ranks over {} are asked for: leave "
-        "parallel.ranks and parallel.transport to it",
-        place.ranks, transport_name(place.transport), options.ranks, transport_name(options.transport));
+        "a launcher has started {} processes for transport {}, but {} ranks over {} are asked for: leave "
+        "parallel.ranks and parallel.transport to it{}",
+        place.ranks, transport_name(place.transport), options.ranks, transport_name(options.transport),
+        mpi ? ", or ask for a multiple of the processes, whose threads are then the ranks" : "");
   }
   if (place.transport == TransportKind::process) return join_launched(place, options, body);
 #ifdef PHALANX_HAVE_MPI
-  run_mpi_rank({.threads_per_rank = options.threads_per_rank, .deadlines = options.deadlines}, body);
+  run_mpi_ranks({.ranks_per_process = options.ranks / place.ranks,
+                 .threads_per_rank = options.threads_per_rank,
+                 .deadlines = options.deadlines},
+                body);
 #endif
 }
 

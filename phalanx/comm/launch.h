@@ -35,9 +35,10 @@ struct LaunchOptions {
 };
 
 /// Runs body(world group) on every rank and returns when this process's ranks have ended. Under a launcher
-/// this process is one rank, and `transport` and `ranks` must be the launcher's. Otherwise threads run here,
+/// this process is one rank, and `transport` and `ranks` must be the launcher's; but over MPI `ranks` may be
+/// a multiple of its processes, each of which then has as many ranks, as threads. Otherwise threads run here,
 /// processes are forked, and mpi is an Error that says how to start it. Throws what run_thread_ranks,
-/// run_process_ranks and run_mpi_rank throw.
+/// run_process_ranks and run_mpi_ranks throw.
 void run_ranks(const LaunchOptions& options, const RankBody& body);
 
 }  // namespace phalanx

@@ -89,7 +89,7 @@ std::shared_ptr<Rank> join_mpi(int threads_per_rank, double deadline) {
   auto rank = std::make_shared<Rank>();
   start({rank}, [rank, options = MpiOptions{.threads_per_rank = threads_per_rank,
                                             .deadlines = deadlines_of(deadline)}] {
-    run_mpi_rank(options, [&](Group& world) { rank->serve(world); });
+    run_mpi_ranks(options, [&](Group& world) { rank->serve(world); });
   });
   return rank;
 #else

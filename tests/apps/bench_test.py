@@ -175,12 +175,14 @@ class Bench(unittest.TestCase):
 
     @unittest.skipUnless(MPIRUN and not UNDER_TSAN, "no mpirun, or ThreadSanitizer")
     def test_ep_takes_the_ranks_of_mpirun(self):
-        command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", "2", PHALANX, "bench", "ep",
-                   "--ranks", "1,4", "--tokens", "4,8", "--width", "32", "--runs", "1", "--json", "-"]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL,
-                             env=dict(os.environ, ASAN_OPTIONS="detect_leaks=0"))
-        self.assertEqual([(row["ranks"], row["tokens"]) for row in self.rows(run)],
-                         3 * [(2, 4)] + 3 * [(2, 8)])
+        for asked, ranks in (("1,3", 2), ("4", 4)):  # 4: threads, two of each process
+            command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", "2", PHALANX, "bench", "ep",
+                       "--ranks", asked, "--tokens", "4,8", "--width", "32", "--runs", "1", "--json", "-"]
+            run = subprocess.run(command, capture_output=True, text=True, timeout=100,
+                                 stdin=subprocess.DEVNULL,
+                                 env=dict(os.environ, ASAN_OPTIONS="detect_leaks=0"))
+            self.assertEqual([(row["ranks"], row["tokens"]) for row in self.rows(run)],
+                             3 * [(ranks, 4)] + 3 * [(ranks, 8)])
 
     def parts(self, events, rank, name):
         """{("experts", 0): (begin, end)}: the parts of both microbatches within the span `name`."""

@@ -36,6 +36,12 @@ class TwoHosts(unittest.TestCase):
         status, text, _ = self.start(3, "hosts")
         self.assertEqual(status, 0, text)
 
+    def test_one_process_of_several_ranks_a_host(self):
+        for threads in (2, 3):
+            for scenario in ("collectives", "hosts"):
+                status, text, _ = self.start(1, scenario, "-1", str(threads))
+                self.assertEqual(status, 0, text)
+
     def expect(self, culprit, how, pattern, survivors=3):
         status, text, seconds = self.start(2, how, str(culprit))
         self.assertNotEqual(status, 0)

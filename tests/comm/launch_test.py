@@ -128,6 +128,30 @@ class Mpi(Launched, unittest.TestCase):
         return mpirun(*arguments)
 
 
+@unittest.skipUnless(MPIRUN and not UNDER_TSAN, "no mpirun, or ThreadSanitizer")
+class MpiThreads(unittest.TestCase):
+    """Two processes of two ranks each, which are threads; one that is gone takes the other with it."""
+
+    def test_all_is_right(self):
+        for processes, threads in ((2, 2), (3, 2)):
+            for scenario in ("collectives", "shared"):
+                world = mpirun(processes, scenario, "-1", str(threads))
+                self.assertEqual(world.statuses, [0], f"{processes} × {threads}, {scenario}: {world.text}")
+
+    def expect(self, scenario, rank, pattern):
+        world = mpirun(2, scenario, str(rank), "2")
+        self.assertNotEqual(world.statuses, [0])
+        self.assertTrue(any(re.search(pattern, r) for r in world.reports), f"{pattern}: {world.text}")
+        self.assertLess(world.seconds, 20)
+
+    def test_whoever_fails_is_named(self):
+        self.expect("killed", 3, r"rank [23] \(pid \d+ on host .*\) is gone.*all_reduce")
+        self.expect("throws", 3, r"rank 3: disk full.*all_reduce")
+        self.expect("differs", 1, r"calls differ")
+        self.expect("ends", 1, r"rank 1 has ended without calling all_reduce")
+        self.expect("late", 1, r"waited 2.\d s in all_reduce.*rank 1 never called it")
+
+
 class Variables(Launched, unittest.TestCase):
     sizes = (2, 5)
 

@@ -1,5 +1,5 @@
-// One rank of a world that a launcher has started; launch_test.py says what it does:
-//   ranks_program SCENARIO [RANK]
+// One process of a world that a launcher has started; launch_test.py says what it does:
+//   ranks_program SCENARIO [RANK [RANKS_OF_A_PROCESS]]
 // `collectives`: every collective is right, and long messages move while ranks compute. `shared`: ranks share
 // memory, also some of them, and RANK, if there is one, is killed between a share and its unshare. `hosts`:
 // the halves of the ranks share memory, and no rank with one of the other half. The others make RANK
@@ -127,20 +127,20 @@ void rounds(Group& world, std::string_view how, int culprit) {
   }
 }
 
-int rank_main(std::string_view scenario, int culprit) {
+int process_main(std::string_view scenario, int culprit, int ranks_of_a_process) {
   std::signal(SIGTERM, SIG_IGN);  // mpirun sends it to the survivors before it kills them
   const std::optional<Launched> place = launched_by();
   if (!place) throw Error("start this with a launcher");
   const Deadlines deadlines{
       .progress = scenario == "late" ? std::chrono::milliseconds(2000) : std::chrono::minutes(10),
       .liveness = std::chrono::seconds(5)};
-  run_ranks({.transport = place->transport, .ranks = place->ranks, .deadlines = deadlines},
-            [&](Group& world) {
-              if (scenario == "collectives") return collectives(world);
-              if (scenario == "hosts") return hosts(world);
-              if (scenario == "shared") return shared(world, culprit);
-              rounds(world, scenario, culprit);
-            });
+  const int ranks = place->ranks * ranks_of_a_process;
+  run_ranks({.transport = place->transport, .ranks = ranks, .deadlines = deadlines}, [&](Group& world) {
+    if (scenario == "collectives") return collectives(world);
+    if (scenario == "hosts") return hosts(world);
+    if (scenario == "shared") return shared(world, culprit);
+    rounds(world, scenario, culprit);
+  });
   return 0;
 }
 
@@ -149,7 +149,8 @@ int rank_main(std::string_view scenario, int culprit) {
 
 int main(int argc, char** argv) {
   try {
-    return phalanx::rank_main(argc > 1 ? argv[1] : "", argc > 2 ? std::atoi(argv[2]) : -1);
+    const auto number = [&](int i, int unless) { return argc > i ? std::atoi(argv[i]) : unless; };
+    return phalanx::process_main(argc > 1 ? argv[1] : "", number(2, -1), number(3, 1));
   } catch (const std::exception& e) {
     std::fprintf(stderr, "pid %d: %s\n", getpid(), e.what());
     return 1;

@@ -91,6 +91,18 @@ class Differing(Case):
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("rank 1: optimizer.lr is 0.002 here and 0.01 on rank 0", done.stderr)
 
+    @unittest.skipUnless(MPIRUN, "no mpirun")
+    def test_ranks_that_the_processes_do_not_divide(self):
+        start = [MPIRUN, "--allow-run-as-root", "--oversubscribe"]
+        train = [PHALANX, "train", self.config]
+        for command, says in (([*start, "-n", "2", *train, "--ranks", "3", "--set", "train.batch=12"],
+                               "a multiple of the processes"),
+                              ([*start, "-n", "1", *train, "--ranks", "2", ":", "-n", "1", *train, "--ranks",
+                                "4"], "processes of 1 ranks and of 2")):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn(says, done.stderr)
+
     def test_by_variables(self):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))

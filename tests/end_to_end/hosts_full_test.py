@@ -39,15 +39,19 @@ class TwoHosts(Case):
             with self.subTest(name):
                 words = [w for s in [*SHORT, *settings] for w in ("--set", s)]
                 threads = self.train("--ranks", "4", *words, "--set", "parallel.transport=threads")
-                result = self.hosts.mpirun(2, PHALANX, "train", self.config, "--json", *words)
-                self.assertEqual(result.returncode, 0, result.stderr)
-                mpi = json_lines(result.stdout)
-                self.assertEqual(len(mpi), len(threads))
-                for ours, theirs in zip(mpi, threads):
-                    self.assertEqual(ours["step"], theirs["step"])
-                    for figure in ("loss", "grad_norm", "val_loss"):
-                        if figure in theirs:
-                            self.assertAlmostEqual(ours[figure], theirs[figure], delta=1e-12)
+                self.check_as(threads, 2, *words)
+                self.check_as(threads, 1, "--ranks", "4", *words)  # two threads of each process
+
+    def check_as(self, threads, processes_a_host, *words):
+        result = self.hosts.mpirun(processes_a_host, PHALANX, "train", self.config, "--json", *words)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        mpi = json_lines(result.stdout)
+        self.assertEqual(len(mpi), len(threads))
+        for ours, theirs in zip(mpi, threads):
+            self.assertEqual(ours["step"], theirs["step"])
+            for figure in ("loss", "grad_norm", "val_loss"):
+                if figure in theirs:
+                    self.assertAlmostEqual(ours[figure], theirs[figure], delta=1e-12)
 
 
 if __name__ == "__main__":

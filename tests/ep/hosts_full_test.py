@@ -1,4 +1,4 @@
-"""Dispatch and combine on two levels, between two hosts of two ranks each."""
+"""Dispatch and combine on two levels, between two hosts of two ranks each: processes, or threads of one."""
 
 import os
 import random
@@ -22,27 +22,29 @@ class TwoHosts(unittest.TestCase):
         cls.hosts = Hosts()
         cls.addClassCleanup(cls.hosts.close)
 
-    def start(self, *arguments):
+    def start(self, *arguments, threads=1):
         """What the program says, and the bytes on the cable meanwhile."""
         before = self.hosts.sent()
-        done = self.hosts.mpirun(2, PROGRAM, *arguments)
+        done = self.hosts.mpirun(2 // threads, PROGRAM, "threads", str(threads), *arguments)
         self.assertEqual(done.returncode, 0, f"{arguments}: {done.stdout}{done.stderr}")
         return done.stdout, self.hosts.sent() - before
 
     def test_rows_sums_and_counted_bytes(self):
-        for _ in range(3):
-            self.start(str(random.randrange(1 << 30)), "nodes", "2")
+        for threads in (1, 2):
+            for _ in range(3):
+                self.start(str(random.randrange(1 << 30)), "nodes", "2", threads=threads)
 
     def test_bytes_on_the_cable(self):
         """What launching sends is taken away; what is left is the formula, and the headers of TCP."""
-        figures = {}
-        for way in ((), ("flat",)):
-            _, launching = self.start("traffic", "2", "0", *way)
-            formula, sent = self.start("traffic", "2", str(ROUNDS), *way)
-            figures[way] = int(formula), sent - launching
-            self.assertGreater(figures[way][1], 0.99 * figures[way][0], figures)
-            self.assertLess(figures[way][1], 1.12 * figures[way][0], figures)
-        self.assertLess(figures[()][1], 0.75 * figures[("flat",)][1], figures)
+        for threads in (1, 2):
+            figures = {}
+            for way in ((), ("flat",)):
+                _, launching = self.start("traffic", "2", "0", *way, threads=threads)
+                formula, sent = self.start("traffic", "2", str(ROUNDS), *way, threads=threads)
+                figures[way] = int(formula), sent - launching
+                self.assertGreater(figures[way][1], 0.99 * figures[way][0], figures)
+                self.assertLess(figures[way][1], 1.2 * figures[way][0], figures)
+            self.assertLess(figures[()][1], 0.75 * figures[("flat",)][1], figures)
 
 
 if __name__ == "__main__":

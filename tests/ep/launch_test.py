@@ -18,14 +18,15 @@ UNDER_TSAN = "libtsan" in subprocess.run(["ldd", PROGRAM], capture_output=True, 
 @unittest.skipUnless(MPIRUN and not UNDER_TSAN, "no mpirun, or ThreadSanitizer")
 class Mpi(unittest.TestCase):
     def test_random_cases(self):
-        for ranks in (2, 3, 6):
+        for ranks, threads in ((2, 1), (3, 1), (6, 1), (2, 2), (3, 2)):
             seed = random.randrange(1 << 30)
-            command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), PROGRAM, str(seed)]
+            command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), PROGRAM,
+                       "threads", str(threads), str(seed)]
             # OpenMPI's plugins leak, and are gone before AddressSanitizer looks.
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                   timeout=100, stdin=subprocess.DEVNULL, check=False,
                                   env=dict(os.environ, ASAN_OPTIONS="detect_leaks=0"))
-            self.assertEqual(done.returncode, 0, f"{ranks} ranks, seed {seed}: {done.stdout}")
+            self.assertEqual(done.returncode, 0, f"{ranks} × {threads}, seed {seed}: {done.stdout}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-// One rank of a world that a launcher has started (launch_test.py):
-//   ranks_program SEED [messages]
-//   ranks_program SEED nodes OF_NODE
-//   ranks_program traffic OF_NODE ROUNDS [flat]
+// One process of a world that a launcher has started (launch_test.py):
+//   ranks_program [threads N] SEED [messages]
+//   ranks_program [threads N] SEED nodes OF_NODE
+//   ranks_program [threads N] traffic OF_NODE ROUNDS [flat]
 // Dispatch and combine on random cases, of many tokens and of few; `messages`: these ranks share no memory,
 // without it they must. `nodes`: so many ranks of a node do, those of others do not, and rows go on two
 // levels. `traffic`: rank 0 prints the bytes that ROUNDS of large ones send between nodes; `flat`: on one
-// level.
+// level. `threads`: a process has so many ranks.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -20,10 +20,13 @@
 namespace phalanx::ep {
 namespace {
 
+int ranks_of_a_process = 1;  // set once, before there are ranks
+
 void on_ranks(const RankBody& body) {
   const std::optional<Launched> place = launched_by();
   if (!place) throw Error("start this with a launcher");
-  run_ranks({.transport = place->transport, .ranks = place->ranks}, [&](Group& world) {
+  const int ranks = place->ranks * ranks_of_a_process;
+  run_ranks({.transport = place->transport, .ranks = ranks}, [&](Group& world) {
     body(world);
     if (testing::Test::HasFailure()) throw Error("what rank {} has printed", world.rank());
   });
@@ -70,6 +73,10 @@ int run_program(std::span<char*> arguments) {
     return arguments.size() > i && arguments[i] == word;
   };
   const auto number = [&](size_t i) { return arguments.size() > i ? std::atoi(arguments[i]) : 0; };
+  if (is(1, "threads")) {
+    ranks_of_a_process = number(2);
+    arguments = arguments.subspan(2);
+  }
   if (is(1, "traffic")) return traffic_main(number(2), number(3), is(4, "flat"));
   const auto seed = static_cast<unsigned>(number(1));
   return is(2, "nodes") ? nodes_main(seed, number(3)) : rank_main(seed, is(2, "messages"));

@@ -1,4 +1,4 @@
-#include "phalanx/comm/transport/mpi.h"
+#include "phalanx/comm/transport/mpi_transport.h"
 
 #include <mpi.h>
 #include <sched.h>
@@ -8,34 +8,21 @@
 #include <array>
 #include <cstring>
 #include <list>
-#include <memory>
 #include <optional>
 #include <vector>
 
 #include "phalanx/base/parallel_for.h"
-#include "phalanx/comm/lifeline/hub.h"
-#include "phalanx/comm/lifeline/lifeline.h"
-#include "phalanx/comm/transport/host_memory.h"
 #include "phalanx/comm/transport/matcher.h"
+#include "phalanx/comm/transport/mpi_library.h"
 #include "phalanx/comm/transport/pieces.h"
 
 namespace phalanx {
 namespace {
 
-constexpr int kHeaderTag = 1;
-constexpr int kBytesTag = 2;
 constexpr size_t kInlineBytes = 8192;  // that travel with their header
 constexpr int kYieldsBeforeNap = 200;
 constexpr std::chrono::microseconds kNap(50);
 constexpr std::chrono::milliseconds kAskForPages(200);  // of waiting, and then again after twice as long
-
-void check(int code, const char* what) {
-  if (code == MPI_SUCCESS) return;
-  std::array<char, MPI_MAX_ERROR_STRING> text{};
-  int n = 0;
-  MPI_Error_string(code, text.data(), &n);
-  throw CommError(format("{} failed: {}", what, text.data()));
-}
 
 // A header, and a small message's bytes behind it.
 struct Letter {
@@ -48,7 +35,7 @@ struct Letter {
 
 bool is_done(MPI_Request& request) {
   int done = 0;
-  check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+  check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
   return done != 0;
 }
 
@@ -69,64 +56,26 @@ struct Incoming {
   std::optional<Pieces<MPI_Request>> bytes;  // that follow a letter
 };
 
-// Everything about MPI itself.
-class MpiLibrary {
- public:
-  MpiLibrary() {
-    int provided = 0;
-    check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
-    if (provided < MPI_THREAD_FUNNELED) throw Error("this MPI cannot be used beside other threads");
-    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-    MPI_Comm host = MPI_COMM_NULL;
-    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host);
-    MPI_Comm_size(host, &ranks_on_host);
-    MPI_Comm_free(&host);
-  }
-
-  // What rank 0 says, to all.
-  static std::string from_rank_0(std::string text) {
-    auto n = static_cast<int>(text.size());
-    check(MPI_Bcast(&n, 1, MPI_INT, 0, MPI_COMM_WORLD), "MPI_Bcast");
-    text.resize(static_cast<size_t>(n));
-    check(MPI_Bcast(text.data(), n, MPI_CHAR, 0, MPI_COMM_WORLD), "MPI_Bcast");
-    return text;
-  }
-
-  int rank = 0;
-  int ranks = 1;
-  int ranks_on_host = 1;
-};
-
-// What is known of the world beyond this process.
-struct Surroundings {
-  Surroundings(int rank, int ranks)
-      : memory(rank, ranks), pages(static_cast<size_t>(ranks)), seen(pages.size(), false) {}
-
-  HostMemory memory;      // of the ranks beside this one
-  FailureBoard failures;  // this process's: the lifeline carries failures between processes
-  std::vector<RankPage> pages;
-  std::vector<bool> seen;  // pages[r] is rank r's, or was a moment ago
-};
-
 class MpiTransport final : public Transport {
  public:
-  MpiTransport(const MpiLibrary& mpi, Surroundings& around, Lifeline& lifeline, bool crowded)
-      : rank_(mpi.rank),
-        ranks_(mpi.ranks),
-        crowded_(crowded),
+  MpiTransport(MpiLibrary& mpi, int rank, MpiSurroundings& around, Lifeline& lifeline)
+      : mpi_(mpi),
+        rank_(rank),
+        ranks_(mpi.ranks()),
+        crowded_(mpi.ranks_on_host() > available_cores()),
         around_(around),
         lifeline_(lifeline),
         matcher_(rank_, ranks_, around.pages[static_cast<size_t>(rank_)].recorder),
         incoming_(static_cast<size_t>(ranks_)),
         held_up_(static_cast<size_t>(ranks_), false) {
+    const std::lock_guard lock(mpi_.mutex());
     for (int r = 0; r < ranks_; ++r) {
       if (r != rank_) expect_letter(r);
     }
   }
   ~MpiTransport() override {
     if (around_.failures.failed()) return;  // MPI is left as it is
+    const std::lock_guard lock(mpi_.mutex());
     for (Incoming& in : incoming_) {
       if (in.letter_request == MPI_REQUEST_NULL) continue;
       MPI_Cancel(&in.letter_request);
@@ -147,6 +96,7 @@ class MpiTransport final : public Transport {
 
   void post(Exchange& exchange) override {
     matcher_.post(exchange);
+    const std::lock_guard lock(mpi_.mutex());
     for (Exchange::Part& part : exchange.parts) {
       if (part.message.kind == P2P::Kind::send) send(exchange, part);
     }
@@ -205,21 +155,23 @@ class MpiTransport final : public Transport {
     const size_t bytes = o.letter.header.bytes;
     const bool all_in_letter = bytes <= kInlineBytes;
     if (all_in_letter && bytes > 0) std::memcpy(o.letter.bytes.data(), m.buffer.raw(), bytes);
-    check(MPI_Isend(&o.letter, static_cast<int>(Letter::size(o.letter.header)), MPI_BYTE, m.peer, kHeaderTag,
-                    MPI_COMM_WORLD, &o.letter_request),
-          "MPI_Isend");
+    check_mpi(
+        MPI_Isend(&o.letter, static_cast<int>(Letter::size(o.letter.header)), MPI_BYTE,
+                  mpi_.process_of(m.peer), mpi_.letter_tag(rank_, m.peer), MPI_COMM_WORLD, &o.letter_request),
+        "MPI_Isend");
     if (!all_in_letter) o.bytes.emplace(m.buffer);
   }
 
   void expect_letter(int from) {
     Incoming& in = incoming_[static_cast<size_t>(from)];
-    check(MPI_Irecv(&in.letter, sizeof in.letter, MPI_BYTE, from, kHeaderTag, MPI_COMM_WORLD,
-                    &in.letter_request),
-          "MPI_Irecv");
+    check_mpi(MPI_Irecv(&in.letter, sizeof in.letter, MPI_BYTE, mpi_.process_of(from),
+                        mpi_.letter_tag(from, rank_), MPI_COMM_WORLD, &in.letter_request),
+              "MPI_Irecv");
   }
 
   // Moves everything that can move; true when something did.
   bool move() {
+    const std::lock_guard lock(mpi_.mutex());
     const int64_t before = pieces_moved_;
     bool moved = move_out();
     for (int r = 0; r < ranks_; ++r) {
@@ -237,7 +189,9 @@ class MpiTransport final : public Transport {
       if (o->bytes) {
         const auto start = [&](std::byte* at, int n) {
           MPI_Request request = MPI_REQUEST_NULL;
-          check(MPI_Isend(at, n, MPI_BYTE, o->peer, kBytesTag, MPI_COMM_WORLD, &request), "MPI_Isend");
+          check_mpi(MPI_Isend(at, n, MPI_BYTE, mpi_.process_of(o->peer), mpi_.bytes_tag(rank_, o->peer),
+                              MPI_COMM_WORLD, &request),
+                    "MPI_Isend");
           return request;
         };
         if (o->bytes->move(!held_up_[peer], pieces_moved_, start, is_done)) o->bytes.reset();
@@ -281,7 +235,9 @@ class MpiTransport final : public Transport {
   bool take_pieces(int from) {
     const auto start = [&](std::byte* at, int n) {
       MPI_Request request = MPI_REQUEST_NULL;
-      check(MPI_Irecv(at, n, MPI_BYTE, from, kBytesTag, MPI_COMM_WORLD, &request), "MPI_Irecv");
+      check_mpi(MPI_Irecv(at, n, MPI_BYTE, mpi_.process_of(from), mpi_.bytes_tag(from, rank_), MPI_COMM_WORLD,
+                          &request),
+                "MPI_Irecv");
       return request;
     };
     return incoming_[static_cast<size_t>(from)].bytes->move(true, pieces_moved_, start, is_done);
@@ -303,10 +259,11 @@ class MpiTransport final : public Transport {
     }
   }
 
+  MpiLibrary& mpi_;
   int rank_;
   int ranks_;
   bool crowded_;
-  Surroundings& around_;
+  MpiSurroundings& around_;
   Lifeline& lifeline_;
   Matcher matcher_;
   std::list<Outgoing> outgoing_;
@@ -317,66 +274,11 @@ class MpiTransport final : public Transport {
   std::chrono::milliseconds ask_after_ = kAskForPages;
 };
 
-// Rank 0's hub and everybody's connection to it.
-struct Meeting {
-  std::unique_ptr<Hub> hub;  // rank 0's
-  LifelineOptions lifeline;
-};
-
-Meeting arrange_meeting(const MpiLibrary& mpi, const MpiOptions& options) {
-  Meeting m;
-  m.lifeline = {.rank = mpi.rank,
-                .ranks = mpi.ranks,
-                .meeting = options.meeting,
-                .liveness = options.deadlines.liveness};
-  std::vector<std::string> said;
-  if (mpi.rank == 0) {
-    const auto [listener, port] = listen_at("", 0);
-    const std::string key = format("{} {}", process_name(), port);
-    m.hub = std::make_unique<Hub>(HubOptions{.listener = listener,
-                                             .ranks = mpi.ranks,
-                                             .key = key,
-                                             .meeting = options.meeting,
-                                             .liveness = options.deadlines.liveness});
-    said = own_addresses();
-    said.push_back(format("{}", port));
-    said.push_back(key);
-  }
-  said = unpack_texts(MpiLibrary::from_rank_0(pack_texts(said)));
-  m.lifeline.key = said.back();
-  said.pop_back();
-  m.lifeline.port = std::stoi(said.back());
-  said.pop_back();
-  m.lifeline.addresses = said;
-  return m;
-}
-
 }  // namespace
 
-void run_mpi_rank(const MpiOptions& options, const RankBody& body) {
-  const MpiLibrary mpi;
-  const int cores = available_cores();
-  Surroundings around(mpi.rank, mpi.ranks);
-  RankPage& own = around.pages[static_cast<size_t>(mpi.rank)];
-  around.seen[static_cast<size_t>(mpi.rank)] = true;
-  Meeting meeting = arrange_meeting(mpi, options);
-  Lifeline lifeline(meeting.lifeline);
-  around.memory.meet(lifeline, "");
-  lifeline.start({.on_failure = [&](int rank, const std::string& why) { around.failures.fail(rank, why); },
-                  .page = [&own] { return own.snapshot(); }});
-  const ThreadScope scope(options.threads_per_rank > 0 ? options.threads_per_rank
-                                                       : std::max(1, cores / mpi.ranks_on_host));
-  std::exception_ptr error;
-  bool all_left = false;
-  {
-    MpiTransport transport(mpi, around, lifeline, mpi.ranks_on_host > cores);
-    error = run_rank(transport, options.deadlines, body);
-    lifeline.leave();
-    all_left = lifeline.wait_for_the_others();
-  }
-  if (meeting.hub) meeting.hub->finish();
-  if (error) std::rethrow_exception(error);
-  if (all_left) MPI_Finalize();
+std::unique_ptr<Transport> mpi_transport(MpiLibrary& mpi, int rank, MpiSurroundings& around,
+                                         Lifeline& lifeline) {
+  return std::make_unique<MpiTransport>(mpi, rank, around, lifeline);
 }
 
 }  // namespace phalanx

@@ -112,9 +112,10 @@ class Reader:
         if name in ("bash", "python3"):
             name, *arguments = [a for a in arguments if a != "-B"]
         bench = re.fullmatch(r"build/\w+/bin/phalanx_bench_(\w+)", name)
-        source = f"bench/{bench[1]}.cc" if bench else name
-        if not os.path.isfile(os.path.join(SOURCE, source)):
-            return [f"no {source}"]
+        sources = [f"bench/{bench[1]}.{kind}" for kind in ("cc", "cu")] if bench else [name]
+        source = next((s for s in sources if os.path.isfile(os.path.join(SOURCE, s))), None)
+        if source is None:
+            return [f"no {sources[0]}"]
         text = read(source)
         return [f"{source} knows no {a}" for a in arguments if a.startswith("--") and a not in text]
 

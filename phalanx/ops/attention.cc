@@ -283,8 +283,10 @@ Attended attended_nothing(const Tensor& q, const AttentionConfig& config) {
   const Attended out = {Tensor::zeros(output_shape(q, config), q.dtype(), q.device()),
                         Tensor::empty({q.rows(), config.heads}, q.dtype(), q.device())};
   if constexpr (kHaveCuda) {
-    if (q.on_cuda()) cuda::fill_infinity(out.log_sum_exp_TH);
-    if (q.on_cuda()) return out;
+    if (q.on_cuda()) {
+      cuda::fill_infinity(out.log_sum_exp_TH);
+      return out;
+    }
   }
   visit_float(q.dtype(), [&](auto t) {
     using T = decltype(t);

@@ -1,9 +1,9 @@
 #include "phalanx/ops/optimizer.h"
 
 #include <array>
-#include <cmath>
 
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/adamw_factors.h"
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -15,25 +15,9 @@ HWY_BEFORE_NAMESPACE();
 namespace phalanx::HWY_NAMESPACE {
 namespace {
 
-// The factors of one AdamW update, in the arithmetic of the parameters.
-template <class T>
-struct Factors {
-  explicit Factors(const AdamWStep& s, double gradient_scale)
-      : beta1(static_cast<T>(s.beta1)),
-        beta2(static_cast<T>(s.beta2)),
-        rest1(static_cast<T>((1 - s.beta1) * gradient_scale)),
-        rest2(static_cast<T>(1 - s.beta2)),
-        scale(static_cast<T>(gradient_scale)),
-        decay(static_cast<T>(1 - s.lr * s.weight_decay)),
-        rate(static_cast<T>(s.lr / (1 - std::pow(s.beta1, static_cast<double>(s.step))))),
-        correction(static_cast<T>(1 / std::sqrt(1 - std::pow(s.beta2, static_cast<double>(s.step))))),
-        eps(static_cast<T>(s.eps)) {}
-  T beta1, beta2, rest1, rest2, scale, decay, rate, correction, eps;
-};
-
 // w ← w·(1 − lr·decay) − lr/(1 − β1^t) · m / (√v/√(1 − β2^t) + eps), in one pass over the four arrays.
 template <class T>
-void adamw(const Tensor& w, const Tensor& m, const Tensor& v, const Tensor& g, const Factors<T>& f) {
+void adamw(const Tensor& w, const Tensor& m, const Tensor& v, const Tensor& g, const AdamWFactors<T>& f) {
   T* const wd = w.data<T>();
   T* const md = m.data<T>();
   T* const vd = v.data<T>();
@@ -71,7 +55,7 @@ void adamw_kernel(const std::array<Tensor, 4>& w_m_v_g, double gradient_scale, c
   const auto& [w, m, v, g] = w_m_v_g;
   visit_float(w.dtype(), [&w = w, &m = m, &v = v, &g = g, &step, gradient_scale](auto t) {
     using T = decltype(t);
-    adamw<T>(w, m, v, g, Factors<T>(step, gradient_scale));
+    adamw<T>(w, m, v, g, AdamWFactors<T>(step, gradient_scale));
   });
 }
 

@@ -3,8 +3,8 @@
 // memory, one row a lane.
 #include <limits>
 
-#include "phalanx/ops/cuda_kernels.cuh"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/elementwise.cuh"
 
 namespace phalanx::cuda {
 namespace {
@@ -67,6 +67,14 @@ struct SharedRows {
       row(r)[i % columns] = r < rows ? from(r)[i % columns] : T(0);
     }
   }
+  // The first rows go to to(r).
+  template <class F>
+  __device__ void save(int64_t rows, F to) const {
+    for (int64_t i = threadIdx.x; i < rows * columns; i += kThreads) {
+      const int64_t r = i / columns;
+      to(r)[i % columns] = row(r)[i % columns];
+    }
+  }
 };
 
 inline size_t shared_elements(int64_t rows, int64_t columns) {
@@ -107,6 +115,17 @@ __device__ void add_rows(T* to, const SharedRows<T>& staged, T shrink, T weight)
   }
 }
 
+// The chunk of keys and values that begins at row `first`, of which so many are left, in place of the last.
+template <class T>
+__device__ void load_keys(const Arguments<T>& a, const SharedRows<T>& k, const SharedRows<T>& v,
+                          int64_t first, int64_t left, int kv_head) {
+  __syncthreads();
+  const int64_t here = min(int64_t{kChunk}, left);
+  k.load(here, kChunk, [&](int64_t r) { return a.k + a.key(first + r, kv_head); });
+  v.load(here, kChunk, [&](int64_t r) { return a.v + a.value(first + r, kv_head); });
+  __syncthreads();
+}
+
 // Softmax as it goes: of each row the maximum and the sum so far, y not yet divided by it.
 template <class T>
 __global__ void forward(Arguments<T> a) {
@@ -132,12 +151,7 @@ __global__ void forward(Arguments<T> a) {
   }
   const int64_t keys = p.tile.causal ? p.first + p.rows : p.tile.keys;
   for (int64_t begin = 0; begin < keys; begin += kChunk) {
-    __syncthreads();
-    const int64_t first_key = p.tile.first_key + begin;
-    const int64_t here = min(int64_t{kChunk}, keys - begin);
-    k.load(here, kChunk, [&](int64_t r) { return a.k + a.key(first_key + r, kv_head); });
-    v.load(here, kChunk, [&](int64_t r) { return a.v + a.value(first_key + r, kv_head); });
-    __syncthreads();
+    load_keys(a, k, v, p.tile.first_key + begin, keys - begin, kv_head);
     for (int64_t r = warp; r < p.rows; r += kWarps) {
       const int64_t seen = p.tile.causal ? p.first + r + 1 : keys;
       if (begin >= seen) continue;
@@ -213,12 +227,7 @@ __global__ void backward_queries(Arguments<T> a) {
   dq.load(a.adds ? p.rows : 0, p.rows, [&](int64_t r) { return a.dq + a.query(row + r, head); });
   const int64_t keys = p.tile.causal ? p.first + p.rows : p.tile.keys;
   for (int64_t begin = 0; begin < keys; begin += kChunk) {
-    __syncthreads();
-    const int64_t first_key = p.tile.first_key + begin;
-    const int64_t here = min(int64_t{kChunk}, keys - begin);
-    k.load(here, kChunk, [&](int64_t r) { return a.k + a.key(first_key + r, kv_head); });
-    v.load(here, kChunk, [&](int64_t r) { return a.v + a.value(first_key + r, kv_head); });
-    __syncthreads();
+    load_keys(a, k, v, p.tile.first_key + begin, keys - begin, kv_head);
     for (int64_t r = warp; r < p.rows; r += kWarps) {
       const int64_t seen = p.tile.causal ? p.first + r + 1 : keys;
       if (begin >= seen) continue;
@@ -229,10 +238,7 @@ __global__ void backward_queries(Arguments<T> a) {
     }
   }
   __syncthreads();
-  for (int64_t i = threadIdx.x; i < p.rows * a.head_dim; i += kThreads) {
-    const int64_t r = i / a.head_dim;
-    a.dq[a.query(row + r, head) + i % a.head_dim] = dq.row(r)[i % a.head_dim];
-  }
+  dq.save(p.rows, [&](int64_t r) { return a.dq + a.query(row + r, head); });
 }
 
 // dk and dv of some keys, from the queries of all heads that share them.
@@ -274,14 +280,8 @@ __global__ void backward_keys(Arguments<T> a) {
     }
   }
   __syncthreads();
-  for (int64_t i = threadIdx.x; i < p.rows * a.head_dim; i += kThreads) {
-    const int64_t r = i / a.head_dim;
-    a.dk[a.key(key + r, kv_head) + i % a.head_dim] = dk.row(r)[i % a.head_dim];
-  }
-  for (int64_t i = threadIdx.x; i < p.rows * a.value_dim; i += kThreads) {
-    const int64_t r = i / a.value_dim;
-    a.dv[a.value(key + r, kv_head) + i % a.value_dim] = dv.row(r)[i % a.value_dim];
-  }
+  dk.save(p.rows, [&](int64_t r) { return a.dk + a.key(key + r, kv_head); });
+  dv.save(p.rows, [&](int64_t r) { return a.dv + a.value(key + r, kv_head); });
 }
 
 // Blocks of as many rows as shared memory has room for, beside the chunk that goes by.
@@ -349,11 +349,9 @@ void launch(Kernel kernel, Arguments<T> a, const Plan& plan, const Tensor& piece
   check_launch("attention");
 }
 
-template <class T>
-__global__ void fill(T* to, int64_t count, T value) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < count) to[i] = value;
-}
+struct MinusInfinity {
+  __device__ float operator()() const { return -std::numeric_limits<float>::infinity(); }
+};
 
 }  // namespace
 
@@ -400,13 +398,7 @@ void attention_backward(const AttentionBackward& in, const AttentionGradients& o
 }
 
 void fill_infinity(const Tensor& log_sum_exp) {
-  if (log_sum_exp.numel() == 0) return;
-  visit_float(log_sum_exp.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    fill<T><<<blocks_for(log_sum_exp.numel(), kThreads), kThreads, 0, current_stream().native()>>>(
-        log_sum_exp.device_data<T>(), log_sum_exp.numel(), -std::numeric_limits<T>::infinity());
-  });
-  check_launch("attention");
+  elementwise("attended_nothing", MinusInfinity(), log_sum_exp);
 }
 
 }  // namespace phalanx::cuda

@@ -1,44 +1,29 @@
 #include "phalanx/ops/cast.h"
 
-#include "phalanx/ops/cuda_kernels.cuh"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/elementwise.cuh"
 
 namespace phalanx::cuda {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kElements = 8;  // of a thread
 
-template <class To, class From>
-__device__ To converted(From x) {
-  if constexpr (std::is_same_v<To, bf16>) {
-    return narrow<bf16>(static_cast<float>(x));
-  } else {
-    return static_cast<To>(widen(x));
+struct Same {
+  template <class A>
+  __device__ A operator()(A x) const {
+    return x;
   }
-}
+};
 
-template <class To, class From, int N>
-__global__ void convert(To* to, const From* __restrict__ from, int64_t count) {
-  const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N;
-  if (i + N <= count) {
-    const auto in = load<From, N>(from + i);
-    Pack<To, N> out;
-    for (int k = 0; k < N; ++k) out.v[k] = converted<To>(in.v[k]);
-    store(to + i, out);
-  } else {
-    for (int64_t j = i; j < count; ++j) to[j] = converted<To>(from[j]);
-  }
-}
-
+// f64 becomes bf16 by way of f32.
 template <class To, class From>
 void convert_all(const Tensor& to, const Tensor& from) {
   const int64_t count = to.numel();
   if (count == 0) return;
   const auto launch = [&](auto n) {
-    convert<To, From, n>
-        <<<blocks_for(count, kThreads * int64_t{n}), kThreads, 0, current_stream().native()>>>(
-            to.device_data<To>(), from.device_data<From>(), count);
+    const unsigned blocks = blocks_for(count, int64_t{kElementwiseThreads} * n);
+    elementwise_kernel<To, n><<<blocks, kElementwiseThreads, 0, current_stream().native()>>>(
+        Same(), to.device_data<To>(), count, from.device_data<From>());
   };
   const auto aligned = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.address()) % 16 == 0; };
   if (aligned(to) && aligned(from)) {

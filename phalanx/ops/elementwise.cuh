@@ -16,12 +16,13 @@ __global__ void elementwise_kernel(F f, T* out, int64_t count, const In*... in) 
   if (i + N <= count) {
     Pack<T, N> result;
     const auto compute = [&](const auto&... packs) {
-      for (int k = 0; k < N; ++k) result.v[k] = narrow<T>(f(widen(packs.v[k])...));
+      for (int k = 0; k < N; ++k)
+        result.v[k] = narrow<T>(static_cast<Arithmetic<T>>(f(widen(packs.v[k])...)));
     };
-    compute(load<T, N>(in + i)...);
+    compute(load<In, N>(in + i)...);
     store(out + i, result);
   } else {
-    for (int64_t j = i; j < count; ++j) out[j] = narrow<T>(f(widen(in[j])...));
+    for (int64_t j = i; j < count; ++j) out[j] = narrow<T>(static_cast<Arithmetic<T>>(f(widen(in[j])...)));
   }
 }
 

@@ -91,4 +91,15 @@ if(PHALANX_CUDA)
   set(_cuda ${CUDAToolkit_INCLUDE_DIRS} ${CUDAToolkit_LIBRARY_DIR})
   phalanx_ext_file(nccl HEADER nccl.h LIBRARY nccl HINTS ${_cuda})
   phalanx_ext_file(cudnn HEADER cudnn.h LIBRARY cudnn HINTS ${_cuda})
+  if(NOT PHALANX_INSTALLED)  # headers that nothing of ours passes on
+    include(pypi_headers)
+    phalanx_pypi_headers(cudnn_frontend HEADER cudnn_frontend.h PACKAGE nvidia-cudnn-frontend VERSION 1.32.0
+                         INCLUDE include)
+    phalanx_pypi_headers(cutlass HEADER cutlass/cutlass.h PACKAGE nvidia-cutlass VERSION 4.2.0.0
+                         INCLUDE cutlass_library/source/include)
+  endif()
+  foreach(_headers cudnn_frontend cutlass)
+    phalanx_ext(${_headers})
+    target_include_directories(${phalanx_ext_target} SYSTEM INTERFACE ${PHALANX_${_headers}_INCLUDE})
+  endforeach()
 endif()

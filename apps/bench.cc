@@ -148,7 +148,7 @@ void run_ops(const Options& o) {
   const DType dtype = o.f64 ? DType::f64 : DType::f32;
   ProgressLine line(stderr);
   line.show("measuring the machine");
-  const double flops = measure_matmul_flops(dtype, 2048, 0.5);
+  const double flops = measure_matmul_flops(dtype, kCpu, 2048, 0.5);
   const CopySpeed copy = CopySpeed::measure();
   Report report(format("ops, {}, {} threads", dtype_name(dtype), o.threads));
   measure_ops(o.shapes, dtype, 0.2, [&](const OpTime& t) {

@@ -16,6 +16,8 @@ void ConfigOptions::add_to(CLI::App& command) {
       "multiple of them, as threads of each");
   command.add_option("--layout", layout, "Sizes of the axes: dp=4,ep=2");
   command.add_option("--schedule", schedule, "sequential or overlapped");
+  command.add_option("--device", device, "cpu, or cuda: ranks compute on NVIDIA GPUs")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
 }
 
 TrainConfig ConfigOptions::load() const {
@@ -28,7 +30,10 @@ TrainConfig ConfigOptions::load() const {
   if (ranks != 0) overrides.push_back("parallel.ranks=" + std::to_string(ranks));
   if (!layout.empty()) overrides.push_back("parallel.layout=" + layout);
   if (!schedule.empty()) overrides.push_back("train.schedule=" + schedule);
-  return load_train_config(path, overrides);
+  if (!device.empty()) overrides.push_back("train.device=" + device);
+  TrainConfig config = load_train_config(path, overrides);
+  if (config.train.device == Device::Kind::cuda) cuda_devices();
+  return config;
 }
 
 void refuse_launcher(const char* command) {

@@ -19,10 +19,12 @@ struct ConfigOptions {
   int ranks = 0;
   std::string layout;
   std::string schedule;
+  std::string device;
 
-  /// Adds CONFIG, --set, --ranks, --layout and --schedule to a command.
+  /// Adds CONFIG, --set, --ranks, --layout, --schedule and --device to a command.
   void add_to(CLI::App& command);
-  /// The config with the options on top. Error: as load_train_config.
+  /// The config with the options on top; where it computes on GPUs, CUDA is started. Error: as
+  /// load_train_config, or as cuda_initialise.
   TrainConfig load() const;
 };
 

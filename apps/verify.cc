@@ -123,8 +123,12 @@ void run_verify(const Options& o) {
   options.model = config.model;
   options.model.vocabulary = o.vocabulary;
   options.documents = !config.data.documents.empty();
-  options.narrow = config.train.weights == KeptWeights::bf16;
-  options.dtype = o.dtype == "f32" ? DType::f32 : DType::f64;
+  options.device = config.train.device;
+  options.narrow = config.train.weights == KeptWeights::bf16 || o.dtype == "bf16";
+  options.dtype = o.dtype == "f64" ? DType::f64 : DType::f32;
+  if (o.dtype == "bf16" && options.device == Device::Kind::cpu) {
+    throw Error("--dtype bf16 is for GPUs, which compute in it: --device cuda");
+  }
   options.seed = o.seed;
   const std::vector<VerifyCase> cases = cases_of(o, config.model);
   const bool table = o.json != "-";
@@ -163,11 +167,15 @@ void add_verify(CLI::App& app) {
       "a list: \"dp=2;dp=4,ep=2\"");
   command.add_option("--part", options->part, "Of the cases only a part: 3/16 is the third of 16");
   command.add_option("--json", options->json, "Write the table as JSON to this file (-: standard output)");
-  command.add_option("--dtype", options->dtype, "f64 or f32")->check(CLI::IsMember({"f64", "f32"}));
+  command.add_option("--dtype", options->dtype, "f64, f32, or on GPUs bf16 with f32 sums and master copies")
+      ->check(CLI::IsMember({"f64", "f32", "bf16"}));
   command.add_option("--vocabulary", options->vocabulary, "Tokens of the random text")
       ->check(CLI::Range(2, 1 << 20));
   command.add_option("--seed", options->seed, "Of weights and tokens");
-  command.footer("Example:\n  phalanx verify configs/demo_moe.toml --ranks 4 --layouts all");
+  command.footer(
+      "Examples:\n"
+      "  phalanx verify configs/demo_moe.toml --ranks 4 --layouts all\n"
+      "  phalanx verify configs/llama_small.toml --ranks 4 --layouts all --device cuda --dtype bf16");
   command.callback([options] { run_verify(*options); });
 }
 

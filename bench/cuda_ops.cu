@@ -205,7 +205,7 @@ void updates(Table& table) {
   const Tensor g = random({n}, DType::f32);
   const Tensor m = Tensor::zeros({n}, DType::f32, kGpu);
   const Tensor v = Tensor::zeros({n}, DType::f32, kGpu);
-  table.moves("adamw", "2^28", 7 * n, [&] { adamw_into(w, m, v, g, 1, {.lr = 1e-3}); });
+  table.moves("adamw", "2^28", 7 * n, [&] { adamw_into({w, m, v, g}, 1, {.lr = 1e-3}); });
   table.moves("sum_of_squares", "2^28", n, [&] { (void)sum_of_squares(g); });
 }
 

@@ -152,8 +152,9 @@ void add_optimizer(std::vector<Case>& cases, int64_t n) {
   const Tensor m = Tensor::zeros({n}, DType::f32);
   const Tensor v = Tensor::zeros({n}, DType::f32);
   const Tensor g = random({n});
-  cases.push_back(
-      {"adamw_into", {n}, 7 * 4 * n, [=] { adamw_into(w, m, v, g, 1, {.lr = 1e-6, .step = 10}); }});
+  cases.push_back({"adamw_into", {n}, 7 * 4 * n, [=] {
+                     adamw_into({w, m, v, g}, 1, {.lr = 1e-6, .step = 10});
+                   }});
   cases.push_back({"sgd_into", {n}, 3 * 4 * n, [=] { sgd_into(w, g, 1, 1e-6); }});
 }
 

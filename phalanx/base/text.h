@@ -39,5 +39,11 @@ template <class... T>
 std::string format(std::string_view pattern, const T&... values) {
   return format_values(pattern, {Arg(values)...});
 }
+/// The same for a literal. A better match than std::format, which newer standard libraries have and which a
+/// std::string among the values would find.
+template <size_t N, class... T>
+std::string format(const char (&pattern)[N], T&&... values) {
+  return format_values(pattern, {Arg(values)...});
+}
 
 }  // namespace phalanx

@@ -1,7 +1,6 @@
 #include "phalanx/comm/collectives.h"
 
 #include <bit>
-#include <cstring>
 
 #include "phalanx/comm/reduce.h"
 
@@ -10,7 +9,7 @@ namespace {
 
 void copy(Tensor to, const Tensor& from) {
   PHX_CHECK(to.bytes() == from.bytes(), "copy of {} bytes to {}", from.bytes(), to.bytes());
-  if (to.bytes() > 0 && to.raw() != from.raw()) std::memcpy(to.raw(), from.raw(), to.bytes());
+  if (to.address() != from.address()) copy_into(std::move(to), from);
 }
 
 Tensor part(const Tensor& flat, int parts, int index) {
@@ -21,11 +20,10 @@ Tensor part(const Tensor& flat, int parts, int index) {
 // out = parts of rank 0 ∘ rank 1 ∘ …, where this rank's own is `own` and the others' lie in `incoming` [R,
 // n].
 void reduce_in_rank_order(Tensor out, const Tensor& own, const Tensor& incoming, int rank, Reduce reduce) {
-  PooledVector<const std::byte*> in;
-  for (int r = 0; r < incoming.rows(); ++r) in.push_back(incoming.slice(r, r + 1).raw());
-  in[static_cast<size_t>(rank)] = own.raw();
-  std::byte* const to = out.raw();
-  reduce_parts(out.dtype(), reduce, in, std::span(&to, 1), out.numel());
+  PooledVector<Tensor> in;
+  for (int r = 0; r < incoming.rows(); ++r) in.push_back(incoming.slice(r, r + 1));
+  in[static_cast<size_t>(rank)] = own;
+  reduce_tensors(out, in, reduce);
 }
 
 Tensor row(const Tensor& x, int index) { return x.slice(index, index + 1); }
@@ -86,7 +84,7 @@ Task<> all_reduce(Call call, Tensor x, Reduce reduce) {
   const Tensor flat = x.view({x.numel()});
   const bool whole = small(static_cast<int64_t>(x.bytes()));
   const Tensor mine = whole ? flat : part(flat, ranks, me);
-  const Tensor incoming = Tensor::empty({ranks, mine.rows()}, x.dtype());
+  const Tensor incoming = Tensor::empty({ranks, mine.rows()}, x.dtype(), x.device());
   PooledVector<P2P> messages;
   for (int i = 1; i < ranks; ++i) {
     const int to = (me + i) % ranks;
@@ -117,7 +115,7 @@ Task<> reduce_scatter(Call call, Tensor x, Tensor out, Reduce reduce) {
     copy(out, own);
     co_return;
   }
-  const Tensor incoming = Tensor::empty({ranks, out.numel()}, x.dtype());
+  const Tensor incoming = Tensor::empty({ranks, out.numel()}, x.dtype(), x.device());
   PooledVector<P2P> messages;
   for (int i = 1; i < ranks; ++i) {
     const int to = (me + i) % ranks;

@@ -49,13 +49,13 @@ Work Group::reduce_scatter(Tensor x, Reduce reduce) {
   PHX_CHECK(x.rows() % size() == 0, "reduce_scatter of {} rows over {} ranks", x.rows(), size());
   const Call call =
       next_call({.kind = Kind::reduce_scatter, .dtype = x.dtype(), .reduce = reduce, .numel = x.numel()});
-  const Tensor out = Tensor::empty(x.shape().with_rows(x.rows() / size()), x.dtype());
+  const Tensor out = Tensor::empty(x.shape().with_rows(x.rows() / size()), x.dtype(), x.device());
   return engine_->start(call, engine_->transport().reduce_scatter(call, x, out, reduce), out, x.bytes());
 }
 
 Work Group::all_gather(Tensor x) {
   const Call call = next_call({.kind = Kind::all_gather, .dtype = x.dtype(), .numel = x.numel()});
-  const Tensor out = Tensor::empty(x.shape().with_rows(x.rows() * size()), x.dtype());
+  const Tensor out = Tensor::empty(x.shape().with_rows(x.rows() * size()), x.dtype(), x.device());
   return engine_->start(call, engine_->transport().all_gather(call, x, out), out, x.bytes());
 }
 
@@ -73,7 +73,7 @@ Work Group::all_to_all(Tensor x, std::span<const int64_t> send_rows, std::span<c
       !into.defined() ||
           (into.dtype() == x.dtype() && into.rows() >= shape[0] && into.shape().with_rows(shape[0]) == shape),
       "all_to_all of {} {} into {} {}", dtype_name(x.dtype()), shape, dtype_name(into.dtype()), into.shape());
-  const Tensor out = into.defined() ? into.slice(0, shape[0]) : Tensor::empty(shape, x.dtype());
+  const Tensor out = into.defined() ? into.slice(0, shape[0]) : Tensor::empty(shape, x.dtype(), x.device());
   PooledVector<int64_t> send(send_rows.begin(), send_rows.end());
   PooledVector<int64_t> recv(recv_rows.begin(), recv_rows.end());
   Task<> task = engine_->transport().all_to_all(call, x, out, std::move(send), std::move(recv));

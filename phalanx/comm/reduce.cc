@@ -11,6 +11,8 @@
 
 #include "phalanx/comm/reduce.h"
 
+#include "phalanx/base/pooled.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace phalanx::HWY_NAMESPACE {
 
@@ -205,6 +207,20 @@ bool can_reduce(DType dtype) { return dtype != DType::i8 && dtype != DType::u8; 
 void reduce_parts(DType dtype, Reduce reduce, std::span<const std::byte* const> in,
                   std::span<std::byte* const> out, int64_t n) {
   HWY_DYNAMIC_DISPATCH(reduce_parts_simd)(dtype, reduce, in, out, n);
+}
+
+void reduce_tensors(const Tensor& out, std::span<const Tensor> in, Reduce reduce) {
+  for (const Tensor& part : in) {
+    PHX_CHECK(part.dtype() == out.dtype() && part.numel() == out.numel(), "{} {} reduced into {} {}",
+              dtype_name(part.dtype()), part.shape(), dtype_name(out.dtype()), out.shape());
+  }
+  if constexpr (kHaveCuda) {
+    if (out.on_cuda()) return cuda::reduce_tensors(out, in, reduce);
+  }
+  PooledVector<const std::byte*> parts;
+  for (const Tensor& part : in) parts.push_back(part.raw());
+  std::byte* const to = out.raw();
+  reduce_parts(out.dtype(), reduce, parts, std::span(&to, 1), out.numel());
 }
 
 }  // namespace phalanx

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "phalanx/comm/fingerprint.h"
+#include "phalanx/tensor/tensor.h"
 
 namespace phalanx {
 
@@ -17,5 +18,13 @@ bool can_reduce(DType dtype);
 /// an input; otherwise they do not overlap.
 void reduce_parts(DType dtype, Reduce reduce, std::span<const std::byte* const> in,
                   std::span<std::byte* const> out, int64_t n);
+
+/// The same of tensors, wherever they lie: out = in[0] ∘ in[1] ∘ …, all of one dtype and number of elements.
+void reduce_tensors(const Tensor& out, std::span<const Tensor> in, Reduce reduce);
+
+namespace cuda {
+/// Of tensors on the GPU of the calling thread's stream, or that it reaches; at most 256.
+void reduce_tensors(const Tensor& out, std::span<const Tensor> in, Reduce reduce);
+}  // namespace cuda
 
 }  // namespace phalanx

@@ -25,11 +25,10 @@ Tensor rows_of(const Tensor& all, const Counts& rows, int rank) {
 Tensor summed(const Tensor& own, const Tensor& incoming, int rank) {
   const Tensor out = Tensor::empty(own.shape(), own.dtype());
   const TraceSpan span(TraceKind::elementwise, "sum_slices", incoming.bytes());
-  PooledVector<const std::byte*> in;
-  for (int64_t r = 0; r < incoming.rows(); ++r) in.push_back(incoming.slice(r, r + 1).raw());
-  in[static_cast<size_t>(rank)] = own.raw();
-  std::byte* const to = out.raw();
-  reduce_parts(out.dtype(), Reduce::sum, in, std::span(&to, 1), out.numel());
+  PooledVector<Tensor> in;
+  for (int64_t r = 0; r < incoming.rows(); ++r) in.push_back(incoming.slice(r, r + 1).view(own.shape()));
+  in[static_cast<size_t>(rank)] = own;
+  reduce_tensors(out, in, Reduce::sum);
   return out;
 }
 

@@ -148,8 +148,9 @@ void load_piece(const SafetensorsModel& model, const HfPiece& piece, const Part&
 void refuse_biases(const ParameterStore& store, HfFamily family) {
   if (family == HfFamily::deepseek_v3) return;
   for (const State& s : store.states()) {
-    for (int64_t e = 0; e < s.value.numel(); ++e) {
-      if (element(s.value, e) == 0) continue;
+    const Tensor bias = s.value.to(kCpu);
+    for (int64_t e = 0; e < bias.numel(); ++e) {
+      if (element(bias, e) == 0) continue;
       throw Error("{} is not zero: of Hugging Face's models only DeepSeek's have such a bias", s.name);
     }
   }
@@ -160,8 +161,9 @@ std::map<std::string, Tensor> their_tensors(ParameterStore& store, const ModelCo
   const HfFamily family = hf_family(c);
   refuse_biases(store, family);
   std::map<std::string, Tensor> out;
-  for (const Part& part : parts_of(store, family)) {
+  for (Part part : parts_of(store, family)) {
     PHX_CHECK(part.value.numel() == part.slice.full.numel(), "{}: a part of it is here", part.name);
+    part.value = part.value.to(kCpu);
     const LocalRows ours(part.slice);
     for (const HfPiece& piece : hf_pieces(c, family, part.name, part.slice.full)) {
       Tensor& to = out[piece.tensor];
@@ -191,9 +193,12 @@ void load_hf_weights(ParameterStore& parameters, const ModelConfig& c,
   const SafetensorsModel model = SafetensorsModel::open(directory);
   const HfFamily family = hf_family(c);
   for (const Part& part : parts_of(parameters, family)) {
+    Part here = part;
+    here.value = part.value.to(kCpu);
     for (const HfPiece& piece : hf_pieces(c, family, part.name, part.slice.full)) {
-      load_piece(model, piece, part);
+      load_piece(model, piece, here);
     }
+    if (part.value.on_cuda()) copy_into(part.value, here.value);
   }
 }
 

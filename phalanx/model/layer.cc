@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "phalanx/base/pooled.h"
 #include "phalanx/ops/cross_entropy.h"
 
 namespace phalanx {
@@ -20,6 +21,16 @@ Tensor places_on(const Tensor& values, int64_t places, std::span<const int64_t> 
     }
   }
   return out;
+}
+
+// What a batch has of each of its tokens.
+PooledVector<Tensor*> of_each_token(Batch& batch) {
+  PooledVector<Tensor*> all = {&batch.tokens, &batch.targets, &batch.positions, &batch.rows};
+  for (Ahead& ahead : batch.ahead) {
+    all.push_back(&ahead.tokens);
+    all.push_back(&ahead.targets);
+  }
+  return all;
 }
 
 }  // namespace
@@ -45,12 +56,12 @@ Batch with_ahead(Batch batch, int depths) {
 }
 
 Batch with_rows(Batch batch, const RowRuns& rows) {
-  const auto cut = [&](Tensor& t) { t = rows_in(t, rows); };
-  for (Tensor* t : {&batch.tokens, &batch.targets, &batch.positions, &batch.rows}) cut(*t);
-  for (Ahead& ahead : batch.ahead) {
-    cut(ahead.tokens);
-    cut(ahead.targets);
-  }
+  for (Tensor* t : of_each_token(batch)) *t = rows_in(*t, rows);
+  return batch;
+}
+
+Batch on_device(Batch batch, Device device) {
+  for (Tensor* t : of_each_token(batch)) *t = t->to(device);
   return batch;
 }
 

@@ -45,6 +45,8 @@ void set_sequences(Batch& batch, std::span<const int64_t> starts);
 Batch with_ahead(Batch batch, int depths);
 /// The same batch with those rows of its tokens.
 Batch with_rows(Batch batch, const RowRuns& rows);
+/// The same batch with its tokens on `device`; where sequences begin the host needs to know.
+Batch on_device(Batch batch, Device device);
 /// Of a whole microbatch, or a slice of one, the part that is a rank's of cp.
 Batch own_tokens(Batch batch, const ContextShare& share);
 

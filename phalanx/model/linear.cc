@@ -132,14 +132,20 @@ Task<Tensor> Linear::forward(Tensor x) {
   const Lease w = co_await w_.use();
   const std::array weight = {matrix(w.value())};
   Tensor y;
-  if (cut_ == Cut::inputs) {
-    ReduceChunks chunks = tensor_.reduce_chunks({x.rows(), weight[0].rows()}, x.dtype());
+  if (cut_ == Cut::inputs && tensor_.ranks() > 1) {
+    ReduceChunks chunks = tensor_.reduce_chunks({x.rows(), weight[0].rows()}, x);
     multiply_and_send(chunks, matmul_nt_into, std::array{x}, weight);
     y = co_await chunks.sum();
-  } else {
-    y = matmul_nt(x, weight[0]);
+    co_await bias_into(y);
+    co_return y;
   }
-  co_await bias_into(y);
+  y = Tensor::empty({x.rows(), weight[0].rows()}, x.dtype(), x.device());
+  Tensor bias;
+  if (b_) {
+    const Lease b = co_await b_->use();
+    bias = b.value();
+  }
+  linear_into(y, x, weight[0], bias);
   co_return y;
 }
 
@@ -175,7 +181,7 @@ Task<Tensor> Linear::backward_of_cut(Tensor dy, Tensor x, Tape& tape) {
     defer_gradients(all, dy, std::move(x), tape);
     co_return matmul(all, weight[0]);
   }
-  const std::array dx = {Tensor::empty(x.shape(), x.dtype())};
+  const std::array dx = {Tensor::empty(x.shape(), x.dtype(), x.device())};
   co_await multiply_gathered(&rows, matmul_into, weight, dx);
   const Tensor all = co_await rows.rest();
   defer_gradients(all, dy, std::move(x), tape);
@@ -189,6 +195,10 @@ Task<typename GatheredLinears<N>::Weights> GatheredLinears<N>::weights() {
     Lease lease = co_await linears_[i].w_.use();
     all.matrices[i] = matrix(lease.value());
     all.leases.push_back(std::move(lease));
+    if (!linears_[i].b_) continue;
+    Lease bias = co_await linears_[i].b_->use();
+    all.biases[i] = bias.value();
+    all.leases.push_back(std::move(bias));
   }
   co_return all;
 }
@@ -199,10 +209,10 @@ Task<std::array<Tensor, N>> GatheredLinears<N>::forward(Tensor x) {
   const Weights w = co_await weights();
   std::array<Tensor, N> y;
   for (size_t i = 0; i < N; ++i) {
-    y[i] = Tensor::empty({rows.rows(), w.matrices[i].rows()}, w.matrices[i].dtype());
+    const Tensor& matrix_i = w.matrices[i];
+    y[i] = Tensor::empty({rows.rows(), matrix_i.rows()}, matrix_i.dtype(), matrix_i.device());
   }
-  co_await multiply_gathered(&rows, matmul_nt_into, w.matrices, y);
-  for (size_t i = 0; i < N; ++i) co_await linears_[i].bias_into(y[i]);
+  co_await linear_gathered(&rows, w.matrices, w.biases, y);
   co_return y;
 }
 
@@ -214,7 +224,7 @@ Task<Tensor> GatheredLinears<N>::backward(std::array<Tensor, N> dy, Tensor x, Ta
     Tensor all = co_await rows.rest();
     defer_gradients(dy, std::move(all), tape);
   }
-  ReduceChunks dx = tensor_.reduce_chunks({rows.rows(), w.matrices[0].dim(1)}, w.matrices[0].dtype());
+  ReduceChunks dx = tensor_.reduce_chunks({rows.rows(), w.matrices[0].dim(1)}, w.matrices[0]);
   multiply_and_send(dx, matmul_into, dy, w.matrices);
   if (tensor_.overlaps()) {  // the weights' gradients while dx travels
     Tensor all = co_await rows.rest();

@@ -66,6 +66,7 @@ class GatheredLinears {
   struct Weights {
     PooledVector<Lease> leases;
     std::array<Tensor, N> matrices;
+    std::array<Tensor, N> biases;  // undefined where there is none
   };
   Task<Weights> weights();
   void defer_gradients(const std::array<Tensor, N>& dy, Tensor all, Tape& tape);

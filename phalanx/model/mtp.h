@@ -62,7 +62,7 @@ class Mtp {
   Moe* moe(int depth) { return module(depth).moe(); }
   /// Σ over the targets that count, the mean over depths, of what went forward since the last call; ranks of
   /// tp have the same.
-  double take_loss() { return std::exchange(loss_, 0); }
+  double take_loss() { return loss_.defined() ? number_of(std::exchange(loss_, Tensor())) / depths() : 0; }
 
  private:
   int depths() const { return static_cast<int>(modules_.size()); }
@@ -78,7 +78,7 @@ class Mtp {
   double weight_;  // of one depth's loss
   std::vector<std::unique_ptr<MtpModule>> modules_;
   std::deque<DataParallel::Part> weights_;
-  double loss_ = 0;
+  Tensor loss_;  // f64 [1]: Σ over depths and passes since it was taken
 };
 
 }  // namespace phalanx

@@ -136,11 +136,11 @@ Task<Tensor> Stage::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   co_return Tensor();
 }
 
-Task<double> Stage::loss(Tensor x_TD, Pass pass, Tape& tape) {
+Task<Tensor> Stage::loss(Tensor x_TD, Pass pass, Tape& tape) {
   const TracePart part("head", "", TracePhase::forward);
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
   const Tensor normed_TD = co_await norm_->forward(x_TD, pass, tape.scope("norm"));
-  const double loss = co_await head_->loss(normed_TD, pass.batch->targets, tape.scope("loss"));
+  const Tensor loss = co_await head_->loss(normed_TD, pass.batch->targets, tape.scope("loss"));
   if (mtp_ && pass.training) co_await mtp_->forward(std::move(x_TD), pass, tape.scope("mtp"));
   co_return loss;
 }

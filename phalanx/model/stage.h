@@ -43,9 +43,9 @@ class Stage {
   /// that work on the tape.
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape);
 
-  /// Of the last stage: Σ loss over the batch's targets that count. In training those of multi-token
-  /// prediction come beside it (Mtp::take_loss).
-  Task<double> loss(Tensor x_TD, Pass pass, Tape& tape);
+  /// Of the last stage: Σ loss (f64 [1]) over the batch's targets that count. In training those of
+  /// multi-token prediction come beside it (Mtp::take_loss).
+  Task<Tensor> loss(Tensor x_TD, Pass pass, Tape& tape);
   /// Of the last stage: the gradient of pass.scale · Σ loss, with those, by what forward gave.
   Task<Tensor> loss_backward(Pass pass, Tape& tape);
   /// A step begins, in which so many microbatches go backward through the stage.

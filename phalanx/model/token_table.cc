@@ -44,7 +44,7 @@ Task<CrossEntropy> TokenTable::cross_entropy_of(Tensor logits_TV, Tensor targets
                                 logits_TV.dtype());
 }
 
-Task<double> TokenTable::loss(Tensor x_TD, Tensor targets, Tape& tape) {
+Task<Tensor> TokenTable::loss(Tensor x_TD, Tensor targets, Tape& tape) {
   const Tensor logits_TV = co_await gathered_logits(tape.save(x_TD));
   const CrossEntropy loss = co_await cross_entropy_of(logits_TV, targets);
   SavedLoss saved = {logits_TV, loss.log_sum_exp_T2};
@@ -62,7 +62,7 @@ Task<Tensor> TokenTable::loss_backward(Tensor targets, double scale, Tape& tape)
     Tensor all_TD = co_await rows.rest();
     defer_gradient(dlogits_TV, std::move(all_TD), tape);
   }
-  ReduceChunks dx_TD = tensor_.reduce_chunks({rows.rows(), w.value().dim(1)}, dlogits_TV.dtype());
+  ReduceChunks dx_TD = tensor_.reduce_chunks({rows.rows(), w.value().dim(1)}, dlogits_TV);
   multiply_and_send(dx_TD, matmul_into, std::array{dlogits_TV}, std::array{w.value()});
   if (tensor_.overlaps()) {
     Tensor all_TD = co_await rows.rest();
@@ -75,7 +75,8 @@ Task<Tensor> TokenTable::gathered_logits(Tensor x_TD) {
   GatherChunks rows = tensor_.gather_chunks(std::move(x_TD));
   const Lease w = co_await w_.use();
   const std::array weight = {w.value()};
-  const std::array logits_TV = {Tensor::empty({rows.rows(), weight[0].rows()}, weight[0].dtype())};
+  const std::array logits_TV = {
+      Tensor::empty({rows.rows(), weight[0].rows()}, weight[0].dtype(), weight[0].device())};
   co_await multiply_gathered(&rows, matmul_nt_into, weight, logits_TV);
   co_return logits_TV[0];
 }

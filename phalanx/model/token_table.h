@@ -18,9 +18,9 @@ class TokenTable {
   Task<Tensor> embed(Tensor tokens);
   Task<> embed_backward(Tensor dx_TD, Tensor tokens, Tape& tape);
 
-  /// Σ loss of the targets (i32 [T]) that count, the same on all ranks of tp; no rank has all logits of a
-  /// row.
-  Task<double> loss(Tensor x_TD, Tensor targets, Tape& tape);
+  /// Σ loss (f64 [1]) of the targets (i32 [T]) that count, the same on all ranks of tp; no rank has all
+  /// logits of a row.
+  Task<Tensor> loss(Tensor x_TD, Tensor targets, Tape& tape);
   /// The gradient of the stream, of scale · loss.
   Task<Tensor> loss_backward(Tensor targets, double scale, Tape& tape);
 

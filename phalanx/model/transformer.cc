@@ -48,7 +48,7 @@ Stage& Transformer::whole() {
   return stage(0);
 }
 
-Task<double> Transformer::forward(Pass pass, Tape& tape) {
+Task<Tensor> Transformer::forward(Pass pass, Tape& tape) {
   const Tensor x_TD = co_await whole().forward(Tensor(), pass, tape);
   co_return co_await whole().loss(x_TD, pass, tape);
 }

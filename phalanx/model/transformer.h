@@ -21,8 +21,8 @@ class Transformer {
   Stage& stage(int chunk) { return *stages_[static_cast<size_t>(chunk)]; }
 
   // Of the whole model in one stage:
-  /// Σ loss over the batch's targets that count. The tape keeps what backward needs.
-  Task<double> forward(Pass pass, Tape& tape);
+  /// Σ loss (f64 [1]) over the batch's targets that count. The tape keeps what backward needs.
+  Task<Tensor> forward(Pass pass, Tape& tape);
   /// Adds the gradient of pass.scale · (Σ loss + balance losses) to the parameters'.
   Task<> backward(Pass pass, Tape& tape);
   /// The logits of the batch's last token, [1, V]; the tape keeps nothing if it discards.

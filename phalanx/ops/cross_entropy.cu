@@ -128,10 +128,10 @@ Arguments<T> arguments_of(const Tensor& logits, const Tensor& targets, const Ten
 
 CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
   const DType kept = logits.dtype() == DType::f64 ? DType::f64 : DType::f32;
-  CrossEntropy out = {0, Tensor::empty({logits.rows(), 2}, kept, logits.device())};
+  const CrossEntropy out = {Tensor::zeros({1}, DType::f64, logits.device()),
+                            Tensor::empty({logits.rows(), 2}, kept, logits.device())};
   if (logits.rows() == 0) return out;
   const Tensor losses = Tensor::empty({logits.rows()}, DType::f64, logits.device());
-  const Tensor sum = Tensor::empty({1}, DType::f64, logits.device());
   CUstream_st* const stream = current_stream().native();
   visit_stored(logits.dtype(), [&](auto zero) {
     using T = decltype(zero);
@@ -144,9 +144,8 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
     });
   });
   add_losses<<<1, kMostThreads, 0, stream>>>(losses.device_data<double>(), logits.rows(),
-                                             sum.device_data<double>());
+                                             out.loss_sum.device_data<double>());
   check_launch("cross_entropy");
-  out.loss_sum = sum.to(kCpu).data<double>()[0];
   return out;
 }
 

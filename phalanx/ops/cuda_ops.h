@@ -28,13 +28,14 @@ Tensor matmul(const Tensor& x_MK, const Tensor& w_KN);
 Tensor matmul_nt(const Tensor& x_MK, const Tensor& w_NK);
 void matmul_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_KN, Into into);
 void matmul_nt_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, Into into);
+void linear_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, const Tensor& b_N);
 void matmul_tn_into(const Tensor& dw_NK, const Tensor& dy_MN, const Tensor& x_MK, Into into);
 
-// ops/elementwise.h. The sum of squares is a host number, so it waits for the stream.
+// ops/elementwise.h
 Tensor add(const Tensor& a, const Tensor& b);
 void add_into(const Tensor& x, const Tensor& y);
 void scale_into(const Tensor& x, double factor);
-double sum_of_squares(const Tensor& x);
+Tensor sum_of_squares(const Tensor& x);
 
 // ops/cast.h
 void narrow_into(const Tensor& y, const Tensor& x);
@@ -56,7 +57,7 @@ void rope_into(const Tensor& x_THd, const Tensor& positions, int64_t head_dim, c
                double direction);
 
 // ops/optimizer.h
-void adamw_into(const std::array<Tensor, 4>& w_m_v_g, double gradient_scale, const AdamWStep& step);
+void adamw_into(const AdamWTensors& tensors, double gradient_scale, const AdamWStep& step);
 void sgd_into(const Tensor& w, const Tensor& g, double gradient_scale, double lr);
 
 // ops/attention.h, f32 and f64: of tiles that share neither queries nor keys, to what `out` holds (adds) or
@@ -86,7 +87,7 @@ Rows swiglu_backward(const Rows& dy_RF, const Rows& gate_up);
 Tensor embedding(const Tensor& table_VD, const Tensor& tokens);
 void embedding_backward_into(const Tensor& dtable_VD, const Tensor& dy_TD, const Tensor& tokens);
 
-// ops/cross_entropy.h. The loss is a host number, so the forward waits for the stream.
+// ops/cross_entropy.h
 CrossEntropy cross_entropy(const Tensor& logits_TV, const Tensor& targets);
 void cross_entropy_backward_into(const Tensor& logits_TV, const Tensor& targets, const Tensor& log_sum_exp_T2,
                                  double scale);

@@ -118,12 +118,13 @@ void scale_into(Tensor x, double factor) {
   HWY_DYNAMIC_DISPATCH(scale_kernel)(x, factor);
 }
 
-double sum_of_squares(const Tensor& x) {
+Tensor sum_of_squares(const Tensor& x) {
   if constexpr (kHaveCuda) {
     if (x.on_cuda()) return cuda::sum_of_squares(x);
   }
   const TraceSpan span(TraceKind::elementwise, "sum_of_squares", x.bytes());
-  return HWY_DYNAMIC_DISPATCH(squares_kernel)(x);
+  const double sum = HWY_DYNAMIC_DISPATCH(squares_kernel)(x);
+  return Tensor::of(Shape{1}, std::span<const double>(&sum, 1));
 }
 
 }  // namespace phalanx

@@ -57,10 +57,11 @@ void add_into(const Tensor& x, const Tensor& y) { elementwise("add_into", Add(),
 
 void scale_into(const Tensor& x, double factor) { elementwise("scale_into", Scale{factor}, x, x); }
 
-double sum_of_squares(const Tensor& x) {
+Tensor sum_of_squares(const Tensor& x) {
   const int64_t parts = std::clamp<int64_t>((x.numel() + kMostThreads - 1) / kMostThreads, 1, kMostParts);
-  const Tensor sums = Tensor::empty({parts + 1}, DType::f64, x.device());
-  double* const part = sums.device_data<double>();
+  const Tensor sum = Tensor::empty({1}, DType::f64, x.device());
+  const Tensor of_parts = Tensor::empty({parts}, DType::f64, x.device());
+  double* const part = of_parts.device_data<double>();
   CUstream_st* const stream = current_stream().native();
   visit_stored(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
@@ -68,9 +69,9 @@ double sum_of_squares(const Tensor& x) {
         <<<static_cast<unsigned>(parts), kMostThreads, 0, stream>>>(x.device_data<T>(), x.numel(), part);
   });
   check_launch("sum_of_squares");
-  sum_parts<<<1, kMostThreads, 0, stream>>>(part, parts, part + parts);
+  sum_parts<<<1, kMostThreads, 0, stream>>>(part, parts, sum.device_data<double>());
   check_launch("sum_of_squares");
-  return sums.slice(parts, parts + 1).to(kCpu).span<double>()[0];
+  return sum;
 }
 
 }  // namespace phalanx::cuda

@@ -11,7 +11,7 @@ Tensor add(const Tensor& a, const Tensor& b);
 void add_into(Tensor x, const Tensor& y);
 /// x *= factor.
 void scale_into(Tensor x, double factor);
-/// Σ x², in f64.
-double sum_of_squares(const Tensor& x);
+/// Σ x², f64 [1].
+Tensor sum_of_squares(const Tensor& x);
 
 }  // namespace phalanx

@@ -6,6 +6,7 @@
 #include "phalanx/base/function_ref.h"
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/bias.h"
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/gemm.h"
 #include "phalanx/ops/transpose.h"
@@ -273,6 +274,16 @@ void matmul_nt_into(Tensor y, const Tensor& x, const Tensor& w, Into into) {
     if (x.on_cuda()) return cuda::matmul_nt_into(y, x, w, into);
   }
   product(Form::nt, "matmul_nt_into", x, w, y, into);
+}
+
+void linear_into(Tensor y, const Tensor& x, const Tensor& w, const Tensor& b) {
+  if (!b.defined()) return matmul_nt_into(std::move(y), x, w, Into::replace);
+  PHX_CHECK(b.numel() == w.dim(0), "a bias {} of a linear layer {}", b.shape(), w.shape());
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::linear_into(y, x, w, b);
+  }
+  matmul_nt_into(y, x, w, Into::replace);
+  add_bias_into(std::move(y), b);
 }
 
 void matmul_tn_into(Tensor dw, const Tensor& dy, const Tensor& x, Into into) {

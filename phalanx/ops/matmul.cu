@@ -39,6 +39,7 @@ struct Product {
   bool transpose_a;
   bool transpose_b;
   bool accumulate;
+  bool bias = false;  // of n, added to each row
   int64_t m;
   int64_t n;
   int64_t k;
@@ -96,6 +97,11 @@ Operation operation_of(const Product& p) {
   };
   set(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_b);  // cuBLASLt's a is our b
   set(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_a);
+  if (p.bias) {
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    check(cublasLtMatmulDescSetAttribute(out, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof(epilogue)),
+          "cublasLtMatmulDescSetAttribute");
+  }
   return operation;
 }
 
@@ -158,8 +164,14 @@ void check_alignment(const Tensor& t) {
 
 // T is that of the factors alpha and beta.
 template <class T>
-void run(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
+void run(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c, const Tensor& bias) {
   const Plan& plan = Library::of_this_thread().plan(p);
+  if (p.bias) {
+    const std::byte* const at = bias.address();
+    check(cublasLtMatmulDescSetAttribute(plan.operation.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at,
+                                         sizeof(at)),
+          "cublasLtMatmulDescSetAttribute");
+  }
   const Tensor workspace = Tensor::empty({static_cast<int64_t>(plan.workspace)}, DType::u8, c.device());
   const T alpha = 1;
   const T beta = p.accumulate ? 1 : 0;
@@ -170,7 +182,7 @@ void run(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
         "cublasLtMatmul");
 }
 
-void multiply(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c) {
+void multiply(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c, const Tensor& bias = {}) {
   const bool fits = p.result == p.dtype || (p.dtype == DType::bf16 && p.result == DType::f32);
   PHX_CHECK(a.dtype() == p.dtype && b.dtype() == p.dtype && fits, "a product of {} and {} in {}",
             dtype_name(a.dtype()), dtype_name(b.dtype()), dtype_name(p.result));
@@ -178,9 +190,9 @@ void multiply(const Product& p, const Tensor& a, const Tensor& b, const Tensor& 
   if (p.k == 0) return zero(c);
   for (const Tensor* t : {&a, &b, &c}) check_alignment(*t);
   if (p.dtype == DType::f64) {
-    run<double>(p, a, b, c);
+    run<double>(p, a, b, c, bias);
   } else {
-    run<float>(p, a, b, c);
+    run<float>(p, a, b, c, bias);
   }
 }
 
@@ -220,6 +232,21 @@ void matmul_nt_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into
             .n = w.dim(0),
             .k = w.dim(1)},
            x, w, y);
+}
+
+void linear_into(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b) {
+  const bool fused = y.dtype() != DType::f64 && x.dim(1) > 0;  // what cuBLASLt can
+  multiply({.dtype = x.dtype(),
+            .result = y.dtype(),
+            .transpose_a = false,
+            .transpose_b = true,
+            .accumulate = false,
+            .bias = fused,
+            .m = x.dim(0),
+            .n = w.dim(0),
+            .k = w.dim(1)},
+           x, w, y, fused ? b : Tensor());
+  if (!fused) add_bias_into(y, b);
 }
 
 void matmul_tn_into(const Tensor& dw, const Tensor& dy, const Tensor& x, Into into) {

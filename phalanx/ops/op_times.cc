@@ -184,7 +184,7 @@ void optimizer_ops(Stand& stand, int64_t parameters) {
   const Tensor g = stand.random({parameters});
   const Tensor m = Tensor::zeros({parameters}, w.dtype());
   const Tensor v = Tensor::zeros({parameters}, w.dtype());
-  stand.time(text(w.shape()), [&] { adamw_into(w, m, v, g, 1, {.lr = 1e-6}); });
+  stand.time(text(w.shape()), [&] { adamw_into({w, m, v, g}, 1, {.lr = 1e-6}); });
   stand.time(text(w.shape()), [&] { sgd_into(w, g, 1, 1e-6); });
 }
 

@@ -1,9 +1,8 @@
 #include "phalanx/ops/optimizer.h"
 
-#include <array>
-
 #include "phalanx/base/trace.h"
 #include "phalanx/ops/adamw_factors.h"
+#include "phalanx/ops/cast.h"
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -51,11 +50,10 @@ void sgd(const Tensor& w, const Tensor& g, T rate) {
   });
 }
 
-void adamw_kernel(const std::array<Tensor, 4>& w_m_v_g, double gradient_scale, const AdamWStep& step) {
-  const auto& [w, m, v, g] = w_m_v_g;
-  visit_float(w.dtype(), [&w = w, &m = m, &v = v, &g = g, &step, gradient_scale](auto t) {
+void adamw_kernel(const AdamWTensors& x, double gradient_scale, const AdamWStep& step) {
+  visit_float(x.w.dtype(), [&](auto t) {
     using T = decltype(t);
-    adamw<T>(w, m, v, g, AdamWFactors<T>(step, gradient_scale));
+    adamw<T>(x.w, x.m, x.v, x.g, AdamWFactors<T>(step, gradient_scale));
   });
 }
 
@@ -74,15 +72,20 @@ HWY_EXPORT(adamw_kernel);
 HWY_EXPORT(sgd_kernel);
 }  // namespace
 
-void adamw_into(Tensor w, Tensor m, Tensor v, const Tensor& g, double gradient_scale, const AdamWStep& step) {
-  const int64_t n = w.numel();
-  PHX_CHECK(m.numel() == n && v.numel() == n && g.numel() == n, "adamw of {} with m {}, v {}, g {}",
-            w.shape(), m.shape(), v.shape(), g.shape());
+void adamw_into(const AdamWTensors& x, double gradient_scale, const AdamWStep& step) {
+  const int64_t n = x.w.numel();
+  PHX_CHECK(x.m.numel() == n && x.v.numel() == n && x.g.numel() == n, "adamw of {} with m {}, v {}, g {}",
+            x.w.shape(), x.m.shape(), x.v.shape(), x.g.shape());
+  PHX_CHECK(!x.narrow.defined() || x.narrow.numel() == n, "adamw of {} into a narrow {}", x.w.shape(),
+            x.narrow.shape());
   if constexpr (kHaveCuda) {
-    if (w.on_cuda()) return cuda::adamw_into({w, m, v, g}, gradient_scale, step);
+    if (x.w.on_cuda()) return cuda::adamw_into(x, gradient_scale, step);
   }
-  const TraceSpan span(TraceKind::optimizer, "adamw_into", 7 * w.bytes());
-  HWY_DYNAMIC_DISPATCH(adamw_kernel)({w, m, v, g}, gradient_scale, step);
+  {
+    const TraceSpan span(TraceKind::optimizer, "adamw_into", 7 * x.w.bytes());
+    HWY_DYNAMIC_DISPATCH(adamw_kernel)(x, gradient_scale, step);
+  }
+  if (x.narrow.defined()) narrow_into(x.narrow, x.w);
 }
 
 void sgd_into(Tensor w, const Tensor& g, double gradient_scale, double lr) {

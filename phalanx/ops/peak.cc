@@ -35,11 +35,16 @@ double best_time(double seconds, F f) {
 
 }  // namespace
 
-double measure_matmul_flops(DType dtype, int64_t n, double seconds) {
+double measure_matmul_flops(DType dtype, Device device, int64_t n, double seconds) {
+  if (n == 0) n = device.is_cuda() ? 8192 : 512;
   const AllocatorScope scope;  // its memory goes back to the system
-  const Tensor a = Tensor::zeros({n, n}, dtype);
-  const Tensor b = Tensor::zeros({n, n}, dtype);
-  return 2.0 * static_cast<double>(n * n * n) / best_time(seconds, [&] { matmul_nt(a, b); });
+  const Tensor a = Tensor::zeros({n, n}, dtype, device);
+  const Tensor b = Tensor::zeros({n, n}, dtype, device);
+  const double time = best_time(seconds, [&] {
+    matmul_nt(a, b);
+    synchronise(device);
+  });
+  return 2.0 * static_cast<double>(n * n * n) / time;
 }
 
 double measure_large_copy(int64_t bytes, double seconds) {

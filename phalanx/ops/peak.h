@@ -4,13 +4,15 @@
 #include <array>
 #include <cstdint>
 
+#include "phalanx/tensor/device.h"
 #include "phalanx/tensor/dtype.h"
 
 namespace phalanx {
 
-/// Operations a second (a multiply-add is two) of matmul_nt on n×n matrices with the calling rank's threads:
-/// the best of the runs that fit into `seconds`, at least one after a warm-up.
-double measure_matmul_flops(DType dtype, int64_t n = 512, double seconds = 0.1);
+/// Operations a second (a multiply-add is two) of matmul_nt on n×n matrices with the calling rank's threads,
+/// or on its GPU: the best of the runs that fit into `seconds`, at least one after a warm-up. n = 0: 512, on
+/// a GPU 8192.
+double measure_matmul_flops(DType dtype, Device device = kCpu, int64_t n = 0, double seconds = 0.1);
 
 /// Bytes a second, read and written ones together, of a copy that moves `bytes` with the calling rank's
 /// threads, in the faster of two ways: memcpy, and past the caches. The best of the runs that fit into

@@ -1,7 +1,5 @@
 #include "phalanx/parallel/bucket.h"
 
-#include <cstring>
-
 #include "phalanx/base/trace.h"
 
 namespace phalanx {
@@ -17,7 +15,7 @@ Tensor Parameter::grad() {
   bucket_->need_grads();
   if (!std::exchange(grad_written_, true) && grad_.bytes() > 0) {
     const TraceSpan span(TraceKind::optimizer, "zero_grad", grad_.bytes());
-    std::memset(grad_.raw(), 0, grad_.bytes());
+    zero_into(grad_);
   }
   return grad_;
 }
@@ -37,11 +35,13 @@ void Bucket::bind() {
 
 void Bucket::need_grads() {
   if (grads.defined()) return;
-  grads = Tensor::empty({elements}, dtype);
+  grads = Tensor::empty({elements}, dtype, device);
   int64_t used = 0;
-  for (const Parameter* p : parameters) used += p->slice().local.numel();
-  const Tensor rest = grads.slice(used, elements);
-  if (rest.bytes() > 0) std::memset(rest.raw(), 0, rest.bytes());
+  for (const Parameter* p : parameters) {
+    zero_into(grads.slice(used, p->at_));
+    used = p->at_ + p->slice().local.numel();
+  }
+  zero_into(grads.slice(used, elements));
   bind();
 }
 

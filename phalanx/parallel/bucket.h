@@ -27,8 +27,12 @@ struct Gather final : Waitable {
 };
 
 /// Parameters of one unit (a layer, the embedding) whose gradients the same ranks sum. They lie one behind
-/// the other; where ranks share them out, zeros fill them up to equal shares.
+/// the other, on a GPU each from a multiple of kGpuAlignment on; where ranks share them out, zeros fill them
+/// up to equal shares.
 struct Bucket {
+  /// Elements: such that accesses of 16 bytes and matrix products may begin there.
+  static constexpr int64_t kGpuAlignment = 16;
+
   std::string unit;
   bool alike = false;        ///< other ranks of tp have the same gradient
   bool counts = true;        ///< in the gradient norm
@@ -48,6 +52,7 @@ struct Bucket {
   int holds = 0;         ///< who needs the values here
   Gather gather;
   DType dtype = DType::f32;
+  Device device;
 
   /// Memory for gradients, if there is none.
   void need_grads();

@@ -39,8 +39,8 @@ std::vector<Bucket*>& DataParallel::buckets_of(Part& part) {
 
 // The values as computed with, of those that are kept.
 Tensor DataParallel::wide(const Tensor& kept) const {
-  if (!store_.narrow()) return kept;
-  Tensor values = Tensor::empty(kept.shape(), store_.dtype());
+  if (kept.dtype() == store_.compute_dtype()) return kept;
+  Tensor values = Tensor::empty(kept.shape(), store_.compute_dtype(), kept.device());
   widen_into(values, kept);
   return values;
 }
@@ -157,7 +157,6 @@ Task<> DataParallel::reduce_grads() {
 Task<> DataParallel::publish_values() {
   for (const Bucket& b : store_.buckets()) {
     PHX_CHECK(!b.gather.work, "{}: weights of before the update are on their way", b.unit);
-    if (store_.narrow()) narrow_into(store_.kept_share(b), store_.share_of_values(b));
   }
   if (store_.zero() == Zero::weights) co_return;
   const TracePart part("", "weight gather", TracePhase::gather);
@@ -185,7 +184,7 @@ Task<double> DataParallel::squares_by_row(Parameter* p) {
   for (int64_t r = 0; r < rows; ++r) {
     const bool moved = !p->row_numbers().empty();
     const int64_t number = moved ? p->row_numbers()[static_cast<size_t>(r)] : slice.begin[0] + r;
-    squares.data<double>()[number] = sum_of_squares(grads.slice(r, r + 1));
+    squares.data<double>()[number] = number_of(sum_of_squares(grads.slice(r, r + 1)));
   }
   Work over_ep = store_.mesh().group(Axis::ep).all_reduce(squares);
   co_await over_ep;
@@ -195,24 +194,26 @@ Task<double> DataParallel::squares_by_row(Parameter* p) {
 
 Task<double> DataParallel::grad_norm() {
   const TracePart part("", "gradient norm", TracePhase::reduce);
-  double squares = 0;
+  const Tensor squares = Tensor::zeros({1}, DType::f64, store_.device());
+  double by_row = 0;
   for (const Bucket& b : store_.buckets()) {
     const bool mine = b.counts && (!b.replicas || b.replicas->rank() == 0);
     const auto moves = [this](const Parameter* p) { return store_.sums_by_row(*p); };
     if (std::ranges::none_of(b.parameters, moves)) {
-      if (mine) squares += sum_of_squares(store_.share_of_grads(b));
+      if (mine) add_into(squares, sum_of_squares(store_.share_of_grads(b)));
       continue;
     }
     for (Parameter* p : b.parameters) {
       if (!moves(p)) {
-        if (mine) squares += sum_of_squares(store_.own_grad(*p));
+        if (mine) add_into(squares, sum_of_squares(store_.own_grad(*p)));
         continue;
       }
       const double sum = co_await squares_by_row(p);
-      if (mine && store_.mesh().coordinate(Axis::ep) == 0) squares += sum;
+      if (mine && store_.mesh().coordinate(Axis::ep) == 0) by_row += sum;
     }
   }
-  const Tensor all = Tensor::of(Shape{1}, std::span<const double>(&squares, 1));
+  const double sum = number_of(squares) + by_row;
+  const Tensor all = Tensor::of(Shape{1}, std::span<const double>(&sum, 1));
   Work over_world = store_.mesh().world().all_reduce(all);
   co_await over_world;
   co_return std::sqrt(all.data<double>()[0]);

@@ -61,8 +61,8 @@ class DataParallel {
 
   /// Finishes every sum; own_grad of the store is then the sum over all ranks.
   Task<> reduce_grads();
-  /// After an update of own_value of the store: narrows it where it is kept narrow, and with ZeRO-1 and 2
-  /// gathers the weights that other ranks have updated.
+  /// After an update of own_value and own_kept of the store: with ZeRO-1 and 2 gathers the weights that other
+  /// ranks have updated.
   Task<> publish_values();
   /// √Σ g² over the whole model; a parameter's every element counts once. The same bits on all ranks.
   Task<double> grad_norm();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "phalanx/base/parallel_for.h"
 #include "phalanx/base/philox.h"
 #include "phalanx/ops/cast.h"
 #include "phalanx/parallel/holders.h"
@@ -49,7 +50,7 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
 }
 
 Tensor ParameterStore::add_state(std::string name, const Shape& shape) {
-  return states_.emplace_back(State{std::move(name), Tensor::zeros(shape, dtype_)}).value;
+  return states_.emplace_back(State{std::move(name), Tensor::zeros(shape, dtype_, device())}).value;
 }
 
 // Who has which share of a bucket whose gradients `members` sum. Stages come to it at different times, so
@@ -85,7 +86,8 @@ Bucket& ParameterStore::bucket_for(const Parameter& parameter, const std::vector
   Bucket fresh = {.unit = unit_of(spec.name),
                   .alike = members.size() < all.size(),
                   .counts = members.front() == all.front(),
-                  .dtype = dtype_};
+                  .dtype = dtype_,
+                  .device = device()};
   const bool experts = is_of_experts(spec.placement);
   share_out(fresh, members, axes_of(mesh_, members, experts ? std::span(kExperts) : std::span(kDense)));
   const auto same = std::ranges::find_if(buckets_, [&](const Bucket& b) {
@@ -93,6 +95,12 @@ Bucket& ParameterStore::bucket_for(const Parameter& parameter, const std::vector
            b.alike == fresh.alike;
   });
   return same != buckets_.end() ? *same : buckets_.emplace_back(std::move(fresh));
+}
+
+// Where the next parameter or share may begin.
+int64_t ParameterStore::aligned(int64_t elements) const {
+  const int64_t step = device().is_cuda() ? Bucket::kGpuAlignment : 1;
+  return (elements + step - 1) / step * step;
 }
 
 // Buckets, and the parameters of each, are in the order of names: stages that share some may have added them
@@ -110,9 +118,9 @@ void ParameterStore::fill_buckets() {
     Parameter& p = *ordered[i];
     p.owner_ = all[i].front() == mesh_.world().rank();
     p.bucket_ = &bucket_for(p, all[i]);
-    p.at_ = p.bucket_->elements;
+    p.at_ = aligned(p.bucket_->elements);
     p.bucket_->parameters.push_back(&p);
-    p.bucket_->elements += p.slice().local.numel();
+    p.bucket_->elements = p.at_ + p.slice().local.numel();
   }
 }
 
@@ -130,7 +138,7 @@ void ParameterStore::initialise(uint64_t seed) {
   int64_t elements = 0;
   for (Bucket& b : buckets_) {
     const int64_t ranks = b.sharers ? b.sharers->size() : 1;
-    const int64_t share = (b.elements + ranks - 1) / ranks;
+    const int64_t share = aligned((b.elements + ranks - 1) / ranks);
     const int64_t begin = b.sharers ? b.sharers->rank() * share : 0;
     b.share = {begin, begin + share};
     b.elements = ranks * share;
@@ -140,9 +148,11 @@ void ParameterStore::initialise(uint64_t seed) {
     elements += b.elements;
   }
   const auto memory = [&](bool shares, DType dtype) {
-    return Tensor::zeros({shares ? share_elements_ : elements}, dtype);
+    return Tensor::zeros({shares ? share_elements_ : elements}, dtype, device());
   };
   const bool in_file = narrow() && !weights_.master_in.empty();
+  PHX_CHECK(!in_file || !device().is_cuda(), "master copies in a file, of weights on {}",
+            device_name(device()));
   values_ =
       in_file ? mapped_zeros({share_elements_}, dtype_, weights_.master_in) : memory(keeps_shares(), dtype_);
   if (narrow()) narrow_values_ = memory(zero() == Zero::weights, DType::bf16);
@@ -160,37 +170,54 @@ void ParameterStore::initialise(uint64_t seed) {
 
 namespace {
 
+constexpr int64_t kDrawn = 4096;                    // elements of one task
+constexpr int64_t kDrawnForGpu = int64_t{1} << 22;  // of one copy
+
 // The parameter's initial values from local element `first` on.
-void draw(const Parameter& p, uint64_t seed, const Tensor& values, int64_t first) {
+void draw_here(const Parameter& p, uint64_t seed, const Tensor& values, int64_t first) {
   const Init& init = p.spec().init;
   const RandomStream stream(seed, p.name());
   visit_float(values.dtype(), [&](auto t) {
     using T = decltype(t);
-    T* v = values.data<T>();
-    for (int64_t i = 0; i < values.numel(); ++i) {
-      switch (init.kind) {
-        case Init::Kind::zeros:
-          v[i] = 0;
-          break;
-        case Init::Kind::ones:
-          v[i] = 1;
-          break;
-        case Init::Kind::normal:
-          v[i] = static_cast<T>(init.std *
-                                stream.normal(static_cast<uint64_t>(p.slice().global_index(first + i))));
-          break;
+    T* const v = values.data<T>();
+    parallel_for(values.numel(), kDrawn, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        switch (init.kind) {
+          case Init::Kind::zeros:
+            v[i] = 0;
+            break;
+          case Init::Kind::ones:
+            v[i] = 1;
+            break;
+          case Init::Kind::normal:
+            v[i] = static_cast<T>(init.std *
+                                  stream.normal(static_cast<uint64_t>(p.slice().global_index(first + i))));
+            break;
+        }
       }
-    }
+    });
   });
+}
+
+// The host draws, a piece at a time for a GPU: the same numbers wherever they lie.
+void draw(const Parameter& p, uint64_t seed, const Tensor& values, int64_t first) {
+  if (!values.on_cuda()) return draw_here(p, seed, values, first);
+  for (int64_t begin = 0; begin < values.numel(); begin += kDrawnForGpu) {
+    const int64_t end = std::min(values.numel(), begin + kDrawnForGpu);
+    const Tensor piece = Tensor::empty({end - begin}, values.dtype());
+    draw_here(p, seed, piece, first + begin);
+    copy_into(values.slice(begin, end), piece);
+  }
 }
 
 }  // namespace
 
 void ParameterStore::fill(const Parameter& p, uint64_t seed) const {
   if (keeps_shares()) {
-    draw(p, seed, own_value(p), share_of(p).begin);
+    const Tensor own = own_value(p);
+    draw(p, seed, own, share_of(p).begin);
   } else {
-    draw(p, seed, p.value_, 0);
+    draw(p, seed, p.value_.view({p.value_.numel()}), 0);
   }
 }
 
@@ -198,7 +225,7 @@ void ParameterStore::fill_kept(const Parameter& p, uint64_t seed) const {
   if (zero() == Zero::weights) return narrow_into(own_part(narrow_values_, true, p), own_value(p));
   const int64_t numel = p.slice().local.numel();
   const int64_t begin = p.bucket_->begin + p.at_;
-  const Tensor all = Tensor::empty({numel}, dtype_);
+  const Tensor all = Tensor::empty({numel}, dtype_, device());
   draw(p, seed, all, 0);
   narrow_into(narrow_values_.slice(begin, begin + numel), all);
 }
@@ -224,6 +251,11 @@ Tensor ParameterStore::own_part(const Tensor& flat, bool shares, const Parameter
   if (own.size() == 0) return flat.slice(0, 0);
   const int64_t begin = p.at_ + own.begin - p.bucket_->share.begin;
   return share_in(flat, shares, *p.bucket_).slice(begin, begin + own.size());
+}
+
+void ParameterStore::narrow_kept() const {
+  if (!narrow()) return;
+  for (const Bucket& b : buckets_) narrow_into(kept_share(b), share_of_values(b));
 }
 
 const Tensor& ParameterStore::grads() {

@@ -30,10 +30,11 @@ struct ZeroConfig {
   int sharers(int ranks) const { return stage == Zero::none ? 1 : std::gcd(shard, ranks); }
 };
 
-/// How weights are kept between the runs of their units.
+/// How and where weights are kept between the runs of their units.
 struct WeightsConfig {
   bool narrow = false;         ///< in bf16, with a master copy beside
   std::string master_in = "";  ///< directory of a file that holds the master copy; "": it is in memory
+  Device device = kCpu;        ///< of weights, gradients and states, and where units run
 };
 
 /// What training keeps beside the parameters and without a gradient (a router's bias): whole on every rank of
@@ -46,10 +47,11 @@ struct State {
 
 /// Parameters lie in buckets, ordered by name, and those in one flat tensor.
 ///
-/// In a narrow store weights are kept and sent as bf16, and become `dtype` while their unit runs; each rank
-/// has its share besides in `dtype`, the master copy that the optimizer updates (Micikevicius et al. 2018,
-/// Mixed Precision Training, section 3.1). Gradients are summed in `dtype`. Bytes of an element for f32 and R
-/// sharers: of weights 2 + 4/R (ZeRO-3: 6/R) instead of 4 (4/R); and half of them travel.
+/// In a narrow store weights are kept and sent as bf16; each rank has its share besides in `dtype`, the
+/// master copy that the optimizer updates (Micikevicius et al. 2018, Mixed Precision Training, section 3.1).
+/// On CPUs they become `dtype` while their unit runs; GPUs compute in bf16, sums in f32. Gradients are summed
+/// in `dtype`. Bytes of an element for f32 and R sharers: of weights 2 + 4/R (ZeRO-3: 6/R) instead of 4
+/// (4/R); and half of them travel.
 class ParameterStore {
  public:
   ParameterStore(Mesh& mesh, DType dtype, const ZeroConfig& zero = {}, const WeightsConfig& weights = {})
@@ -73,6 +75,9 @@ class ParameterStore {
   /// The ranks that hold this rank's states; null: no others do.
   Group* state_holders() { return state_holders_; }
   DType dtype() const { return dtype_; }
+  /// Of the values that leases give, and of the stream.
+  DType compute_dtype() const { return narrow() && device().is_cuda() ? DType::bf16 : dtype_; }
+  Device device() const { return weights_.device; }
   Mesh& mesh() { return mesh_; }
   Zero zero() const { return zero_.stage; }
   bool narrow() const { return weights_.narrow; }
@@ -93,6 +98,10 @@ class ParameterStore {
   Tensor own_value(const Parameter& parameter) const { return own_part(values_, keeps_shares(), parameter); }
   Tensor own_grad(const Parameter& parameter) const {
     return own_part(grads_, zero() >= Zero::gradients, parameter);
+  }
+  /// The same part as it is kept and sent (kept_values).
+  Tensor own_kept(const Parameter& parameter) const {
+    return own_part(kept(), zero() == Zero::weights, parameter);
   }
   /// Elements of a tensor that holds this rank's shares one behind the other, and a parameter's part of it.
   int64_t share_elements() const { return share_elements_; }
@@ -116,10 +125,14 @@ class ParameterStore {
     return parameter.spec().rows_move && mesh_.size(Axis::ep) > 1 && zero() == Zero::none;
   }
 
+  /// In a narrow store rounds what is kept anew, after the master copy was written by others than the
+  /// optimizer.
+  void narrow_kept() const;
   /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.
   void zero_grads();
 
  private:
+  int64_t aligned(int64_t elements) const;
   Bucket& bucket_for(const Parameter& parameter, const std::vector<int>& holders);
   bool is_of_stage(int world_rank) const {
     return mesh_.coordinates_of(world_rank)[static_cast<size_t>(Axis::pp)] == mesh_.coordinate(Axis::pp);

@@ -144,7 +144,7 @@ Task<AttentionGradients> RingAttention::backward(AttentionBackward in, SequenceR
     co_return attention_backward(in.dy_THd, in.q_THd, in.k_SGd, in.v_SGd, in.forward, rows.offsets, config);
   }
   const Queries queries = {ring_, rows, config};
-  const Tensor dq = Tensor::zeros(in.q_THd.shape(), in.q_THd.dtype());
+  const Tensor dq = Tensor::zeros(in.q_THd.shape(), in.q_THd.dtype(), in.q_THd.device());
   KvBlocks blocks = own_blocks(rows, in.k_SGd, in.v_SGd);
   KvBlocks gradients;  // of the blocks that this rank had a step ago
   for (int step = 0; step < ring_.size(); ++step) {

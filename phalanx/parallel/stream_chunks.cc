@@ -38,7 +38,7 @@ GatherChunks::GatherChunks(Group& group, Tensor own, bool cut) : rows_(own.rows(
     chunks_.push_back({{0, rows_}, group.all_gather(own)});
     return;
   }
-  all_ = Tensor::empty(own.shape().with_rows(rows_), own.dtype());
+  all_ = Tensor::empty(own.shape().with_rows(rows_), own.dtype(), own.device());
   const RowRun here = run_of(group, rows_, group.rank());
   chunks_.push_back({here, std::nullopt});
   for (int i = 1; i < group.size(); ++i) {
@@ -79,7 +79,7 @@ ReduceChunks::ReduceChunks(Group& group, Tensor y, bool scatter, bool cut)
     return;
   }
   const int64_t own = y_.rows() / group.size();
-  received_ = Tensor::empty(y_.shape().with_rows(y_.rows() - own), y_.dtype());
+  received_ = Tensor::empty(y_.shape().with_rows(y_.rows() - own), y_.dtype(), y_.device());
   for (int i = 1; i <= group.size(); ++i) chunks_.push_back(run_of(group, y_.rows(), other(group, i)));
 }
 
@@ -111,14 +111,13 @@ Task<Tensor> ReduceChunks::sum() {
 Tensor ReduceChunks::scattered() const {
   const RowRun run = run_of(*group_, y_.rows(), group_->rank());
   const Tensor own = slice(y_, run);
-  const Tensor out = Tensor::empty(own.shape(), own.dtype());
-  PooledVector<const std::byte*> in;
+  const Tensor out = Tensor::empty(own.shape(), own.dtype(), own.device());
+  PooledVector<Tensor> in;
   for (int r = 0; r < group_->size(); ++r) {
     const int64_t i = (group_->rank() - r + group_->size()) % group_->size();  // places before this rank
-    in.push_back(i == 0 ? own.raw() : received_.slice((i - 1) * run.rows(), i * run.rows()).raw());
+    in.push_back(i == 0 ? own : received_.slice((i - 1) * run.rows(), i * run.rows()));
   }
-  std::byte* const to = out.raw();
-  reduce_parts(out.dtype(), Reduce::sum, in, std::span(&to, 1), out.numel());
+  reduce_tensors(out, in, Reduce::sum);
   return out;
 }
 

@@ -12,6 +12,17 @@ Task<> multiply_gathered(GatherChunks* x, Product product, std::span<const Tenso
   }
 }
 
+Task<> linear_gathered(GatherChunks* x, std::span<const Tensor> w, std::span<const Tensor> b,
+                       std::span<const Tensor> y) {
+  while (x->more()) {
+    const RowRun rows = co_await x->next();
+    const Tensor chunk = x->all().slice(rows.begin, rows.end);
+    for (size_t i = 0; i < w.size(); ++i) {
+      linear_into(y[i].slice(rows.begin, rows.end), chunk, w[i], b[i]);
+    }
+  }
+}
+
 void multiply_and_send(ReduceChunks& sum, Product product, std::span<const Tensor> x,
                        std::span<const Tensor> w) {
   while (sum.more()) {

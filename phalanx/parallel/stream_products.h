@@ -16,6 +16,10 @@ using Product = void (*)(Tensor y, const Tensor& x, const Tensor& w, Into into);
 Task<> multiply_gathered(GatherChunks* x, Product product, std::span<const Tensor> w,
                          std::span<const Tensor> y);
 
+/// y[i] [T, N_i] = x · w[i]ᵀ + b[i], of all rows of x; b[i] may be empty.
+Task<> linear_gathered(GatherChunks* x, std::span<const Tensor> w, std::span<const Tensor> b,
+                       std::span<const Tensor> y);
+
 /// Writes and sends Σ_i x[i] · w[i], all rows of this rank's summand. Does not wait.
 void multiply_and_send(ReduceChunks& sum, Product product, std::span<const Tensor> x,
                        std::span<const Tensor> w);

@@ -20,8 +20,8 @@ GatherChunks TensorParallel::gather_chunks(Tensor x) {
   return sequence_ ? GatherChunks(group_, std::move(x), overlap_) : GatherChunks(std::move(x));
 }
 
-ReduceChunks TensorParallel::reduce_chunks(const Shape& shape, DType dtype) {
-  Tensor y = Tensor::empty(shape, dtype);
+ReduceChunks TensorParallel::reduce_chunks(const Shape& shape, const Tensor& like) {
+  Tensor y = Tensor::empty(shape, like.dtype(), like.device());
   return ranks() == 1 ? ReduceChunks(std::move(y)) : ReduceChunks(group_, std::move(y), sequence_, overlap_);
 }
 

@@ -45,7 +45,7 @@ class TensorParallel {
   /// The same for products: what they take, as it comes, and a summand's place, which they write. One chunk,
   /// or several if they overlap. Both start to communicate at once.
   GatherChunks gather_chunks(Tensor x);
-  ReduceChunks reduce_chunks(const Shape& shape, DType dtype);
+  ReduceChunks reduce_chunks(const Shape& shape, const Tensor& like);
 
   /// What belongs to the stream's rows here, of a tensor [T, …] that all ranks have alike.
   Tensor stream_rows(const Tensor& all) const { return sequence_ ? own_rows(all) : all; }

@@ -66,13 +66,13 @@ void set_count(const Tensor& t, int64_t value) {
 
 void copy(const Tensor& to, const Tensor& from) {
   StreamState& stream = current_stream().state();
-  for (const Tensor* t : {&to, &from}) {
-    PHX_CHECK(!t->on_cuda() || t->device() == stream.device(), "a copy of {} to {} on a stream of {}",
-              device_name(from.device()), device_name(to.device()), device_name(stream.device()));
-  }
+  // From another GPU, too: its addresses are known here.
+  const Device here = to.on_cuda() ? to.device() : from.device();
+  PHX_CHECK(here == stream.device(), "a copy of {} to {} on a stream of {}", device_name(from.device()),
+            device_name(to.device()), device_name(stream.device()));
   if (!from.on_cuda()) return from_host(to.address(), from.address(), to.bytes(), stream);
   if (!to.on_cuda()) return to_host(to.address(), from.address(), to.bytes(), stream);
-  check(cudaMemcpyAsync(to.address(), from.address(), to.bytes(), cudaMemcpyDeviceToDevice, stream.native()),
+  check(cudaMemcpyAsync(to.address(), from.address(), to.bytes(), cudaMemcpyDefault, stream.native()),
         "cudaMemcpyAsync");
 }
 

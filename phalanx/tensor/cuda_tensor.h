@@ -8,6 +8,13 @@ namespace phalanx::cuda {
 /// cuda_initialise, with CUDA.
 int initialise(const CudaOptions& options);
 
+/// A stream of `device`, the calling thread's for as long as the result lives.
+std::shared_ptr<void> enter(Device device);
+/// current_stream().synchronise().
+void synchronise();
+/// Bytes of memory of a GPU.
+uint64_t memory_of(Device device);
+
 /// The pool of the calling thread's stream, which must be one of `device`.
 Allocator& allocator(Device device);
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace phalanx {
@@ -43,5 +44,27 @@ struct CudaOptions {
 /// make ranks that share a GPU wait for one another), and reserves memory. Gives the number of GPUs, at
 /// least 1. Error when this build has no CUDA, the machine no driver or GPU, or the GPU not the memory.
 int cuda_initialise(const CudaOptions& options = {});
+/// GPUs that this process can use; the first call starts CUDA, unless cuda_initialise did.
+int cuda_devices();
+
+/// The device of a rank: ranks of a process take its GPUs in turn.
+Device device_of_rank(Device::Kind kind, int rank);
+
+/// What a thread that works on `device` needs, for as long as this lives: on a GPU a stream of its own
+/// (tensor/stream.h), on which it allocates and queues; on the CPU nothing. Made and destroyed on that
+/// thread.
+class DeviceScope {
+ public:
+  explicit DeviceScope(Device device);
+
+ private:
+  std::shared_ptr<void> stream_;
+};
+
+/// Waits for what the calling thread has queued on `device`; on the CPU nothing is.
+void synchronise(Device device);
+
+/// Bytes of memory of `device`: the machine's, or the GPU's.
+uint64_t memory_of(Device device);
 
 }  // namespace phalanx

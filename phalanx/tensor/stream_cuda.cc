@@ -35,6 +35,23 @@ int initialise(const CudaOptions& options) {
   return gpus;
 }
 
+std::shared_ptr<void> enter(Device device) {
+  struct Entered {
+    explicit Entered(Device on) : stream(on), scope(stream) {}
+    Stream stream;
+    StreamScope scope;
+  };
+  return std::make_shared<Entered>(device);
+}
+
+void synchronise() { current_stream().synchronise(); }
+
+uint64_t memory_of(Device device) {
+  cudaDeviceProp gpu;
+  check(cudaGetDeviceProperties(&gpu, device.index), "cudaGetDeviceProperties");
+  return gpu.totalGlobalMem;
+}
+
 Allocator& allocator(Device device) {
   const Stream& stream = current_stream();
   PHX_CHECK(stream.device() == device, "memory of {} on a thread whose stream is of {}", device_name(device),

@@ -65,14 +65,7 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);
-  if (t.bytes() == 0) return t;
-  if constexpr (kHaveCuda) {
-    if (t.on_cuda()) {
-      cuda::zero(t);
-      return t;
-    }
-  }
-  std::memset(t.data_, 0, t.bytes());
+  zero_into(t);
   return t;
 }
 
@@ -86,11 +79,29 @@ Tensor Tensor::to(Device device) const {
 void copy_into(Tensor to, const Tensor& from) {
   PHX_CHECK(to.dtype() == from.dtype() && to.shape() == from.shape(), "a copy of {} {} into {} {}",
             dtype_name(from.dtype()), from.shape(), dtype_name(to.dtype()), to.shape());
+  copy_bytes(std::move(to), from);
+}
+
+void copy_bytes(Tensor to, const Tensor& from) {
+  PHX_CHECK(to.bytes() == from.bytes(), "a copy of {} bytes to {}", from.bytes(), to.bytes());
   if (to.bytes() == 0) return;
   if constexpr (kHaveCuda) {
     if (to.on_cuda() || from.on_cuda()) return cuda::copy(to, from);
   }
   std::memmove(to.raw(), from.raw(), to.bytes());
+}
+
+void zero_into(Tensor t) {
+  if (t.bytes() == 0) return;
+  if constexpr (kHaveCuda) {
+    if (t.on_cuda()) return cuda::zero(t);
+  }
+  std::memset(t.raw(), 0, t.bytes());
+}
+
+double number_of(const Tensor& t) {
+  PHX_CHECK(t.numel() == 1, "the number in a tensor {}", t.shape());
+  return t.to(kCpu).data<const double>()[0];
 }
 
 Tensor::Tensor(const Tensor& other) noexcept

@@ -150,5 +150,11 @@ Tensor Tensor::of(const Shape& shape, std::span<const T> values) {
 
 /// to = from: equal dtypes and shapes, any devices. Same promises as Tensor::to.
 void copy_into(Tensor to, const Tensor& from);
+/// The same of any dtypes and shapes with equal bytes.
+void copy_bytes(Tensor to, const Tensor& from);
+/// Every byte 0, on the calling thread's stream where the tensor is on a GPU.
+void zero_into(Tensor t);
+/// The number in an f64 [1] tensor; of one on a GPU the host waits for it.
+double number_of(const Tensor& t);
 
 }  // namespace phalanx

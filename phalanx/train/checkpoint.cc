@@ -39,7 +39,8 @@ std::vector<PieceToWrite> pieces_to_write(std::span<const NamedTensor> tensors) 
 // Hashes and writes block by block, while a block is in the cache.
 std::vector<uint64_t> write_blocks(SafetensorsWriter& writer, const Tensor& tensor) {
   std::vector<uint64_t> checksums;
-  std::span<const std::byte> rest(tensor.raw(), tensor.bytes());
+  const Tensor here = tensor.to(kCpu);
+  std::span<const std::byte> rest(here.raw(), here.bytes());
   while (!rest.empty()) {
     const auto block = rest.first(std::min<size_t>(rest.size(), BlockReader::kBlock));
     checksums.push_back(xxh3(block));
@@ -107,7 +108,9 @@ void read_tensors(SavedCheckpoint& saved, std::span<const NamedTensor> wanted) {
   for (const NamedTensor& t : wanted) {
     PHX_CHECK(t.local.numel() == t.slice.local.numel(), "tensor {}: {} elements for a slice of shape {}",
               t.name, t.local.numel(), t.slice.local);
-    saved.read(t.name, t.slice.full, box_of(t.slice), t.local);
+    const Tensor here = t.local.on_cuda() ? Tensor::empty(t.local.shape(), t.local.dtype()) : t.local;
+    saved.read(t.name, t.slice.full, box_of(t.slice), here);
+    if (t.local.on_cuda()) copy_into(t.local, here);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include "phalanx/base/trace.h"
 #include "phalanx/ep/move_slots.h"
+#include "phalanx/ops/cast.h"
 #include "phalanx/ops/elementwise.h"
 
 namespace phalanx {
@@ -86,6 +87,10 @@ void ExpertPlaces::move(Experts& experts, const ep::ReplicaMap& from, const ep::
   Group& ep = parameters_.mesh().group(Axis::ep);
   const PooledVector<Tensor> moved = run(ep::move_slots(ep, own, from, to));
   for (size_t i = 0; i < own.size(); ++i) copy_into(own[i], moved[i]);
+  if (!parameters_.narrow()) return;
+  for (const Parameter* p : experts.parameters()) {
+    narrow_into(parameters_.own_kept(*p), parameters_.own_value(*p));
+  }
 }
 
 void ExpertPlaces::at_home(FunctionRef<void()> body) {

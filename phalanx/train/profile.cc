@@ -24,7 +24,7 @@ constexpr int kRounds = 5;
 
 double matmul_flops(Group& world, DType dtype) {
   world.barrier().wait();
-  const double flops = measure_matmul_flops(dtype, 2048, 0.2);
+  const double flops = measure_matmul_flops(dtype, kCpu, 2048, 0.2);
   world.barrier().wait();
   return flops;
 }

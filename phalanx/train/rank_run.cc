@@ -1,7 +1,5 @@
 #include "phalanx/train/rank_run.h"
 
-#include <unistd.h>
-
 #include "phalanx/train/memory.h"
 
 namespace phalanx {
@@ -16,13 +14,10 @@ RowShare share_of(const RunConfig& config, const Mesh& mesh) {
   return row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
 }
 
-uint64_t physical_memory() {
-  return static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-}
-
 // The parameters exist once the model is built, and the optimizer's state takes their layout.
 ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& config, const Mesh& mesh) {
-  check_memory(memory_account(config, config.model.vocabulary, mesh.coordinate(Axis::pp)), physical_memory());
+  check_memory(memory_account(config, config.model.vocabulary, mesh.coordinate(Axis::pp)),
+               memory_of(parameters.device()));
   parameters.initialise(config.train.seed);
   return parameters;
 }
@@ -31,13 +26,16 @@ ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& confi
 
 RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
     : config_(with_vocabulary(config, vocabulary)),
+      device_(device_of_rank(config.train.device, world.rank())),
+      scope_(device_),
       mesh_(world, layout_of(config.parallel)),
       share_(share_of(config.train, mesh_)),
       schedule_(schedule_of(config, share_.microbatches())),
-      parameters_(
-          mesh_, config.train.dtype,
-          {.stage = static_cast<Zero>(config.parallel.zero), .shard = config.parallel.shard},
-          {.narrow = config.train.weights == KeptWeights::bf16, .master_in = config.optimizer.offload}),
+      parameters_(mesh_, config.train.dtype,
+                  {.stage = static_cast<Zero>(config.parallel.zero), .shard = config.parallel.shard},
+                  {.narrow = config.train.weights == KeptWeights::bf16,
+                   .master_in = config.optimizer.offload,
+                   .device = device_}),
       model_(parameters_, config_.model, config.train.seed, stream_config(config.parallel),
              config.parallel.ulysses,
              parts_of_rank(schedule_, mesh_.coordinate(Axis::pp), config.model.layers,

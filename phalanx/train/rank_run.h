@@ -16,6 +16,7 @@ class RankRun {
   RankRun& operator=(const RankRun&) = delete;
 
   const TrainConfig& config() const { return config_; }
+  Device device() const { return parameters_.device(); }
   Mesh& mesh() { return mesh_; }
   ParameterStore& parameters() { return parameters_; }
   Transformer& model() { return model_; }
@@ -27,6 +28,8 @@ class RankRun {
 
  private:
   TrainConfig config_;
+  Device device_;
+  DeviceScope scope_;
   Mesh mesh_;
   RowShare share_;
   Schedule schedule_;

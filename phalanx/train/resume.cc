@@ -116,6 +116,7 @@ Resumed resume_run(RankRun& rank, const Tokenizer& tokenizer, const std::string&
     check_same_run(saved, rank.config(), tokenizer);
   });
   const LoadedCheckpoint loaded = load_checkpoint(saved.path, tensors_of(rank), world);
+  rank.parameters().narrow_kept();
   run(rank.model().data().publish_values());
   rank.optimizer().set_steps(loaded.state.get<int64_t>("optimizer.steps"));
   return {.next_step = loaded.state.get<int64_t>("train.next_step"), .path = saved.path, .note = saved.note};

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "phalanx/ops/cross_entropy.h"
+#include "phalanx/ops/elementwise.h"
 
 namespace phalanx {
 namespace {
@@ -48,6 +49,10 @@ class TrainStages final : public StageRunner {
   TrainStages(Trainer& t, std::span<const Batch> microbatches, const Pass& pass)
       : t_(t), microbatches_(microbatches), pass_(pass) {
     forgetful_.set_keeping(false);
+    if (const Device device = t.parameters.device(); device.is_cuda()) {
+      for (const Batch& batch : microbatches) there_.push_back(on_device(batch, device));
+      microbatches_ = there_;
+    }
     const size_t tapes = static_cast<size_t>(t.model.chunks()) * microbatches.size();
     while (pass.training && t.tapes.size() < tapes) t.tapes.emplace_back();
     while (cut() && t.histories.size() < tapes / slices()) t.histories.emplace_back();
@@ -55,7 +60,7 @@ class TrainStages final : public StageRunner {
 
   Tensor empty_stream(int microbatch) override {
     const Batch& batch = microbatches_[static_cast<size_t>(microbatch)];
-    return Tensor::empty(t_.model.stream_shape(batch), t_.parameters.dtype());
+    return Tensor::empty(t_.model.stream_shape(batch), t_.parameters.compute_dtype(), t_.parameters.device());
   }
   Task<Tensor> forward(int chunk, int microbatch, Tensor x_TD) override {
     Stage& stage = t_.model.stage(chunk);
@@ -65,7 +70,12 @@ class TrainStages final : public StageRunner {
     const bool last_slice = (static_cast<size_t>(microbatch) + 1) % slices() == 0;
     if (cut() && last_slice && !pass.training) pass.history->clear();
     if (!stage.part().predicts) co_return y_TD;
-    loss_ += co_await stage.loss(std::move(y_TD), pass, tape);
+    const Tensor loss = co_await stage.loss(std::move(y_TD), pass, tape);
+    if (loss_.defined()) {
+      add_into(loss_, loss);
+    } else {
+      loss_ = loss;
+    }
     co_return Tensor();
   }
   Task<Tensor> backward(int chunk, int microbatch, Tensor dy_TD, bool defers) override {
@@ -80,8 +90,8 @@ class TrainStages final : public StageRunner {
   }
   void weight_gradients(int chunk, int microbatch) override { tape_of(chunk, microbatch).run_deferred(); }
 
-  /// Σ over microbatches, on a rank that has the last stage.
-  double loss() const { return loss_; }
+  /// Σ over microbatches, on a rank that has the last stage; 0 on others.
+  double loss() const { return loss_.defined() ? number_of(loss_) : 0; }
 
  private:
   size_t slices() const { return static_cast<size_t>(t_.pipeline.schedule().slices); }
@@ -101,9 +111,10 @@ class TrainStages final : public StageRunner {
 
   Trainer& t_;
   std::span<const Batch> microbatches_;
+  std::vector<Batch> there_;  // the same on a GPU
   Pass pass_;
   Tape forgetful_;
-  double loss_ = 0;
+  Tensor loss_;  // f64 [1]
 };
 
 void add(PhaseSeconds& seconds, const std::vector<TimedStep>& steps) {
@@ -141,7 +152,8 @@ RouterLosses take_router_losses(Transformer& model) {
 
 // The first parameter whose value or gradient is not finite, for the message; empty if all are.
 std::string first_bad_tensor(ParameterStore& store) {
-  const auto bad = [](const Tensor& t) {
+  const auto bad = [](const Tensor& given) {
+    const Tensor t = given.to(kCpu);
     return visit_float(t.dtype(), [&](auto e) {
       return std::ranges::any_of(t.span<decltype(e)>(), [](auto v) { return !std::isfinite(v); });
     });

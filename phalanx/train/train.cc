@@ -34,7 +34,8 @@ class Run {
         trace_(hooks.trace, clock_shift_) {
     const TokenFlops flops = training_flops_per_token(rank.model().config());
     world.barrier().wait();  // so that all ranks measure at the same time
-    machine_flops_ = reduce_number(world, measure_matmul_flops(rank.parameters().dtype()));
+    machine_flops_ =
+        reduce_number(world, measure_matmul_flops(rank.parameters().compute_dtype(), rank.device()));
     step_flops_ = flops.total() * static_cast<double>(tokens_of_step());
     validation_ = data.validation(config().train.eval_batches, rank.share());
   }
@@ -218,6 +219,7 @@ TrainingHistory train(const TrainConfig& given, const Dataset& data, const std::
   });
   if (!config.train.init.empty() && resume.empty()) {
     all_or_none(world, [&] { load_hf_weights(rank.parameters(), rank.model().config(), config.train.init); });
+    rank.parameters().narrow_kept();
     run(rank.model().data().publish_values());
     if (world.rank() == 0 && hooks.on_note) hooks.on_note("started from " + config.train.init);
   }

@@ -134,9 +134,11 @@ void add_run(ConfigTable& table, RunConfig& r) {
       .at_least(0)
       .at_most(kSequences);
   s.add("seed", &r.seed, "of initial values, dropout and the draw of sequences");
+  s.choice("device", &r.device, {{"cpu", Device::Kind::cpu}, {"cuda", Device::Kind::cuda}},
+           "where ranks compute: on cores, or on NVIDIA GPUs");
   s.choice("dtype", &r.dtype, {{"f32", DType::f32}, {"f64", DType::f64}}, "of weights and arithmetic");
   s.choice("weights", &r.weights, {{"same", KeptWeights::same}, {"bf16", KeptWeights::bf16}},
-           "kept and sent in dtype, or in bf16 with a master copy");
+           "kept and sent in dtype, or in bf16 (what GPUs then compute in) with a master copy");
   s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");
   s.add("slices", &r.slices, "parts of each microbatch, along its sequences").at_least(1).at_most(kSlices);
   s.choice("recompute", &r.recompute.what,

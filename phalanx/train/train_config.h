@@ -19,7 +19,7 @@
 
 namespace phalanx {
 
-/// How weights are kept: in the dtype of arithmetic, or in bf16 with a master copy in that (WeightsConfig).
+/// How weights are kept: in the dtype of arithmetic, or in bf16 with a master copy in that (ParameterStore).
 enum class KeptWeights : uint8_t { same, bf16 };
 
 /// Section [train].
@@ -28,6 +28,7 @@ struct RunConfig {
   int64_t batch = 12;      ///< sequences of a step, over all ranks
   int64_t microbatch = 0;  ///< sequences of one rank at a time; 0: its whole share of the batch
   uint64_t seed = 1337;    ///< of initial values, dropout and the draw of sequences
+  Device::Kind device = Device::Kind::cpu;
   DType dtype = DType::f32;
   KeptWeights weights = KeptWeights::same;
   std::string schedule;       ///< of microbatches (schedule_entries); "": sequential, with pp > 1 1f1b

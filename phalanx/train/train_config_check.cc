@@ -71,6 +71,19 @@ void check_pipeline(TrainConfig& c, const Layout& layout, int64_t microbatches) 
   }
 }
 
+// Error: a combination that GPUs do not compute yet.
+void check_device(const TrainConfig& c, const Layout& layout) {
+  if (c.train.device == Device::Kind::cpu) return;
+  const auto refuse = [](const char* what) { throw Error("train.device cuda: {} is for CPUs so far", what); };
+  if (c.model.mlp == MlpKind::moe) refuse("model.mlp moe");
+  if (c.model.attention == AttentionKind::mla) refuse("model.attention mla");
+  if (layout.tp > 1) refuse("tp > 1 of parallel.layout");
+  if (!c.optimizer.offload.empty()) refuse("optimizer.offload");
+  if (c.parallel.transport != TransportKind::threads && layout.ranks() > 1) {
+    refuse("parallel.transport other than threads");
+  }
+}
+
 Layout parsed(const std::string& layout) {
   try {
     return Layout::parse(layout);
@@ -178,6 +191,7 @@ TrainConfig checked(TrainConfig c) {
     throw Error("optimizer.min_lr {} is above optimizer.lr {}", c.lr.min_lr, c.lr.lr);
   }
   const Layout layout = layout_of(c.parallel);
+  check_device(c, layout);
   try {
     return laid_out(c, layout);
   } catch (const Error& e) {

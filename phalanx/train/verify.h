@@ -27,14 +27,15 @@ struct VerifyCase {
 
 struct VerifyOptions {
   ModelConfig model;  ///< resolved
+  Device::Kind device = Device::Kind::cpu;
   DType dtype = DType::f64;
   bool documents = false;  ///< sequences hold several, of random lengths
-  bool narrow = false;     ///< weights kept in bf16, one rank's too
+  bool narrow = false;     ///< weights kept in bf16, one rank's too; GPUs then compute in bf16
   int64_t sequences =
       0;  ///< in a microbatch of the whole job; 0: the fewest that every case's dp ranks divide
   int microbatches = 4;
   uint64_t seed = 0;
-  double tolerance = 0;  ///< largest gradient error that passes; 0: 1e-12 in f64, 1e-5 in f32
+  double tolerance = 0;  ///< largest gradient error that passes; 0: 1e-12 in f64, 1e-5 in f32, 2e-2 in bf16
 };
 
 /// The error of a gradient g against one rank's g0 is ‖g − g0‖ / max(‖g0‖, 1e-6 · ‖all g0‖).

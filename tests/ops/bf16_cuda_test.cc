@@ -86,7 +86,8 @@ TEST_F(Bf16OnGpu, ElementwiseOpsRoundOnce) {
     scale_into(scaled, 0.3);
     scale_into(scaled_wide, 0.3);
     expect_rounded(scaled, scaled_wide, "scale_into");
-    EXPECT_NEAR(sum_of_squares(a), sum_of_squares(wide(a)), 1e-12 * sum_of_squares(a));
+    EXPECT_NEAR(number_of(sum_of_squares(a)), number_of(sum_of_squares(wide(a))),
+                1e-12 * number_of(sum_of_squares(a)));
     for (const Gelu kind : {Gelu::erf, Gelu::tanh}) {
       expect_rounded(gelu(a, kind), gelu(wide(a), kind), "gelu");
       expect_rounded(gelu_backward(b, a, kind), gelu_backward(wide(b), wide(a), kind), "gelu_backward");
@@ -180,8 +181,8 @@ TEST_F(Bf16OnGpu, TheLossIsThatOfTheSameLogits) {
     const Tensor logits_wide = wide(logits);
     const CrossEntropy loss = cross_entropy(logits, targets);
     EXPECT_EQ(loss.log_sum_exp_T2.dtype(), DType::f32);
-    const double want = cross_entropy(logits_wide, targets).loss_sum;
-    EXPECT_NEAR(loss.loss_sum, want, 1e-5 * std::abs(want));
+    const double want = number_of(cross_entropy(logits_wide, targets).loss_sum);
+    EXPECT_NEAR(number_of(loss.loss_sum), want, 1e-5 * std::abs(want));
     cross_entropy_backward_into(logits, targets, loss.log_sum_exp_T2, 0.7);
     cross_entropy_backward_into(logits_wide, targets, loss.log_sum_exp_T2, 0.7);
     expect_rounded(logits, logits_wide, "the gradient of the logits");

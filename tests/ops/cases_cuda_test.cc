@@ -71,7 +71,7 @@ struct Model {
     const Tensor dnormed = matmul(dhidden.data, gate_up_FD);
     const Tensor dx = rmsnorm_backward(dnormed, x, norm_D, normed.inv_rms_T, dnorm);
     embedding_backward_into(dtable, dx, tokens);
-    return {tensor({1}, DType::f64, {loss.loss_sum}), dtable, dnorm, dgate_up, ddown};
+    return {tensor({1}, DType::f64, {number_of(loss.loss_sum)}), dtable, dnorm, dgate_up, ddown};
   }
 };
 

@@ -28,7 +28,7 @@ TEST_P(Elementwise, EqualsTheReference) {
         const Tensor x = copy_here(a);
         scale_into(x, factor);
         expect_close(values(x), scaled, within(2, dtype), "scale_into");
-        EXPECT_NEAR(sum_of_squares(here(a)), squares, 1e-12 * squares);
+        EXPECT_NEAR(number_of(sum_of_squares(here(a))), squares, 1e-12 * squares);
       });
     }
   }
@@ -37,9 +37,9 @@ TEST_P(Elementwise, EqualsTheReference) {
 // The sum is in f64, whatever the elements are.
 TEST_P(Elementwise, SquaresDoNotOverflow) {
   const Tensor x = tensor({3}, DType::f32, {1e30, -1e30, 1e30});
-  for_each_target_here([&](bool) { EXPECT_NEAR(sum_of_squares(here(x)), 3e60, 1e54); });
+  for_each_target_here([&](bool) { EXPECT_NEAR(number_of(sum_of_squares(here(x))), 3e60, 1e54); });
   const Tensor nan = tensor({3}, DType::f32, {1, std::nan(""), 1});
-  for_each_target_here([&](bool) { EXPECT_TRUE(std::isnan(sum_of_squares(here(nan)))); });
+  for_each_target_here([&](bool) { EXPECT_TRUE(std::isnan(number_of(sum_of_squares(here(nan))))); });
 }
 
 TEST_P(Elementwise, BitsDoNotDependOnThreads) {
@@ -50,7 +50,7 @@ TEST_P(Elementwise, BitsDoNotDependOnThreads) {
   expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
     const Tensor scaled = copy_here(a);
     scale_into(scaled, 0.3);
-    return {add(here(a), here(b)), scaled, tensor({1}, DType::f64, {sum_of_squares(here(a))})};
+    return {add(here(a), here(b)), scaled, tensor({1}, DType::f64, {number_of(sum_of_squares(here(a)))})};
   });
 }
 

@@ -1,7 +1,6 @@
 #include "phalanx/comm/transport/threads.h"
 
 #include <algorithm>
-#include <cstring>
 #include <deque>
 #include <mutex>
 #include <thread>
@@ -10,17 +9,21 @@
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/comm/collectives.h"
 #include "phalanx/comm/transport/direct.h"
+#include "phalanx/tensor/stream_point.h"
 
 namespace phalanx {
 namespace {
 
 // A message that was sent. It refers to the sender's tensor, so that the tensor lives until the receiver has
-// copied it, even if the sender unwinds.
+// copied it, even if the sender unwinds. On GPUs the receiver queues the copy behind what makes the tensor,
+// and the sender what comes next behind the copy; no host waits.
 struct Letter {
   int from = 0;
   Tag tag;
   Fingerprint fingerprint;
   Tensor buffer;
+  StreamPoint ready;  // of the sender's stream
+  StreamPoint taken;  // of the receiver's
   std::atomic<bool> delivered{false};
 };
 
@@ -84,6 +87,7 @@ class ThreadTransport final : public Transport {
       letter->tag = exchange.tag;
       letter->fingerprint = exchange.fingerprint;
       letter->buffer = part.message.buffer;
+      letter->ready.mark(letter->buffer);
       letter->delivered.store(false, std::memory_order_relaxed);
       part.state = letter;
       Mailbox& box = mailbox(part.message.peer);
@@ -112,24 +116,24 @@ class ThreadTransport final : public Transport {
   void abandon(Exchange&) noexcept override {}
 
   Task<> all_reduce(Call call, Tensor x, Reduce reduce) override {
-    if (call.size() == 1) return Transport::all_reduce(call, std::move(x), reduce);
+    if (by_messages(call, x)) return Transport::all_reduce(call, std::move(x), reduce);
     return direct::all_reduce(call, std::move(x), reduce);
   }
   Task<> reduce_scatter(Call call, Tensor x, Tensor out, Reduce reduce) override {
-    if (call.size() == 1) return Transport::reduce_scatter(call, std::move(x), std::move(out), reduce);
+    if (by_messages(call, x)) return Transport::reduce_scatter(call, std::move(x), std::move(out), reduce);
     return direct::reduce_scatter(call, std::move(x), std::move(out), reduce);
   }
   Task<> all_gather(Call call, Tensor x, Tensor out) override {
-    if (call.size() == 1) return Transport::all_gather(call, std::move(x), std::move(out));
+    if (by_messages(call, x)) return Transport::all_gather(call, std::move(x), std::move(out));
     return direct::all_gather(call, std::move(x), std::move(out));
   }
   Task<> all_to_all(Call call, Tensor x, Tensor out, PooledVector<int64_t> send_rows,
                     PooledVector<int64_t> recv_rows) override {
-    const auto algorithm = call.size() == 1 ? &collectives::all_to_all : &direct::all_to_all;
+    const auto algorithm = by_messages(call, x) ? &collectives::all_to_all : &direct::all_to_all;
     return algorithm(call, std::move(x), std::move(out), std::move(send_rows), std::move(recv_rows));
   }
   Task<> broadcast(Call call, Tensor x, int root) override {
-    if (call.size() == 1) return Transport::broadcast(call, std::move(x), root);
+    if (by_messages(call, x)) return Transport::broadcast(call, std::move(x), root);
     return direct::broadcast(call, std::move(x), root);
   }
   Task<> barrier(Call call) override {
@@ -142,6 +146,9 @@ class ThreadTransport final : public Transport {
   }
 
  private:
+  // Tensors on GPUs are for their streams to read, not for the hosts' threads.
+  static bool by_messages(const Call& call, const Tensor& x) { return call.size() == 1 || x.on_cuda(); }
+
   Mailbox& mailbox(int rank) { return shared_.mailboxes[static_cast<size_t>(rank)]; }
 
   Letter* new_letter() {
@@ -154,6 +161,7 @@ class ThreadTransport final : public Transport {
   bool sent(Exchange::Part& part) {
     auto* letter = static_cast<Letter*>(part.state);
     if (!letter->delivered.load(std::memory_order_seq_cst)) return false;
+    letter->taken.pass(letter->buffer);
     letter->buffer = Tensor();
     stationery_.unused.push_back(letter);
     return true;
@@ -180,7 +188,13 @@ class ThreadTransport final : public Transport {
       throw CommError(mismatch_text(letter->from, letter->fingerprint, letter->buffer.bytes(), rank_,
                                     exchange.fingerprint, to.bytes()));
     }
-    if (to.bytes() > 0) std::memcpy(to.raw(), letter->buffer.raw(), to.bytes());
+    if (to.bytes() > 0) {
+      PHX_CHECK(to.on_cuda() == letter->buffer.on_cuda(), "a message from {} to {}",
+                device_name(letter->buffer.device()), device_name(to.device()));
+      letter->ready.pass(to);
+      copy_bytes(to, letter->buffer);
+      letter->taken.mark(to);
+    }
     letter->delivered.store(true, std::memory_order_seq_cst);
     page(part.message.peer)->bell.ring();
     return true;

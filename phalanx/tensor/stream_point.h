@@ -1,0 +1,23 @@
+// A point in what a rank has queued, for ranks that are threads of one process and hand tensors to each
+// other: on a GPU an event, so that no host waits; on the CPU nothing, since ops return when they are done.
+#pragma once
+
+#include <memory>
+
+#include "phalanx/tensor/tensor.h"
+
+namespace phalanx {
+
+class StreamPoint {
+ public:
+  /// If `t` is on a GPU: the end of what the calling thread's stream has queued so far.
+  void mark(const Tensor& t);
+  /// If `t` is on a GPU: what the calling thread's stream queues from now on starts behind that point.
+  /// Another thread may have marked it, and may mark it anew once this has returned.
+  void pass(const Tensor& t) const;
+
+ private:
+  std::shared_ptr<void> event_;
+};
+
+}  // namespace phalanx

@@ -1,0 +1,140 @@
+// Training on a GPU: the same steps as on the CPU, compared parameter by parameter.
+#include <cmath>
+#include <map>
+#include <random>
+
+#include "phalanx/comm/transport/threads.h"
+#include "phalanx/train/rank_run.h"
+#include "tests/cuda_test.h"
+#include "tests/train/small_runs.h"
+
+namespace phalanx::test {
+namespace {
+
+using Vectors = std::map<std::string, std::vector<double>>;
+
+struct Outcome {
+  StepResult first;
+  std::vector<double> losses;
+  Vectors grads;    // of the first step
+  Vectors weights;  // after all
+};
+
+Vectors values_of(RankRun& rank, bool grads) {
+  Vectors all;
+  for (const Parameter& p : rank.parameters().all()) {
+    const Tensor own = (grads ? rank.parameters().own_grad(p) : rank.parameters().own_value(p)).to(kCpu);
+    visit_float(own.dtype(), [&](auto t) {
+      const auto values = own.span<decltype(t)>();
+      all[p.name()].assign(values.begin(), values.end());
+    });
+  }
+  return all;
+}
+
+Outcome train_on(Device::Kind device, TrainConfig config, const Dataset& data) {
+  config.train.device = device;
+  Outcome out;
+  run_thread_ranks({.ranks = 1}, [&](Group& world) {
+    RankRun rank(config, data.tokenizer().vocabulary(), world);
+    for (int64_t s = 0; s < 3; ++s) {
+      const std::vector<Batch> batches = data.train_batches(s, rank.share());
+      if (s == 0) {
+        out.first = compute_gradients(rank.trainer(), batches, 0);
+        out.grads = values_of(rank, true);
+      }
+      const StepResult step = train_step(rank.trainer(), batches, 1e-3, static_cast<uint64_t>(s));
+      out.losses.push_back(step.loss);
+    }
+    out.weights = values_of(rank, false);
+  });
+  return out;
+}
+
+double norm(const std::vector<double>& v) {
+  double sum = 0;
+  for (const double x : v) sum += x * x;
+  return std::sqrt(sum);
+}
+
+// Softmax does not see a bias of keys: its gradient is 0 but for rounding, which AdamW makes steps of.
+bool is_rounding(const std::string& name) { return name.ends_with(".attention.k.b"); }
+
+// ‖got − want‖ / max(‖want‖, 1e-6 · ‖all want‖), of the worst tensor; where all is rounding, / ‖all want‖.
+double worst_error(const Vectors& got, const Vectors& want) {
+  double all = 0;
+  for (const auto& [name, w] : want) all += norm(w) * norm(w);
+  double worst = 0;
+  for (const auto& [name, w] : want) {
+    const std::vector<double>& g = got.at(name);
+    std::vector<double> error(w.size());
+    for (size_t i = 0; i < w.size(); ++i) error[i] = g[i] - w[i];
+    const double floor = (is_rounding(name) ? 1 : 1e-6) * std::sqrt(all);
+    worst = std::max(worst, norm(error) / std::max(norm(w), floor));
+  }
+  return worst;
+}
+
+struct Case {
+  const char* name;
+  TrainConfig (*config)(const Layout&, const char*);
+};
+
+class TrainOnGpu : public CudaTest, public testing::WithParamInterface<Case> {};
+
+TEST_P(TrainOnGpu, EqualsTheCpu) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  TrainConfig config = GetParam().config({}, "sequential");
+  const Dataset data = random_text(config, seed);
+  for (const DType dtype : {DType::f64, DType::f32}) {
+    SCOPED_TRACE(dtype_name(dtype));
+    config.train.dtype = dtype;
+    const Outcome want = train_on(Device::Kind::cpu, config, data);
+    const Outcome got = train_on(Device::Kind::cuda, config, data);
+    const double tolerance = dtype == DType::f64 ? 1e-12 : 1e-5;
+    EXPECT_NEAR(got.first.loss, want.first.loss, tolerance * want.first.loss);
+    EXPECT_NEAR(got.first.grad_norm, want.first.grad_norm, tolerance * want.first.grad_norm);
+    EXPECT_LT(worst_error(got.grads, want.grads), tolerance);
+    if (dtype == DType::f64) {  // AdamW steps by a gradient's sign, which rounding may change near 0
+      EXPECT_LT(worst_error(got.weights, want.weights), 1e-9);
+      for (size_t s = 0; s < want.losses.size(); ++s) EXPECT_NEAR(got.losses[s], want.losses[s], 1e-9);
+    }
+  }
+}
+
+// Weights kept in bf16: a GPU computes in bf16, too. Beside the CPU in f64, from weights rounded alike, all
+// that differs is rounding.
+TEST_P(TrainOnGpu, InBf16IsNearF64) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  TrainConfig config = GetParam().config({}, "sequential");
+  const Dataset data = random_text(config, seed);
+  config.train.weights = KeptWeights::bf16;
+  const Outcome want = train_on(Device::Kind::cpu, config, data);
+  const Outcome got = train_on(Device::Kind::cuda, config, data);
+  EXPECT_NEAR(got.first.loss, want.first.loss, 2e-3 * want.first.loss);
+  EXPECT_LT(worst_error(got.grads, want.grads), 2e-2);
+  for (size_t s = 0; s < want.losses.size(); ++s) {
+    EXPECT_NEAR(got.losses[s], want.losses[s], 5e-3 * want.losses[s]);
+  }
+}
+
+// A step on the GPU is the same twice, to the bit.
+TEST_P(TrainOnGpu, IsDeterministic) {
+  TrainConfig config = GetParam().config({}, "sequential");
+  const Dataset data = random_text(config, std::random_device{}());
+  config.train.weights = KeptWeights::bf16;
+  const Outcome once = train_on(Device::Kind::cuda, config, data);
+  const Outcome again = train_on(Device::Kind::cuda, config, data);
+  EXPECT_EQ(once.losses, again.losses);
+  EXPECT_EQ(once.grads, again.grads);
+  EXPECT_EQ(once.weights, again.weights);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, TrainOnGpu,
+                         testing::Values(Case{"gpt", small_gpt}, Case{"llama", small_llama}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace phalanx::test

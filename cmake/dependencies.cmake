@@ -98,8 +98,9 @@ if(PHALANX_CUDA)
     phalanx_pypi_headers(cutlass HEADER cutlass/cutlass.h PACKAGE nvidia-cutlass VERSION 4.2.0.0
                          INCLUDE cutlass_library/source/include)
   endif()
+  set(_cudnn_frontend_needs CUDA::nvrtc)  # by engines that we do not ask for
   foreach(_headers cudnn_frontend cutlass)
-    phalanx_ext(${_headers})
+    phalanx_ext(${_headers} LINK ${_${_headers}_needs})
     target_include_directories(${phalanx_ext_target} SYSTEM INTERFACE ${PHALANX_${_headers}_INCLUDE})
   endforeach()
 endif()

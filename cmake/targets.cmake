@@ -1,7 +1,7 @@
 # What a folder becomes. Sources are found by their names, so that adding a file needs no edit here:
 #   *.cc                     always, except
 #   mpi*.cc                  when MPI was found (PHALANX_HAVE_MPI)
-#   *.cu, nccl*, *_cuda.cc   when PHALANX_CUDA is on (PHALANX_HAVE_CUDA)
+#   *.cu, nccl*, *_cuda.cc, *_cudnn.cc   when PHALANX_CUDA is on (PHALANX_HAVE_CUDA)
 
 # Sets OUT to those of the given files which this configuration compiles.
 function(phalanx_choose_sources out)
@@ -10,7 +10,7 @@ function(phalanx_choose_sources out)
     list(FILTER files EXCLUDE REGEX "/mpi[^/]*\\.cc$")
   endif()
   if(NOT PHALANX_CUDA)
-    list(FILTER files EXCLUDE REGEX "(\\.cu|/nccl[^/]*\\.cc|_cuda\\.cc)$")
+    list(FILTER files EXCLUDE REGEX "(\\.cu|/nccl[^/]*\\.cc|_cu(da|dnn)\\.cc)$")
   endif()
   set(${out} ${files} PARENT_SCOPE)
 endfunction()

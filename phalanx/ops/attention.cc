@@ -32,6 +32,9 @@ void check_shapes(const Tensor& q, const Tensor& k, const Tensor& v, const Atten
             dtype_name(k.dtype()), dtype_name(v.dtype()));
 }
 
+// Of sums over inputs of this dtype, and of the log-sum-exp.
+DType sum_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
+
 // Of y and its gradient.
 Shape output_shape(const Tensor& q, const AttentionConfig& c) { return {q.rows(), c.heads * c.values()}; }
 
@@ -54,11 +57,26 @@ int64_t backward_operations(const AttentionTiles& tiles, const AttentionConfig& 
   return operations(3 * c.head_dim + 2 * c.values(), tiles, c);
 }
 
+// How many of the first rectangles share neither queries nor keys, for they ascend in both.
+size_t rectangles_apart(std::span<const AttentionTile> rectangles) {
+  size_t n = 1;
+  while (n < rectangles.size() &&
+         rectangles[n].first_query >= rectangles[n - 1].first_query + rectangles[n - 1].queries &&
+         rectangles[n].first_key >= rectangles[n - 1].first_key + rectangles[n - 1].keys) {
+    ++n;
+  }
+  return n;
+}
+
 // Calls f with tiles that share neither queries nor keys.
 template <class F>
 void for_each_wave(const AttentionTiles& tiles, F f) {
   f(std::span<const AttentionTile>(tiles.squares));
-  for (const AttentionTile& t : tiles.rectangles) f(std::span(&t, 1));
+  for (std::span<const AttentionTile> left = tiles.rectangles; !left.empty();) {
+    const size_t n = rectangles_apart(left);
+    f(left.first(n));
+    left = left.subspan(n);
+  }
 }
 
 attention_kernel::Shape kernel_shape(const AttentionConfig& c) {
@@ -223,7 +241,7 @@ void attend(const std::array<Tensor, 3>& q_k_v, const Attended& out, std::span<c
   if constexpr (kHaveCuda) {
     if (out.y_THd.on_cuda()) return cuda::attention(q_k_v, out, tiles, adds, c);
   }
-  visit_float(out.y_THd.dtype(), [&](auto t) {
+  visit_float(q_k_v[0].dtype(), [&](auto t) {
     forward<decltype(t)>({q_k_v[0], q_k_v[1], q_k_v[2]}, out, tiles, adds, c);
   });
 }
@@ -249,6 +267,9 @@ void check_backward(const AttentionBackward& in, const AttentionConfig& c) {
   const Shape y = output_shape(in.q_THd, c);
   PHX_CHECK(in.dy_THd.shape() == y && in.forward.y_THd.shape() == y, "dy {}, q {}, y {}", in.dy_THd.shape(),
             in.q_THd.shape(), in.forward.y_THd.shape());
+  PHX_CHECK(in.dy_THd.dtype() == in.q_THd.dtype() && in.forward.y_THd.dtype() == in.q_THd.dtype(),
+            "dy {}, q {}, y {}", dtype_name(in.dy_THd.dtype()), dtype_name(in.q_THd.dtype()),
+            dtype_name(in.forward.y_THd.dtype()));
 }
 
 }  // namespace
@@ -259,7 +280,7 @@ Attended attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   PHX_CHECK(q.rows() == k.rows(), "q {} and k {}", q.shape(), k.shape());
   const AttentionTiles tiles = attention_tiles(checked_offsets(sequence_offsets, q.rows()));
   const Attended out = {Tensor::empty(output_shape(q, config), q.dtype(), q.device()),
-                        Tensor::empty({q.rows(), config.heads}, q.dtype(), q.device())};
+                        Tensor::empty({q.rows(), config.heads}, sum_dtype(q.dtype()), q.device())};
   const TraceSpan span(TraceKind::attention, "attention", forward_operations(tiles, config));
   attend({q, k, v}, out, tiles.squares, false, config);
   return out;
@@ -280,15 +301,16 @@ AttentionGradients attention_backward(const Tensor& dy, const Tensor& q, const T
 }
 
 Attended attended_nothing(const Tensor& q, const AttentionConfig& config) {
-  const Attended out = {Tensor::zeros(output_shape(q, config), q.dtype(), q.device()),
-                        Tensor::empty({q.rows(), config.heads}, q.dtype(), q.device())};
+  const DType dtype = sum_dtype(q.dtype());
+  const Attended out = {Tensor::zeros(output_shape(q, config), dtype, q.device()),
+                        Tensor::empty({q.rows(), config.heads}, dtype, q.device())};
   if constexpr (kHaveCuda) {
     if (q.on_cuda()) {
       cuda::fill_infinity(out.log_sum_exp_TH);
       return out;
     }
   }
-  visit_float(q.dtype(), [&](auto t) {
+  visit_float(dtype, [&](auto t) {
     using T = decltype(t);
     std::ranges::fill(out.log_sum_exp_TH.span<T>(), -std::numeric_limits<T>::infinity());
   });

@@ -3,6 +3,7 @@
 // memory, one row a lane.
 #include <limits>
 
+#include "phalanx/ops/attention_cudnn.h"
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/elementwise.cuh"
 
@@ -358,6 +359,7 @@ struct MinusInfinity {
 void attention(const std::array<Tensor, 3>& q_k_v, const Attended& out, std::span<const AttentionTile> tiles,
                bool adds, const AttentionConfig& c) {
   const auto& [q, k, v] = q_k_v;
+  if (q.dtype() == DType::bf16) return attention_bf16(q_k_v, out, tiles, adds, c);
   visit_float(q.dtype(), [&, &q = q, &k = k, &v = v](auto zero) {
     using T = decltype(zero);
     Arguments<T> a = arguments_of<T>(q, k, v, c);
@@ -372,6 +374,7 @@ void attention(const std::array<Tensor, 3>& q_k_v, const Attended& out, std::spa
 void attention_backward(const AttentionBackward& in, const AttentionGradients& out,
                         std::span<const AttentionTile> tiles, bool adds, const AttentionConfig& c) {
   const Device device = in.q_THd.device();
+  if (in.q_THd.dtype() == DType::bf16) return attention_backward_bf16(in, out, tiles, adds, c);
   visit_float(in.q_THd.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const Tensor& y = in.forward.y_THd;

@@ -29,6 +29,7 @@ struct AttentionTile {
 
   /// (query, key) pairs that meet.
   int64_t pairs() const { return causal ? queries * (queries + 1) / 2 : queries * keys; }
+  friend bool operator==(const AttentionTile&, const AttentionTile&) = default;
 };
 
 /// Squares are causal and share neither queries nor keys; rectangles are not, and may share both.

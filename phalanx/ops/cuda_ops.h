@@ -60,8 +60,8 @@ void rope_into(const Tensor& x_THd, const Tensor& positions, int64_t head_dim, c
 void adamw_into(const AdamWTensors& tensors, double gradient_scale, const AdamWStep& step);
 void sgd_into(const Tensor& w, const Tensor& g, double gradient_scale, double lr);
 
-// ops/attention.h, f32 and f64: of tiles that share neither queries nor keys, to what `out` holds (adds) or
-// over it.
+// ops/attention.h: of tiles that share neither queries nor keys and are all causal or none, to what `out`
+// holds (adds) or over it.
 void attention(const std::array<Tensor, 3>& q_k_v, const Attended& out, std::span<const AttentionTile> tiles,
                bool adds, const AttentionConfig& config);
 void attention_backward(const AttentionBackward& in, const AttentionGradients& out,

@@ -1,5 +1,6 @@
 // Training steps on one GPU, whole (forward, backward, AdamW), on random tokens: what bench/peers'
-// gpu_training_torch.py runs with PyTorch. Arguments: models (all), --steps N, --microbatch N, --json FILE.
+// gpu_training_torch.py runs with PyTorch, with gradients in bf16 and without clipping, too. Arguments:
+// models (all), --steps N, --microbatch N, --fast (not deterministic), --json FILE.
 #include <chrono>
 #include <cstdlib>
 #include <functional>
@@ -83,6 +84,7 @@ struct Arguments {
   std::vector<std::string> models;
   int steps = 10;
   int64_t microbatch = 0;
+  bool deterministic = true;
 };
 
 void measure(Report& report, const Case& c, const Arguments& a) {
@@ -92,6 +94,8 @@ void measure(Report& report, const Case& c, const Arguments& a) {
   config.train.weights = KeptWeights::bf16;
   config.train.batch = c.sequences;
   config.train.microbatch = a.microbatch;
+  config.train.gradients = KeptWeights::bf16;
+  config.train.deterministic = a.deterministic;
   config.clip = 0;
   config = checked(config);
   run_thread_ranks({.ranks = 1}, [&](Group& world) {
@@ -115,6 +119,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
     const double operations = training_flops_per_token(rank.model().config()).total() * tokens;
     const MemoryStats memory = current_stream().memory();
     report.add({{"model", c.name},
+                {"deterministic", a.deterministic ? "yes" : "no"},
                 {"ms", 1e3 * step_s},
                 {"tokens/s", tokens / step_s},
                 {"MFU %", 100 * operations / step_s / kPeak},
@@ -128,7 +133,9 @@ Arguments arguments_of(std::span<char*> all) {
   Arguments a;
   for (size_t i = 1; i < all.size(); ++i) {
     const std::string text = all[i];
-    if (text.starts_with("--") && i + 1 < all.size()) {
+    if (text == "--fast") {
+      a.deterministic = false;
+    } else if (text.starts_with("--") && i + 1 < all.size()) {
       ++i;
       if (text == "--steps") a.steps = std::atoi(all[i]);
       if (text == "--microbatch") a.microbatch = std::atoll(all[i]);

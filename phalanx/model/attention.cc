@@ -73,8 +73,10 @@ Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
 Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   auto saved = tape.take<Saved>();
   const Tensor dy_THd = co_await o_.backward(dy_TD, saved.attended.y_THd, tape);
+  AttentionConfig config = config_;
+  config.deterministic = pass.deterministic;
   AttentionGradients d =
-      co_await context_.attend_backward(dy_THd, saved.attended, pass.sequence_rows(layer_), config_);
+      co_await context_.attend_backward(dy_THd, saved.attended, pass.sequence_rows(layer_), config);
   if (rotates()) {
     rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rotation_);
     rope_backward_into(d.dk_TGd, pass.batch->positions, config_.head_dim, rotation_);

@@ -97,9 +97,10 @@ class RoutingWatch {
 /// history outlive it.
 struct Pass {
   const Batch* batch = nullptr;
-  uint64_t step = 0;      ///< of the optimizer: dropout draws anew each step
-  double scale = 0;       ///< backward: of the summed loss
-  bool training = false;  ///< dropout on
+  uint64_t step = 0;          ///< of the optimizer: dropout draws anew each step
+  double scale = 0;           ///< backward: of the summed loss
+  bool training = false;      ///< dropout on
+  bool deterministic = true;  ///< else attention's backward on GPUs may sum in any order, faster
   Recomputation recompute;
   bool again = false;               ///< a forward that runs the second time: statistics count the first
   KvStore* cache = nullptr;         ///< decoding: one sequence, which attends to what the store holds

@@ -100,8 +100,10 @@ Task<Tensor> Mla::forward(Tensor x_TD, Pass pass, Tape& tape) {
 Task<Tensor> Mla::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   auto saved = tape.take<Saved>();
   const Tensor dy_THd = co_await o_.backward(dy_TD, saved.attended.y_THd, tape);
+  AttentionConfig config = config_;
+  config.deterministic = pass.deterministic;
   AttentionGradients d =
-      co_await context_.attend_backward(dy_THd, saved.attended, pass.sequence_rows(layer_), config_);
+      co_await context_.attend_backward(dy_THd, saved.attended, pass.sequence_rows(layer_), config);
   rope_backward_into(d.dq_THd, pass.batch->positions, config_.head_dim, rotation_);
   LatentGradients dkv = expand_kv_backward(d.dk_TGd, d.dv_TGd, shape_);
   rope_backward_into(dkv.dk_rope_Td, pass.batch->positions, shape_.rope, rotation_);

@@ -86,7 +86,7 @@ Bucket& ParameterStore::bucket_for(const Parameter& parameter, const std::vector
   Bucket fresh = {.unit = unit_of(spec.name),
                   .alike = members.size() < all.size(),
                   .counts = members.front() == all.front(),
-                  .dtype = dtype_,
+                  .dtype = gradient_dtype(),
                   .device = device()};
   const bool experts = is_of_experts(spec.placement);
   share_out(fresh, members, axes_of(mesh_, members, experts ? std::span(kExperts) : std::span(kDense)));
@@ -156,7 +156,7 @@ void ParameterStore::initialise(uint64_t seed) {
   values_ =
       in_file ? mapped_zeros({share_elements_}, dtype_, weights_.master_in) : memory(keeps_shares(), dtype_);
   if (narrow()) narrow_values_ = memory(zero() == Zero::weights, DType::bf16);
-  grads_ = memory(zero() >= Zero::gradients, dtype_);
+  grads_ = memory(zero() >= Zero::gradients, gradient_dtype());
   for (Bucket& b : buckets_) {
     if (!keeps_shares()) b.values = kept_values(b);
     if (zero() < Zero::gradients) b.grads = grads_.slice(b.begin, b.begin + b.elements);

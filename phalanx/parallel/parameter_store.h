@@ -32,9 +32,10 @@ struct ZeroConfig {
 
 /// How and where weights are kept between the runs of their units.
 struct WeightsConfig {
-  bool narrow = false;         ///< in bf16, with a master copy beside
-  std::string master_in = "";  ///< directory of a file that holds the master copy; "": it is in memory
-  Device device = kCpu;        ///< of weights, gradients and states, and where units run
+  bool narrow = false;            ///< in bf16, with a master copy beside
+  bool narrow_gradients = false;  ///< in bf16, on GPUs
+  std::string master_in = "";     ///< directory of a file that holds the master copy; "": it is in memory
+  Device device = kCpu;           ///< of weights, gradients and states, and where units run
 };
 
 /// What training keeps beside the parameters and without a gradient (a router's bias): whole on every rank of
@@ -50,8 +51,8 @@ struct State {
 /// In a narrow store weights are kept and sent as bf16; each rank has its share besides in `dtype`, the
 /// master copy that the optimizer updates (Micikevicius et al. 2018, Mixed Precision Training, section 3.1).
 /// On CPUs they become `dtype` while their unit runs; GPUs compute in bf16, sums in f32. Gradients are summed
-/// in `dtype`. Bytes of an element for f32 and R sharers: of weights 2 + 4/R (ZeRO-3: 6/R) instead of 4
-/// (4/R); and half of them travel.
+/// in `dtype`, unless they are narrow, too. Bytes of an element for f32 and R sharers: of weights 2 + 4/R
+/// (ZeRO-3: 6/R) instead of 4 (4/R); and half of them travel.
 class ParameterStore {
  public:
   ParameterStore(Mesh& mesh, DType dtype, const ZeroConfig& zero = {}, const WeightsConfig& weights = {})
@@ -77,6 +78,7 @@ class ParameterStore {
   DType dtype() const { return dtype_; }
   /// Of the values that leases give, and of the stream.
   DType compute_dtype() const { return narrow() && device().is_cuda() ? DType::bf16 : dtype_; }
+  DType gradient_dtype() const { return weights_.narrow_gradients ? DType::bf16 : dtype_; }
   Device device() const { return weights_.device; }
   Mesh& mesh() { return mesh_; }
   Zero zero() const { return zero_.stage; }

@@ -34,6 +34,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       parameters_(mesh_, config.train.dtype,
                   {.stage = static_cast<Zero>(config.parallel.zero), .shard = config.parallel.shard},
                   {.narrow = config.train.weights == KeptWeights::bf16,
+                   .narrow_gradients = config.train.gradients == KeptWeights::bf16,
                    .master_in = config.optimizer.offload,
                    .device = device_}),
       model_(parameters_, config_.model, config.train.seed, stream_config(config.parallel),
@@ -44,6 +45,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       places_(parameters_, model_, optimizer_, config.parallel),
       trainer_{mesh_,       parameters_,           model_, optimizer_, Pipeline(schedule_, mesh_),
                config.clip, config.train.recompute} {
+  trainer_.deterministic = config.train.deterministic;
   if (config.parallel.rebalance_every > 0) trainer_.places = &places_;
   share_.context = model_.context_share();
   share_.depths = config_.model.mtp;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "phalanx/ops/cast.h"
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/ops/elementwise.h"
 
@@ -153,7 +154,12 @@ RouterLosses take_router_losses(Transformer& model) {
 // The first parameter whose value or gradient is not finite, for the message; empty if all are.
 std::string first_bad_tensor(ParameterStore& store) {
   const auto bad = [](const Tensor& given) {
-    const Tensor t = given.to(kCpu);
+    Tensor t = given;
+    if (given.dtype() == DType::bf16) {
+      t = Tensor::empty(given.shape(), DType::f32, given.device());
+      widen_into(t, given);
+    }
+    t = t.to(kCpu);
     return visit_float(t.dtype(), [&](auto e) {
       return std::ranges::any_of(t.span<decltype(e)>(), [](auto v) { return !std::isfinite(v); });
     });
@@ -190,8 +196,12 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
   watch.lap(result.seconds.reduce);
 
   expect_passes(t);
-  const Pass pass = {
-      .step = step, .scale = scale, .training = true, .recompute = t.recompute, .watch = t.watch};
+  const Pass pass = {.step = step,
+                     .scale = scale,
+                     .training = true,
+                     .deterministic = t.deterministic,
+                     .recompute = t.recompute,
+                     .watch = t.watch};
   TrainStages stages(t, microbatches, pass);
   t.pipeline.run(stages);
   add(result.seconds, t.pipeline.records());

@@ -21,6 +21,7 @@ struct Trainer {
   Pipeline pipeline;  ///< over the microbatches of one step
   double clip = 0;    ///< largest gradient norm; 0: no limit
   Recomputation recompute = {};
+  bool deterministic = true;  ///< Pass::deterministic
   RoutingWatch* watch = nullptr;
   ExpertPlaces* places = nullptr;           ///< null: experts stay where they are
   std::deque<Tape> tapes = {};              ///< by chunk, and in each by microbatch

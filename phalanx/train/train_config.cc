@@ -139,6 +139,10 @@ void add_run(ConfigTable& table, RunConfig& r) {
   s.choice("dtype", &r.dtype, {{"f32", DType::f32}, {"f64", DType::f64}}, "of weights and arithmetic");
   s.choice("weights", &r.weights, {{"same", KeptWeights::same}, {"bf16", KeptWeights::bf16}},
            "kept and sent in dtype, or in bf16 (what GPUs then compute in) with a master copy");
+  s.choice("gradients", &r.gradients, {{"same", KeptWeights::same}, {"bf16", KeptWeights::bf16}},
+           "summed in dtype, or in bf16: on GPUs with weights in bf16, for steps of few microbatches");
+  s.add("deterministic", &r.deterministic,
+        "the same bits in every run; false: attention's backward on GPUs is faster");
   s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");
   s.add("slices", &r.slices, "parts of each microbatch, along its sequences").at_least(1).at_most(kSlices);
   s.choice("recompute", &r.recompute.what,

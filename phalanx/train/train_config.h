@@ -31,6 +31,8 @@ struct RunConfig {
   Device::Kind device = Device::Kind::cpu;
   DType dtype = DType::f32;
   KeptWeights weights = KeptWeights::same;
+  KeptWeights gradients = KeptWeights::same;
+  bool deterministic = true;  ///< the same bits in every run; on CPUs always
   std::string schedule;       ///< of microbatches (schedule_entries); "": sequential, with pp > 1 1f1b
   int slices = 1;             ///< of each microbatch, along its sequences (model/slices.h)
   Recomputation recompute;    ///< what backward runs forward again (model/layer.h)

@@ -73,7 +73,11 @@ void check_pipeline(TrainConfig& c, const Layout& layout, int64_t microbatches) 
 
 // Error: a combination that GPUs do not compute yet.
 void check_device(const TrainConfig& c, const Layout& layout) {
-  if (c.train.device == Device::Kind::cpu) return;
+  const bool on_cpu = c.train.device == Device::Kind::cpu;
+  if (c.train.gradients == KeptWeights::bf16 && (on_cpu || c.train.weights != KeptWeights::bf16)) {
+    throw Error("train.gradients bf16 is for train.device cuda with train.weights bf16");
+  }
+  if (on_cpu) return;
   const auto refuse = [](const char* what) { throw Error("train.device cuda: {} is for CPUs so far", what); };
   if (c.model.mlp == MlpKind::moe) refuse("model.mlp moe");
   if (c.model.attention == AttentionKind::mla) refuse("model.attention mla");

@@ -130,13 +130,18 @@ struct RouterLosses {
   double z = 0;
 };
 
-RouterLosses take_router_losses(Transformer& model) {
-  RouterLosses sum;
+// The layers' sum of one of their statistics, which begins anew.
+double take(Transformer& model, Tensor MoeStatistics::*member) {
+  Tensor sum;
   for (Moe* moe : model.moe_layers()) {
-    sum.balance += std::exchange(moe->statistics().balance_loss_sum, 0);
-    sum.z += std::exchange(moe->statistics().z_loss_sum, 0);
+    const Tensor of_layer = std::exchange(moe->statistics().*member, Tensor());
+    if (of_layer.defined()) add_loss(sum, of_layer);
   }
-  return sum;
+  return sum.defined() ? sum.to(kCpu).span<double>()[0] : 0;
+}
+
+RouterLosses take_router_losses(Transformer& model) {
+  return {take(model, &MoeStatistics::balance_loss_sum), take(model, &MoeStatistics::z_loss_sum)};
 }
 
 // The first parameter whose value or gradient is not finite, for the message; empty if all are.

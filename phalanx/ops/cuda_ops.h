@@ -85,13 +85,15 @@ Rows swiglu(const Rows& gate_up);
 Rows swiglu_backward(const Rows& dy_RF, const Rows& gate_up);
 
 // ops/embedding.h
-Tensor embedding(const Tensor& table_VD, const Tensor& tokens);
-void embedding_backward_into(const Tensor& dtable_VD, const Tensor& dy_TD, const Tensor& tokens);
+Tensor embedding(const Tensor& table_VD, const Tensor& tokens, VocabularyPart part);
+void embedding_backward_into(const Tensor& dtable_VD, const Tensor& dy_TD, const Tensor& tokens,
+                             VocabularyPart part);
 
 // ops/cross_entropy.h. The loss is a host number, so the forward waits for the stream.
 CrossEntropy cross_entropy(const Tensor& logits_TV, const Tensor& targets);
+Tensor cross_entropy_part(const Tensor& logits_TV, const Tensor& targets, VocabularyPart part);
 void cross_entropy_backward_into(const Tensor& logits_TV, const Tensor& targets, const Tensor& log_sum_exp_T2,
-                                 double scale);
+                                 double scale, VocabularyPart part);
 
 // ops/route.h. Scores are f32 or f64; of bf16 there are only the router's operands. Sequence offsets are on
 // the host.

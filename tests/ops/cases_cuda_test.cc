@@ -171,5 +171,6 @@ INSTANTIATE_TEST_SUITE_P(Gpu, ZLoss, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Capacity, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, ChoiceMargins, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, ChooseInstead, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, VocabularyParts, kOnGpu);
 
 }  // namespace phalanx::test

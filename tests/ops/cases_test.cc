@@ -33,5 +33,6 @@ INSTANTIATE_TEST_SUITE_P(Cpu, ZLoss, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Capacity, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, ChoiceMargins, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, ChooseInstead, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, VocabularyParts, kOnCpu);
 
 }  // namespace phalanx::test

@@ -94,5 +94,6 @@ class ZLoss : public OnDevice {};
 class Capacity : public OnDevice {};
 class ChoiceMargins : public OnDevice {};
 class ChooseInstead : public OnDevice {};
+class VocabularyParts : public OnDevice {};
 
 }  // namespace phalanx::test

@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "phalanx/ops/cuda_kernels.cuh"
 #include "phalanx/ops/cuda_ops.h"
 
@@ -6,8 +8,10 @@ namespace {
 
 // A team of threads for each row of tokens, whose slots it serves: so the row is read, or written, once.
 //
-// Slots that are under way at once.
+// Slots whose rows are under way at once, at most: of the combine, and of its backward, which needs more
+// registers for each.
 constexpr int kSlots = 8;
+constexpr int kSlotsBack = 4;
 
 struct PermuteArguments {
   const std::byte* x;
@@ -82,25 +86,30 @@ struct Arguments {
   Fault* fault;
 };
 
-// Packs of up to kSlots slots' rows, loaded together; of those that name none, zeros.
-template <class T, int N>
+// Packs of up to S slots' rows, loaded together. A slot that names none has the first row's: were its load
+// a matter of a condition, it would be made where the pack is used, one after another.
+template <class T, int N, int S>
 struct SlotPacks {
-  int64_t places[kSlots];
-  Pack<T, N> packs[kSlots];
+  int64_t places[S];
+  Arithmetic<T> weights[S];
+  Pack<T, N> packs[S];
 
   __device__ SlotPacks(const Arguments<T>& a, int64_t r, int64_t first, int64_t i) {
 #pragma unroll
-    for (int k = 0; k < kSlots; ++k) {
-      places[k] = first + k < a.top_k ? a.places[r * a.top_k + first + k] : -1;
+    for (int k = 0; k < S; ++k) {
+      const int64_t slot = r * a.top_k + first + k;
+      const bool there = first + k < a.top_k;
+      places[k] = there ? a.places[slot] : -1;
+      weights[k] = there && a.weights ? a.weights[slot] : Arithmetic<T>(1);
     }
 #pragma unroll
-    for (int k = 0; k < kSlots; ++k) {
-      packs[k] = places[k] < 0 ? Pack<T, N>{} : load<T, N>(a.rows + places[k] * a.width + i);
+    for (int k = 0; k < S; ++k) {
+      packs[k] = load<T, N>(a.rows + (places[k] < 0 ? 0 : places[k]) * a.width + i);
     }
   }
 };
 
-template <class T, int N>
+template <class T, int N, int S>
 __global__ void __launch_bounds__(kMostThreads) combine_kernel(Arguments<T> a) {
   using A = Arithmetic<T>;
   const int64_t rows = live_rows(a.live, a.capacity, a.fault);
@@ -108,14 +117,13 @@ __global__ void __launch_bounds__(kMostThreads) combine_kernel(Arguments<T> a) {
   if (r >= rows) return;
   for (int64_t i = int64_t{threadIdx.x} * N; i < a.width; i += int64_t{blockDim.x} * N) {
     A sum[N] = {};
-    for (int64_t first = 0; first < a.top_k; first += kSlots) {
-      const SlotPacks<T, N> in(a, r, first, i);
+    for (int64_t first = 0; first < a.top_k; first += S) {
+      const SlotPacks<T, N, S> in(a, r, first, i);
 #pragma unroll
-      for (int k = 0; k < kSlots; ++k) {
+      for (int k = 0; k < S; ++k) {
         if (in.places[k] < 0) continue;
-        const A w = a.weights ? a.weights[r * a.top_k + first + k] : A(1);
 #pragma unroll
-        for (int j = 0; j < N; ++j) sum[j] = fma(w, widen(in.packs[k].v[j]), sum[j]);
+        for (int j = 0; j < N; ++j) sum[j] = fma(in.weights[k], widen(in.packs[k].v[j]), sum[j]);
       }
     }
     Pack<T, N> out;
@@ -125,41 +133,75 @@ __global__ void __launch_bounds__(kMostThreads) combine_kernel(Arguments<T> a) {
   }
 }
 
-// Of each slot of a row: drow = w · dy, dw = dy · row.
+// The sums over a team of each of S values, in a fixed order: on its thread k the k-th.
+template <class A, int S>
+__device__ A team_sums(A (&values)[S], A (&scratch)[kMostThreads / kWarp][S]) {
+#pragma unroll
+  for (int k = 0; k < S; ++k) {
+    for (int step = kWarp / 2; step > 0; step /= 2) values[k] += __shfl_xor_sync(~0u, values[k], step);
+  }
+  const unsigned warps = blockDim.x / kWarp;
+  A(*const mine)[S] = scratch + threadIdx.y * warps;
+  __syncthreads();  // a previous call's values have been read
+  if (threadIdx.x % kWarp == 0) {
+    for (int k = 0; k < S; ++k) mine[threadIdx.x / kWarp][k] = values[k];
+  }
+  __syncthreads();
+  A sum = 0;
+  for (unsigned w = 0; threadIdx.x < S && w < warps; ++w) sum += mine[w][threadIdx.x];
+  return sum;
+}
+
+// store, past the caches. In words: behind a condition the compiler makes one store an element of a Pack.
 template <class T, int N>
-__global__ void __launch_bounds__(kMostThreads) backward_kernel(Arguments<T> a) {
+__device__ void stream_out(T* to, const Pack<T, N>& pack) {
+  if constexpr (sizeof(pack) == sizeof(uint4)) {
+    uint4 words;
+    memcpy(&words, &pack, sizeof(words));
+    __stcs(reinterpret_cast<uint4*>(to), words);
+  } else {
+    store(to, pack);
+  }
+}
+
+// Of each slot of a row: drow = w · dy, dw = dy · row.
+template <class T, int N, int S>
+__global__ void __launch_bounds__(kMostThreads, 2) backward_kernel(Arguments<T> a) {
   using A = Arithmetic<T>;
-  __shared__ TeamScratch scratch;
+  __shared__ A scratch[kMostThreads / kWarp][S];
   const int64_t rows = live_rows(a.live, a.capacity, a.fault);
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const int64_t end = r < rows ? a.width : 0;
-  for (int64_t first = 0; first < a.top_k; first += kSlots) {
-    A dots[kSlots] = {};
+  for (int64_t first = 0; first < a.top_k; first += S) {
+    A dots[S] = {};
     for (int64_t i = int64_t{threadIdx.x} * N; i < end; i += int64_t{blockDim.x} * N) {
       const auto g = load<T, N>(a.dy + r * a.width + i);
-      const SlotPacks<T, N> in(a, r, first, i);
+      const SlotPacks<T, N, S> in(a, r, first, i);
 #pragma unroll
-      for (int k = 0; k < kSlots; ++k) {
+      for (int k = 0; k < S; ++k) {
         if (in.places[k] < 0) continue;
-        const A w = a.weights[r * a.top_k + first + k];
         Pack<T, N> out;
 #pragma unroll
         for (int j = 0; j < N; ++j) {
           const A gj = widen(g.v[j]);
-          out.v[j] = narrow<T>(w * gj);
+          out.v[j] = narrow<T>(in.weights[k] * gj);
           dots[k] = fma(gj, widen(in.packs[k].v[j]), dots[k]);
         }
-        store(a.drows + in.places[k] * a.width + i, out);
+        stream_out(a.drows + in.places[k] * a.width + i, out);
       }
     }
-    for (int64_t k = first; k < a.top_k && k < first + kSlots; ++k) {
-      double dot = 0;
-#pragma unroll
-      for (int j = 0; j < kSlots; ++j) dot = j == k - first ? static_cast<double>(dots[j]) : dot;
-      dot = team_reduce(dot, scratch, Sum{});
-      if (end > 0 && threadIdx.x == 0) a.dweights[r * a.top_k + k] = static_cast<A>(dot);
-    }
+    const A dot = team_sums(dots, scratch);
+    const int64_t k = first + threadIdx.x;
+    if (end > 0 && threadIdx.x < S && k < a.top_k) a.dweights[r * a.top_k + k] = dot;
   }
+}
+
+// Calls f(integral_constant S) with the slots whose rows to load at once: a power of 2, `most` at most.
+template <int most, class F>
+void with_slots(int64_t top_k, F&& f) {
+  if (top_k <= 2) return f(std::integral_constant<int, 2>());
+  if (top_k <= 4 || most == 4) return f(std::integral_constant<int, 4>());
+  f(std::integral_constant<int, most>());
 }
 
 template <class T>
@@ -214,7 +256,10 @@ Rows unpermute(const Rows& rows, const ExpertOrder& order, const Tensor& weights
       Arguments<T> a = arguments_of<T>(rows, order, weights, like);
       a.y = y.data.device_data<T>();
       const dim3 threads = row_threads(width / n);
-      combine_kernel<T, n><<<blocks_for(a.capacity, threads.y), threads, 0, current_stream().native()>>>(a);
+      with_slots<kSlots>(a.top_k, [&](auto s) {
+        combine_kernel<T, n, s>
+            <<<blocks_for(a.capacity, threads.y), threads, 0, current_stream().native()>>>(a);
+      });
     });
   });
   check_launch("unpermute");
@@ -235,7 +280,10 @@ UnpermuteGradients unpermute_backward(const Rows& dy, const Rows& rows, const Ex
       a.drows = out.rows.data.device_data<T>();
       a.dweights = out.weights_RK.device_data<Arithmetic<T>>();
       const dim3 threads = row_threads(width / n);
-      backward_kernel<T, n><<<blocks_for(a.capacity, threads.y), threads, 0, current_stream().native()>>>(a);
+      with_slots<kSlotsBack>(a.top_k, [&](auto s) {
+        backward_kernel<T, n, s>
+            <<<blocks_for(a.capacity, threads.y), threads, 0, current_stream().native()>>>(a);
+      });
     });
   });
   check_launch("unpermute_backward");

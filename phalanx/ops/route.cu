@@ -64,6 +64,10 @@ struct RowScratch {
         chosen(kept + a.groups) {}
 };
 
+// Within two units of the last place, at a third of the division's price.
+__device__ float quotient(float a, float b) { return __fdividef(a, b); }
+__device__ double quotient(double a, double b) { return a / b; }
+
 template <class T, int P>
 __device__ void score_row(const T* logits, int experts, Scores kind, T (&s)[P]) {
   constexpr T kNone = -std::numeric_limits<T>::infinity();
@@ -74,7 +78,7 @@ __device__ void score_row(const T* logits, int experts, Scores kind, T (&s)[P]) 
   }
   if (kind == Scores::sigmoid) {
 #pragma unroll
-    for (int p = 0; p < P; ++p) s[p] = T{1} / (T{1} + exp(-s[p]));
+    for (int p = 0; p < P; ++p) s[p] = quotient(T{1}, T{1} + exp(-s[p]));
     return;
   }
   T max = kNone;
@@ -89,34 +93,56 @@ __device__ void score_row(const T* logits, int experts, Scores kind, T (&s)[P]) 
   }
   sum = warp_sum(sum);
 #pragma unroll
-  for (int p = 0; p < P; ++p) s[p] /= sum;
+  for (int p = 0; p < P; ++p) s[p] = quotient(s[p], sum);
 }
 
-// The sum of the two largest of a group, whose experts begin at `first`. Lanes with other groups begin at
-// other banks.
+// What is behind all that may be chosen.
 template <class T>
-__device__ T best_two(const T* row, int first, int size, int start) {
-  T best = -std::numeric_limits<T>::infinity();
-  T second = best;
-  int e = start % size;
-  for (int i = 0; i < size; ++i) {
-    T s = row[first + e];
-    if (isnan(s)) s = std::numeric_limits<T>::lowest();
-    const T lower = s < best ? s : best;
-    second = lower > second ? lower : second;
-    best = s > best ? s : best;
-    if (++e == size) e = 0;
-  }
-  const T sum = size > 1 ? best + second : best;
-  return sum > std::numeric_limits<T>::lowest() ? sum : std::numeric_limits<T>::lowest();
-}
+constexpr T kTaken = -std::numeric_limits<T>::infinity();
 
-// Which groups may be chosen from, of the row's scores (with the bias) in scratch.
+// The two largest of some scores.
+template <class T>
+struct BestTwo {
+  T best = kTaken<T>;
+  T second = kTaken<T>;
+
+  __device__ void add(T score) {
+    const T lower = score < best ? score : best;
+    second = lower > second ? lower : second;
+    best = score > best ? score : best;
+  }
+  __device__ T sum(bool both) const {
+    const T all = both ? best + second : best;
+    return all > std::numeric_limits<T>::lowest() ? all : std::numeric_limits<T>::lowest();
+  }
+};
+
+// Leaves the best groups alone to choose from, of the row's scores (with the bias) in scratch.
 template <class T>
 __device__ void keep_best_groups(const Arguments<T>& a, const RowScratch<T>& mine) {
   const int size = a.experts / a.groups;
   const int lane = static_cast<int>(threadIdx.x);
-  for (int g = lane; g < a.groups; g += kWarp) mine.sums[g] = best_two(mine.row, g * size, size, g);
+  // Lanes that share a group, neighbours; together they look at neighbours of the row.
+  const int sharers = kWarp % a.groups == 0 ? kWarp / a.groups : 1;
+  for (int first = 0; first < a.groups; first += kWarp / sharers) {
+    const int g = first + lane / sharers;
+    BestTwo<T> two;
+    if (g < a.groups) {
+      const int shift = g * sharers % size;  // groups begin elsewhere, so that their lanes read other banks
+      for (int i = lane % sharers; i < size; i += sharers) {
+        const int e = i + shift < size ? i + shift : i + shift - size;
+        const T s = mine.row[g * size + e];
+        two.add(isnan(s) ? std::numeric_limits<T>::lowest() : s);
+      }
+    }
+    for (int step = sharers / 2; step > 0; step /= 2) {
+      const T best = __shfl_xor_sync(~0u, two.best, step);
+      const T second = __shfl_xor_sync(~0u, two.second, step);
+      two.add(best);
+      two.add(second);
+    }
+    if (g < a.groups && lane % sharers == 0) mine.sums[g] = two.sum(size > 1);
+  }
   __syncwarp();
   for (int g = lane; g < a.groups; g += kWarp) {
     int better = 0;
@@ -124,6 +150,11 @@ __device__ void keep_best_groups(const Arguments<T>& a, const RowScratch<T>& min
       better += mine.sums[other] > mine.sums[g] || (mine.sums[other] == mine.sums[g] && other < g) ? 1 : 0;
     }
     mine.kept[g] = better < a.top_groups ? 1 : 0;
+  }
+  __syncwarp();
+  for (int g = 0; g < a.groups; ++g) {
+    if (mine.kept[g] != 0) continue;
+    for (int e = lane; e < size; e += kWarp) mine.row[g * size + e] = kTaken<T>;
   }
   __syncwarp();
 }
@@ -168,12 +199,11 @@ __global__ void forward(Arguments<T> a) {
   __syncwarp();
   if (grouped) {
     keep_best_groups(a, mine);
-    const int size = a.experts / a.groups;
 #pragma unroll
     for (int p = 0; p < P; ++p) {
       const int e = p * kWarp + lane;
       if (e >= a.experts) continue;
-      if (mine.kept[e / size] == 0) keys[p] = 0;
+      if (mine.row[e] == kTaken<T>) keys[p] = 0;
       mine.row[e] = s[p];
     }
     __syncwarp();

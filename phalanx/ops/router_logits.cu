@@ -1,15 +1,12 @@
 // The router's product. Each logit is one sum over the width, in an order that no other row or expert
 // changes: no split sums, and no library that chooses its kernel by the number of rows.
 #include <cuda_pipeline.h>
-#include <mma.h>
 
 #include "phalanx/ops/cuda_kernels.cuh"
 #include "phalanx/ops/cuda_ops.h"
 
 namespace phalanx::cuda {
 namespace {
-
-namespace wmma = nvcuda::wmma;
 
 template <class T>
 struct Product {
@@ -81,19 +78,37 @@ constexpr int kSlice = 64;
 constexpr int kStages = 3;
 constexpr int kStride = kSlice + 8;  // of a row in shared memory
 constexpr int kThreads = 256;
-constexpr int kFragment = 16;
+constexpr int kStep = 16;  // rows and columns of one multiplication; it has kAcross experts
+constexpr int kAcross = 8;
 
 template <int E>
 struct Tiles {
   static constexpr int kWarpsDown = E == 128 ? 2 : 4;
   static constexpr int kWarpsAcross = kThreads / kWarp / kWarpsDown;
-  static constexpr int kDown = kRows / kWarpsDown / kFragment;  // fragments of a warp
-  static constexpr int kAcross = E / kWarpsAcross / kFragment;
+  static constexpr int kRowSteps = kRows / kWarpsDown / kStep;
+  static constexpr int kExpertSteps = E / kWarpsAcross / kAcross;
   static constexpr int kStage = (kRows + E) * kStride;  // elements
-  static constexpr int kSumStride = E + 8;
-  static constexpr size_t kBytes =
-      std::max(kStages * kStage * sizeof(bf16), kRows* kSumStride * sizeof(float));
+  static constexpr size_t kBytes = kStages * kStage * sizeof(bf16);
 };
+
+// Four matrices of 8 × 8 bf16, of which lane l gives the address of row l % 8 of matrix l / 8, and gets of
+// each the elements of row l / 4 in columns 2 · (l % 4) and the next (PTX ISA, ldmatrix).
+__device__ void load_matrices(const bf16* row, uint32_t (&to)[4]) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
+}
+
+// sum [16, 8] += x [16, 16] · w [8, 16]ᵀ (PTX ISA, mma.m16n8k16).
+__device__ void multiply_add(float (&sum)[4], const uint32_t (&x)[4], uint32_t w0, uint32_t w1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(w0), "r"(w1));
+}
 
 // Starts to copy `count` rows of a slice; rows behind `end` and columns behind the width become zeros.
 template <int N>
@@ -122,8 +137,8 @@ __global__ void __launch_bounds__(kThreads, 2) tensor_kernel(Product<bf16> a) {
   const int64_t first_row = int64_t{blockIdx.y} * kRows;
   const int64_t first_expert = int64_t{blockIdx.x} * E;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int row = warp % S::kWarpsDown * S::kDown * kFragment;
-  const int expert = warp / S::kWarpsDown * S::kAcross * kFragment;
+  const int row = warp % S::kWarpsDown * (kRows / S::kWarpsDown);
+  const int expert = warp / S::kWarpsDown * (E / S::kWarpsAcross);
   const auto slices = static_cast<int>((a.width + kSlice - 1) / kSlice);
   const auto start = [&](int slice) {
     if (slice < slices) {
@@ -134,50 +149,46 @@ __global__ void __launch_bounds__(kThreads, 2) tensor_kernel(Product<bf16> a) {
     }
     __pipeline_commit();
   };
-  wmma::fragment<wmma::accumulator, kFragment, kFragment, kFragment, float> sum[S::kDown][S::kAcross];
-  for (auto& down : sum) {
-    for (auto& s : down) wmma::fill_fragment(s, 0.0f);
-  }
+  float sum[S::kRowSteps][S::kExpertSteps][4] = {};
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  // Of x matrices go down first, of w across.
+  const int x_at = (row + lane % kStep) * kStride + lane / kStep * 8;
+  const int w_at = (kRows + expert + lane % 8 + lane / kStep * 8) * kStride + lane / 8 % 2 * 8;
   for (int slice = 0; slice < kStages - 1; ++slice) start(slice);
   for (int slice = 0; slice < slices; ++slice) {
     __pipeline_wait_prior(kStages - 2);
     __syncthreads();  // the slice is here, and all are done with the one before it, whose stage is next
     start(slice + kStages - 1);
-    const auto* const x =
-        reinterpret_cast<const __nv_bfloat16*>(stages + slice % kStages * S::kStage) + row * kStride;
-    const auto* const w = reinterpret_cast<const __nv_bfloat16*>(stages + slice % kStages * S::kStage) +
-                          (kRows + expert) * kStride;
+    const bf16* const stage = stages + slice % kStages * S::kStage;
 #pragma unroll
-    for (int d = 0; d < kSlice; d += kFragment) {
-      wmma::fragment<wmma::matrix_a, kFragment, kFragment, kFragment, __nv_bfloat16, wmma::row_major>
-          xs[S::kDown];
-      wmma::fragment<wmma::matrix_b, kFragment, kFragment, kFragment, __nv_bfloat16, wmma::col_major> ws;
+    for (int d = 0; d < kSlice; d += kStep) {
+      uint32_t x[S::kRowSteps][4];
 #pragma unroll
-      for (int i = 0; i < S::kDown; ++i) {
-        wmma::load_matrix_sync(xs[i], x + i * kFragment * kStride + d, kStride);
-      }
+      for (int i = 0; i < S::kRowSteps; ++i) load_matrices(stage + x_at + i * kStep * kStride + d, x[i]);
 #pragma unroll
-      for (int j = 0; j < S::kAcross; ++j) {
-        wmma::load_matrix_sync(ws, w + j * kFragment * kStride + d, kStride);
+      for (int j = 0; j < S::kExpertSteps; j += 2) {
+        uint32_t w[4];
+        load_matrices(stage + w_at + j * kAcross * kStride + d, w);
 #pragma unroll
-        for (int i = 0; i < S::kDown; ++i) wmma::mma_sync(sum[i][j], xs[i], ws, sum[i][j]);
+        for (int i = 0; i < S::kRowSteps; ++i) {
+          multiply_add(sum[i][j], x[i], w[0], w[1]);
+          multiply_add(sum[i][j + 1], x[i], w[2], w[3]);
+        }
       }
     }
   }
   __pipeline_wait_prior(0);
-  __syncthreads();  // the stages are free
-  float* const sums = reinterpret_cast<float*>(shared);
-  for (int i = 0; i < S::kDown; ++i) {
-    for (int j = 0; j < S::kAcross; ++j) {
-      float* const to = sums + (row + i * kFragment) * S::kSumStride + expert + j * kFragment;
-      wmma::store_matrix_sync(to, sum[i][j], S::kSumStride, wmma::mem_row_major);
+#pragma unroll
+  for (int i = 0; i < S::kRowSteps; ++i) {
+#pragma unroll
+    for (int j = 0; j < S::kExpertSteps; ++j) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int64_t r = first_row + row + i * kStep + lane / 4 + k / 2 * 8;
+        const int64_t e = first_expert + expert + j * kAcross + lane % 4 * 2 + k % 2;
+        if (r < a.rows && e < a.experts) a.logits[r * a.experts + e] = sum[i][j][k];
+      }
     }
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < kRows * E; i += kThreads) {
-    const int64_t r = first_row + i / E;
-    const int64_t e = first_expert + i % E;
-    if (r < a.rows && e < a.experts) a.logits[r * a.experts + e] = sums[i / E * S::kSumStride + i % E];
   }
 }
 

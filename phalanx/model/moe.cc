@@ -61,7 +61,7 @@ Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
   const Tensor logits_TE = router_logits(tape.save(x_TD), w.value());
   if (moe_.z_loss != 0) {
     const Tensor lse_T = tape.save(log_sum_exp(tape.save(logits_TE)));
-    if (pass.training && !pass.again) statistics_.z_loss_sum += z_loss(lse_T);
+    if (pass.training && !pass.again) accumulate(statistics_.z_loss_sum, z_loss(lse_T));
   }
   Routing routing = tape.save(route(logits_TE, config_, bias_E_));
   if (pass.watch) {
@@ -78,7 +78,7 @@ Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
     if (pass.history) {
       if (!pass.again) count(history(pass).counts_BE, counts_BE);
     } else if (pass.training && !pass.again) {
-      statistics_.balance_loss_sum += balance_loss(routing, offsets, counts_BE);
+      accumulate(statistics_.balance_loss_sum, balance_loss(routing, offsets, counts_BE));
     }
     if (pass.training && !pass.again) record(routing.topk_idx_TK);
   }
@@ -171,7 +171,7 @@ Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
   if (pass.history || moe_.balance_loss != 0) offsets = own_offsets(*pass.batch);
   if (pass.history) {  // only now all slices are counted
     counts_BE = history(pass).counts_BE;
-    statistics_.balance_loss_sum += balance_loss(routing, offsets, counts_BE);
+    accumulate(statistics_.balance_loss_sum, balance_loss(routing, offsets, counts_BE));
   }
   if (moe_.balance_loss != 0) {
     dscores_TE = balance_loss_backward(routing, offsets, counts_BE, moe_.balance_loss * pass.scale);

@@ -15,8 +15,8 @@ namespace phalanx {
 /// What one MoE layer saw in training on this rank since it was last cleared.
 struct MoeStatistics {
   std::vector<int64_t> expert_tokens;  // by global expert: how often this rank's tokens chose it
-  double balance_loss_sum = 0;         // without their coefficients
-  double z_loss_sum = 0;
+  Tensor balance_loss_sum;             // f64 [1], without their coefficients; undefined: nothing yet
+  Tensor z_loss_sum;
 };
 
 /// Scores, top-k, weights of this rank's own rows; adds the gradients of the balance loss and the z-loss.

@@ -69,11 +69,7 @@ Task<Tensor> Mtp::forward(int depth, Tensor h_TD, Pass pass, Tape& tape) {
   const Tensor y_TD = co_await module(depth).forward(std::move(h_TD), e_TD, own, tape);
   const Tensor normed_TD = co_await module(depth).norm().forward(y_TD, pass, tape.scope("norm"));
   const Tensor loss = co_await head_.loss(normed_TD, ahead(pass, depth).targets, tape.scope("loss"));
-  if (loss_.defined()) {
-    add_into(loss_, loss);
-  } else {
-    loss_ = loss;
-  }
+  accumulate(loss_, loss);
   co_return y_TD;
 }
 

@@ -5,6 +5,7 @@
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/pooled.h"
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/route.h"
 #include "phalanx/tensor/scratch.h"
 
@@ -51,6 +52,9 @@ RowSums row_sums(const T* scores, std::span<const double> slope) {
 }  // namespace
 
 Tensor balance_counts(const Routing& routing, const Tensor& offsets) {
+  if constexpr (kHaveCuda) {
+    if (routing.topk_idx_TK.on_cuda()) return cuda::balance_counts(routing, offsets);
+  }
   const int64_t k = routing.topk_idx_TK.dim(1);
   const int64_t experts = routing.scores_TE.dim(1);
   const auto o = offsets.span<const int64_t>();
@@ -63,7 +67,10 @@ Tensor balance_counts(const Routing& routing, const Tensor& offsets) {
   return counts_BE;
 }
 
-double balance_loss(const Routing& routing, const Tensor& offsets, const Tensor& counts_BE) {
+Tensor balance_loss(const Routing& routing, const Tensor& offsets, const Tensor& counts_BE) {
+  if constexpr (kHaveCuda) {
+    if (routing.scores_TE.on_cuda()) return cuda::balance_loss(routing, offsets, counts_BE);
+  }
   const int64_t experts = routing.scores_TE.dim(1);
   const TraceSpan span(TraceKind::elementwise, "balance_loss", routing.scores_TE.bytes());
   PooledVector<double> losses(static_cast<size_t>(offsets.numel() - 1));
@@ -78,11 +85,16 @@ double balance_loss(const Routing& routing, const Tensor& offsets, const Tensor&
                         }
                       });
   });
-  return std::accumulate(losses.begin(), losses.end(), 0.0);
+  const Tensor sum = Tensor::empty({1}, DType::f64);
+  *sum.data<double>() = std::accumulate(losses.begin(), losses.end(), 0.0);
+  return sum;
 }
 
 Tensor balance_loss_backward(const Routing& routing, const Tensor& offsets, const Tensor& counts_BE,
                              double scale) {
+  if constexpr (kHaveCuda) {
+    if (routing.scores_TE.on_cuda()) return cuda::balance_loss_backward(routing, offsets, counts_BE, scale);
+  }
   const Tensor& scores_TE = routing.scores_TE;
   const int64_t experts = scores_TE.dim(1);
   const TraceSpan span(TraceKind::elementwise, "balance_loss_backward", 2 * scores_TE.bytes());

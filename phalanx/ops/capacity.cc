@@ -4,6 +4,7 @@
 
 #include "phalanx/base/pooled.h"
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/route.h"
 
 namespace phalanx {
@@ -23,24 +24,31 @@ PooledVector<int64_t> rows_by_number(const Tensor& numbers_T) {
 
 }  // namespace
 
+int64_t room_in_sequence(int64_t tokens, int64_t top_k, const ExpertRoom& room) {
+  const double even = static_cast<double>(tokens * top_k) / static_cast<double>(room.experts);
+  return static_cast<int64_t>(std::ceil(room.factor * even));
+}
+
 Tensor within_capacity(const Tensor& topk_idx, const Tensor& numbers, const Tensor& offsets,
                        const ExpertRoom& room) {
   const int64_t k = topk_idx.dim(1);
   const auto o = offsets.span<const int64_t>();
+  const Shape all_taken = {std::ssize(o) - 1, room.experts};
+  PHX_CHECK(!room.taken_BE.defined() || room.taken_BE.shape() == all_taken, "{} taken, not {}",
+            room.taken_BE.shape(), all_taken);
   const auto whole = (room.whole_offsets.defined() ? room.whole_offsets : offsets).span<const int64_t>();
   PHX_CHECK(numbers.rows() == topk_idx.rows() && o.back() == topk_idx.rows() && whole.size() == o.size(),
             "{} numbers, {} choices, {} rows in {} sequences, {} of them whole", numbers.rows(),
             topk_idx.rows(), o.back(), o.size() - 1, whole.size() - 1);
+  if constexpr (kHaveCuda) {
+    if (topk_idx.on_cuda()) return cuda::within_capacity(topk_idx, numbers, offsets, room);
+  }
   const TraceSpan span(TraceKind::elementwise, "within_capacity", 2 * topk_idx.bytes());
   const Tensor kept = Tensor::empty(topk_idx.shape(), DType::i64);
   const PooledVector<int64_t> rows = rows_by_number(numbers);
-  const Shape all_taken = {std::ssize(o) - 1, room.experts};
   const Tensor taken_BE = room.taken_BE.defined() ? room.taken_BE : Tensor::zeros(all_taken, DType::i64);
-  PHX_CHECK(taken_BE.shape() == all_taken, "{} taken, not {}", taken_BE.shape(), all_taken);
   for (size_t b = 0; b + 1 < o.size(); ++b) {
-    const double even =
-        static_cast<double>((whole[b + 1] - whole[b]) * k) / static_cast<double>(room.experts);
-    const auto most = static_cast<int64_t>(std::ceil(room.factor * even));
+    const int64_t most = room_in_sequence(whole[b + 1] - whole[b], k, room);
     int64_t* const taken = taken_BE.data<int64_t>() + static_cast<int64_t>(b) * room.experts;
     for (int64_t t = o[b]; t < o[b + 1]; ++t) {
       const int64_t first = rows[static_cast<size_t>(t)] * k;

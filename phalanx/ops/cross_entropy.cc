@@ -167,6 +167,9 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
 
 Tensor cross_entropy_part(const Tensor& logits, const Tensor& targets, VocabularyPart part) {
   check_targets(logits, targets, part);
+  if constexpr (kHaveCuda) {
+    if (logits.on_cuda()) return cuda::cross_entropy_part(logits, targets, part);
+  }
   const Tensor sums = Tensor::empty({logits.rows(), 3}, DType::f64);
   const TraceSpan span(TraceKind::elementwise, "cross_entropy", logits.bytes());
   HWY_DYNAMIC_DISPATCH(cross_entropy_part_kernel)(logits, targets, part.first, sums);
@@ -190,8 +193,7 @@ void cross_entropy_backward_into(Tensor logits, const Tensor& targets, const Ten
   PHX_CHECK(log_sum_exp.numel() == 2 * logits.rows(), "log-sum-exp {} of logits {}", log_sum_exp.shape(),
             logits.shape());
   if constexpr (kHaveCuda) {
-    PHX_CHECK(!logits.on_cuda() || part.is_whole(), "a part of the vocabulary on a GPU");
-    if (logits.on_cuda()) return cuda::cross_entropy_backward_into(logits, targets, log_sum_exp, scale);
+    if (logits.on_cuda()) return cuda::cross_entropy_backward_into(logits, targets, log_sum_exp, scale, part);
   }
   const TraceSpan span(TraceKind::elementwise, "cross_entropy_backward_into", 2 * logits.bytes());
   HWY_DYNAMIC_DISPATCH(cross_entropy_backward_kernel)(logits, targets, log_sum_exp, scale, part.first);

@@ -42,17 +42,21 @@ struct Arguments {
   const int32_t* targets;
   Arithmetic<T>* log_sum_exp;  // [rows, 2]
   double* losses;              // [rows], of forward
+  double* parts;               // [rows, 3], of forward, instead: cross_entropy_part's
   int64_t rows;
   int64_t width;
+  int64_t first;        // the token of the first logit
+  int64_t vocabulary;   // all tokens, of which the logits may be a part
   Arithmetic<T> scale;  // of backward
   Fault* fault;
 };
 
 // The target of a row; kIgnore, and a report, when it is none.
-__device__ int32_t target_of(const int32_t* targets, int64_t r, int64_t width, Fault* fault) {
-  const int32_t target = targets[r];
-  if (target == kIgnore || (target >= 0 && target < width)) return target;
-  if (threadIdx.x == 0) report(fault, FaultKind::target, target, width);
+template <class T>
+__device__ int32_t target_of(const Arguments<T>& a, int64_t r) {
+  const int32_t target = a.targets[r];
+  if (target == kIgnore || (target >= 0 && target < a.vocabulary)) return target;
+  if (threadIdx.x == 0) report(a.fault, FaultKind::target, target, a.vocabulary);
   return kIgnore;
 }
 
@@ -75,19 +79,30 @@ __global__ void forward(Arguments<T> a) {
   // Nothing stays nothing, however far its own maximum lies from the row's.
   const double rescaled =
       s.sum == A(0) ? 0.0 : static_cast<double>(s.sum) * exp(static_cast<double>(shift_of(s.max)) - shift);
-  const double log_sum = log(team_reduce(rescaled, scratch, Sum{}));
+  const double sum = team_reduce(rescaled, scratch, Sum{});
   if (!mine || threadIdx.x != 0) return;
-  const int32_t target = target_of(a.targets, r, a.width, a.fault);
+  const int32_t target = target_of(a, r);
+  const int64_t local = target - a.first;
+  const bool has_target = target != kIgnore && local >= 0 && local < a.width;
+  const double of_target = has_target ? static_cast<double>(widen(x[local])) : 0.0;
+  if (a.parts) {
+    a.parts[3 * r] = max;
+    a.parts[3 * r + 1] = sum;
+    a.parts[3 * r + 2] = of_target;
+    return;
+  }
+  const double log_sum = log(sum);
   a.log_sum_exp[2 * r] = static_cast<A>(max);
   a.log_sum_exp[2 * r + 1] = static_cast<A>(log_sum);
-  a.losses[r] = target == kIgnore ? 0.0 : max - static_cast<double>(widen(x[target])) + log_sum;
+  a.losses[r] = target == kIgnore ? 0.0 : max - of_target + log_sum;
 }
 
 template <class T, int N>
 __global__ void backward(Arguments<T> a) {
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (r >= a.rows) return;
-  const int32_t target = target_of(a.targets, r, a.width, a.fault);
+  const int32_t target = target_of(a, r);
+  const int64_t local = target - a.first;
   using A = Arithmetic<T>;
   const A max = a.log_sum_exp[2 * r];
   const A log_sum = a.log_sum_exp[2 * r + 1];
@@ -97,7 +112,7 @@ __global__ void backward(Arguments<T> a) {
     auto x = load<T, N>(row + i);
     for (int k = 0; k < N; ++k) {
       const A p = exp(widen(x.v[k]) - max - log_sum) * a.scale;
-      x.v[k] = narrow<T>(target == kIgnore ? A(0) : i + k == target ? p - a.scale : p);
+      x.v[k] = narrow<T>(target == kIgnore ? A(0) : i + k == local ? p - a.scale : p);
     }
     store(row + i, x);
   }
@@ -113,13 +128,16 @@ __global__ void add_losses(const double* losses, int64_t rows, double* sum) {
 }
 
 template <class T>
-Arguments<T> arguments_of(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exp) {
+Arguments<T> arguments_of(const Tensor& logits, const Tensor& targets, VocabularyPart part) {
   return {.logits = logits.device_data<T>(),
           .targets = targets.device_data<int32_t>(),
-          .log_sum_exp = log_sum_exp.device_data<Arithmetic<T>>(),
+          .log_sum_exp = nullptr,
           .losses = nullptr,
+          .parts = nullptr,
           .rows = logits.rows(),
           .width = logits.dim(1),
+          .first = part.first,
+          .vocabulary = part.vocabulary(logits.dim(1)),
           .scale = 0,
           .fault = current_stream().fault()};
 }
@@ -136,7 +154,8 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
   visit_stored(logits.dtype(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>(logits.dim(1), {&logits}, [&](auto n) {
-      Arguments<T> a = arguments_of<T>(logits, targets, out.log_sum_exp_T2);
+      Arguments<T> a = arguments_of<T>(logits, targets, {});
+      a.log_sum_exp = out.log_sum_exp_T2.device_data<Arithmetic<T>>();
       a.losses = losses.device_data<double>();
       const dim3 threads = row_threads(a.width / n);
       forward<T, n><<<blocks_for(a.rows, threads.y), threads, 0, stream>>>(a);
@@ -149,13 +168,30 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
   return out;
 }
 
+Tensor cross_entropy_part(const Tensor& logits, const Tensor& targets, VocabularyPart part) {
+  const Tensor sums = Tensor::empty({logits.rows(), 3}, DType::f64, logits.device());
+  if (logits.rows() == 0) return sums;
+  visit_stored(logits.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(logits.dim(1), {&logits}, [&](auto n) {
+      Arguments<T> a = arguments_of<T>(logits, targets, part);
+      a.parts = sums.device_data<double>();
+      const dim3 threads = row_threads(a.width / n);
+      forward<T, n><<<blocks_for(a.rows, threads.y), threads, 0, current_stream().native()>>>(a);
+    });
+  });
+  check_launch("cross_entropy_part");
+  return sums;
+}
+
 void cross_entropy_backward_into(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exp,
-                                 double scale) {
+                                 double scale, VocabularyPart part) {
   if (logits.numel() == 0) return;
   visit_stored(logits.dtype(), [&](auto zero) {
     using T = decltype(zero);
     with_pack<T>(logits.dim(1), {&logits}, [&](auto n) {
-      Arguments<T> a = arguments_of<T>(logits, targets, log_sum_exp);
+      Arguments<T> a = arguments_of<T>(logits, targets, part);
+      a.log_sum_exp = log_sum_exp.device_data<Arithmetic<T>>();
       a.scale = static_cast<Arithmetic<T>>(scale);
       const dim3 threads = row_threads(a.width / n);
       backward<T, n><<<blocks_for(a.rows, threads.y), threads, 0, current_stream().native()>>>(a);

@@ -17,8 +17,10 @@
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/optimizer.h"
+#include "phalanx/ops/permute.h"
 #include "phalanx/ops/rmsnorm.h"
 #include "phalanx/ops/rope.h"
+#include "phalanx/ops/route.h"
 #include "phalanx/tensor/rows.h"
 
 namespace phalanx::cuda {
@@ -84,12 +86,38 @@ Rows swiglu(const Rows& gate_up);
 Rows swiglu_backward(const Rows& dy_RF, const Rows& gate_up);
 
 // ops/embedding.h
-Tensor embedding(const Tensor& table_VD, const Tensor& tokens);
-void embedding_backward_into(const Tensor& dtable_VD, const Tensor& dy_TD, const Tensor& tokens);
+Tensor embedding(const Tensor& table_VD, const Tensor& tokens, VocabularyPart part);
+void embedding_backward_into(const Tensor& dtable_VD, const Tensor& dy_TD, const Tensor& tokens,
+                             VocabularyPart part);
 
 // ops/cross_entropy.h
 CrossEntropy cross_entropy(const Tensor& logits_TV, const Tensor& targets);
+Tensor cross_entropy_part(const Tensor& logits_TV, const Tensor& targets, VocabularyPart part);
 void cross_entropy_backward_into(const Tensor& logits_TV, const Tensor& targets, const Tensor& log_sum_exp_T2,
-                                 double scale);
+                                 double scale, VocabularyPart part);
+
+// ops/route.h. Scores are f32 or f64; of bf16 there are only the router's operands. Sequence offsets are on
+// the host.
+Tensor router_logits(const Tensor& x_TD, const Tensor& w_ED);
+Routing route(const Tensor& logits_TE, const RoutingConfig& config, const Tensor& bias_E);
+Tensor route_backward(const Tensor& dweights_TK, const Tensor& dscores_TE, const Routing& routing,
+                      const RoutingConfig& config);
+Tensor within_capacity(const Tensor& topk_idx_TK, const Tensor& numbers_T, const Tensor& sequence_offsets,
+                       const ExpertRoom& room);
+Tensor balance_counts(const Routing& routing, const Tensor& sequence_offsets);
+Tensor balance_loss(const Routing& routing, const Tensor& sequence_offsets, const Tensor& counts_BE);
+Tensor balance_loss_backward(const Routing& routing, const Tensor& sequence_offsets, const Tensor& counts_BE,
+                             double scale);
+Tensor log_sum_exp(const Tensor& logits_TE);
+Tensor z_loss(const Tensor& log_sum_exp_T);
+void z_loss_backward_into(const Tensor& dlogits_TE, const Tensor& logits_TE, const Tensor& log_sum_exp_T,
+                          double scale);
+
+// ops/permute.h. Weights of bf16 rows are f32, and so are their gradients.
+ExpertOrder order_by_expert(const Rows& topk_idx_RK, int experts);
+Rows permute(const Rows& x_RD, const ExpertOrder& order);
+Rows unpermute(const Rows& rows, const ExpertOrder& order, const Tensor& weights_RK, const Rows& like_RD);
+UnpermuteGradients unpermute_backward(const Rows& dy_RD, const Rows& rows, const ExpertOrder& order,
+                                      const Tensor& weights_RK);
 
 }  // namespace phalanx::cuda

@@ -110,6 +110,14 @@ void add_into(Tensor x, const Tensor& y) {
   HWY_DYNAMIC_DISPATCH(add_kernel)(x, y, x);
 }
 
+void accumulate(Tensor& sum, const Tensor& x) {
+  if (sum.defined()) {
+    add_into(sum, x);
+  } else {
+    sum = x;
+  }
+}
+
 void scale_into(Tensor x, double factor) {
   if constexpr (kHaveCuda) {
     if (x.on_cuda()) return cuda::scale_into(x, factor);

@@ -64,8 +64,7 @@ void check_tokens(const Tensor& tokens, int64_t vocabulary) {
 
 Tensor embedding(const Tensor& table, const Tensor& tokens, VocabularyPart part) {
   if constexpr (kHaveCuda) {
-    PHX_CHECK(!table.on_cuda() || part.is_whole(), "a part of the vocabulary on a GPU");
-    if (table.on_cuda()) return cuda::embedding(table, tokens);
+    if (table.on_cuda()) return cuda::embedding(table, tokens, part);
   }
   check_tokens(tokens, part.vocabulary(table.rows()));
   const Tensor y = Tensor::empty({tokens.rows(), table.dim(1)}, table.dtype());
@@ -90,8 +89,7 @@ void embedding_backward_into(Tensor dtable, const Tensor& dy, const Tensor& toke
   PHX_CHECK(tokens.numel() == dy.rows() && dtable.dim(1) == dy.dim(1), "embedding gradient {} from {} at {}",
             dtable.shape(), dy.shape(), tokens.shape());
   if constexpr (kHaveCuda) {
-    PHX_CHECK(!dtable.on_cuda() || part.is_whole(), "a part of the vocabulary on a GPU");
-    if (dtable.on_cuda()) return cuda::embedding_backward_into(dtable, dy, tokens);
+    if (dtable.on_cuda()) return cuda::embedding_backward_into(dtable, dy, tokens, part);
   }
   check_tokens(tokens, part.vocabulary(dtable.rows()));
   const TraceSpan span(TraceKind::elementwise, "embedding_backward_into", 3 * dy.bytes());

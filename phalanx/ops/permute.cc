@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/permute.cc"
@@ -93,6 +94,9 @@ HWY_EXPORT(unpermute_backward_kernel);
 }  // namespace
 
 ExpertOrder order_by_expert(const Rows& topk_idx, int experts) {
+  if constexpr (kHaveCuda) {
+    if (topk_idx.data.on_cuda()) return cuda::order_by_expert(topk_idx, experts);
+  }
   const int64_t k = topk_idx.data.dim(1);
   const int64_t slots = topk_idx.count() * k;
   const TraceSpan span(TraceKind::elementwise, "order_by_expert", 3 * topk_idx.live_bytes());
@@ -121,6 +125,9 @@ ExpertOrder order_by_expert(const Rows& topk_idx, int experts) {
 }
 
 Rows permute(const Rows& x, const ExpertOrder& order) {
+  if constexpr (kHaveCuda) {
+    if (x.data.on_cuda()) return cuda::permute(x, order);
+  }
   const int64_t k = order.places.dim(1);
   const size_t row_bytes = static_cast<size_t>(x.data.row_size()) * dtype_size(x.data.dtype());
   const Rows y = {Tensor::empty(x.data.shape().with_rows(order.slots.rows()), x.data.dtype()), order.live};
@@ -136,6 +143,9 @@ Rows permute(const Rows& x, const ExpertOrder& order) {
 }
 
 Rows unpermute(const Rows& rows, const ExpertOrder& order, const Tensor& weights, const Rows& like) {
+  if constexpr (kHaveCuda) {
+    if (rows.data.on_cuda()) return cuda::unpermute(rows, order, weights, like);
+  }
   const Rows y = rows_like(like, {0, rows.data.dim(1)}, rows.data.dtype());
   const TraceSpan span(TraceKind::elementwise, "unpermute", rows.live_bytes() + y.live_bytes());
   HWY_DYNAMIC_DISPATCH(unpermute_kernel)(rows, order, weights, y);
@@ -144,6 +154,9 @@ Rows unpermute(const Rows& rows, const ExpertOrder& order, const Tensor& weights
 
 UnpermuteGradients unpermute_backward(const Rows& dy, const Rows& rows, const ExpertOrder& order,
                                       const Tensor& weights) {
+  if constexpr (kHaveCuda) {
+    if (rows.data.on_cuda()) return cuda::unpermute_backward(dy, rows, order, weights);
+  }
   const UnpermuteGradients out = {rows_like(rows, rows.data.shape(), rows.data.dtype()),
                                   Tensor::zeros(weights.shape(), weights.dtype())};
   const TraceSpan span(TraceKind::elementwise, "unpermute_backward", dy.live_bytes() + 2 * rows.live_bytes());

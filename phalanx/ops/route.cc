@@ -6,6 +6,7 @@
 #include <span>
 
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/route.cc"
@@ -226,6 +227,9 @@ Routing route(const Tensor& logits, const RoutingConfig& config, const Tensor& b
             "top {} of {} experts in {} of {} groups", k, experts, config.top_groups, config.groups);
   PHX_CHECK(!bias.defined() || (bias.numel() == experts && bias.dtype() == logits.dtype()), "bias {} of {}",
             bias.shape(), logits.shape());
+  if constexpr (kHaveCuda) {
+    if (logits.on_cuda()) return cuda::route(logits, config, bias);
+  }
   const Routing out = {Tensor::empty({logits.rows(), k}, DType::i64),
                        Tensor::empty({logits.rows(), k}, logits.dtype()),
                        Tensor::empty(logits.shape(), logits.dtype())};
@@ -241,6 +245,9 @@ Tensor route_backward(const Tensor& dweights, const Tensor& dscores, const Routi
             routing.weights_TK.shape());
   PHX_CHECK(!dscores.defined() || dscores.shape() == scores.shape(), "gradient {} of scores {}",
             dscores.shape(), scores.shape());
+  if constexpr (kHaveCuda) {
+    if (scores.on_cuda()) return cuda::route_backward(dweights, dscores, routing, config);
+  }
   const Tensor dlogits = Tensor::empty(scores.shape(), scores.dtype());
   const TraceSpan span(TraceKind::elementwise, "route_backward", 3 * scores.bytes());
   if (dscores.defined()) {

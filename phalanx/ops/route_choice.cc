@@ -40,7 +40,8 @@ double margin(std::span<const double> scores, const RoutingConfig& config) {
 
 std::vector<double> choice_margins(const Routing& routing, const RoutingConfig& config,
                                    const Tensor& bias_E) {
-  const Tensor& scores_TE = routing.scores_TE;
+  const Tensor scores_TE = routing.scores_TE.to(kCpu);
+  const Tensor bias = bias_E.defined() ? bias_E.to(kCpu) : Tensor();
   const auto experts = static_cast<size_t>(scores_TE.dim(1));
   std::vector<double> margins;
   visit_float(scores_TE.dtype(), [&](auto t) {
@@ -49,8 +50,8 @@ std::vector<double> choice_margins(const Routing& routing, const RoutingConfig& 
     for (size_t first = 0; first < scores.size(); first += experts) {
       std::vector<double> biased(scores.begin() + static_cast<int64_t>(first),
                                  scores.begin() + static_cast<int64_t>(first + experts));
-      if (bias_E.defined()) {
-        for (size_t e = 0; e < experts; ++e) biased[e] += static_cast<double>(bias_E.span<T>()[e]);
+      if (bias.defined()) {
+        for (size_t e = 0; e < experts; ++e) biased[e] += static_cast<double>(bias.span<T>()[e]);
       }
       margins.push_back(margin(biased, config));
     }
@@ -60,11 +61,13 @@ std::vector<double> choice_margins(const Routing& routing, const RoutingConfig& 
 
 void choose_instead(const Routing& routing, int64_t t, std::span<const int64_t> experts,
                     const RoutingConfig& config) {
-  std::ranges::copy(experts, routing.topk_idx_TK.slice(t, t + 1).span<int64_t>().begin());
-  visit_float(routing.scores_TE.dtype(), [&](auto type) {
+  copy_into(routing.topk_idx_TK.slice(t, t + 1), Tensor::of({1, std::ssize(experts)}, experts));
+  const Tensor scores_E = routing.scores_TE.slice(t, t + 1).to(kCpu);
+  const Tensor weights_K = Tensor::empty({1, std::ssize(experts)}, routing.weights_TK.dtype());
+  visit_float(scores_E.dtype(), [&](auto type) {
     using T = decltype(type);
-    const auto scores = routing.scores_TE.slice(t, t + 1).span<T>();
-    const auto weights = routing.weights_TK.slice(t, t + 1).span<T>();
+    const auto scores = scores_E.span<T>();
+    const auto weights = weights_K.span<T>();
     T sum = 0;
     for (const int64_t e : experts) sum += scores[static_cast<size_t>(e)];
     const T factor = static_cast<T>(config.scaling) / (config.normalise ? std::max(sum, T(1e-20)) : T{1});
@@ -72,6 +75,7 @@ void choose_instead(const Routing& routing, int64_t t, std::span<const int64_t> 
       weights[i] = scores[static_cast<size_t>(experts[i])] * factor;
     }
   });
+  copy_into(routing.weights_TK.slice(t, t + 1), weights_K);
 }
 
 }  // namespace phalanx

@@ -1,5 +1,5 @@
 // How sure a router's choice was, and another choice in its place: what comparing two runs needs, where
-// rounding alone may choose another expert.
+// rounding alone may choose another expert. Made on the host, which waits for tensors on a GPU.
 #pragma once
 
 #include <span>

@@ -1,4 +1,5 @@
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/route.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -46,6 +47,9 @@ HWY_EXPORT(router_logits_kernel);
 
 Tensor router_logits(const Tensor& x, const Tensor& w) {
   PHX_CHECK(x.dim(1) == w.dim(1) && x.dtype() == w.dtype(), "{} by {}", x.shape(), w.shape());
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::router_logits(x, w);
+  }
   const Tensor logits = Tensor::empty({x.rows(), w.rows()}, x.dtype());
   const TraceSpan span(TraceKind::product, "router_logits", 2 * logits.numel() * x.dim(1));
   HWY_DYNAMIC_DISPATCH(router_logits_kernel)(x, w, logits);

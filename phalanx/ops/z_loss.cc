@@ -2,6 +2,7 @@
 #include <numeric>
 
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/route.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -70,23 +71,34 @@ HWY_EXPORT(z_loss_backward_kernel);
 }  // namespace
 
 Tensor log_sum_exp(const Tensor& logits) {
+  if constexpr (kHaveCuda) {
+    if (logits.on_cuda()) return cuda::log_sum_exp(logits);
+  }
   const Tensor out = Tensor::empty({logits.rows()}, logits.dtype());
   const TraceSpan span(TraceKind::elementwise, "log_sum_exp", logits.bytes());
   HWY_DYNAMIC_DISPATCH(log_sum_exp_kernel)(logits, out);
   return out;
 }
 
-double z_loss(const Tensor& lse) {
-  return visit_float(lse.dtype(), [&](auto t) {
+Tensor z_loss(const Tensor& lse) {
+  if constexpr (kHaveCuda) {
+    if (lse.on_cuda()) return cuda::z_loss(lse);
+  }
+  const Tensor sum = Tensor::empty({1}, DType::f64);
+  visit_float(lse.dtype(), [&](auto t) {
     const auto row = lse.span<const decltype(t)>();
-    return std::transform_reduce(row.begin(), row.end(), 0.0, std::plus<>(),
-                                 [](auto l) { return static_cast<double>(l) * static_cast<double>(l); });
+    const auto square = [](auto l) { return static_cast<double>(l) * static_cast<double>(l); };
+    *sum.data<double>() = std::transform_reduce(row.begin(), row.end(), 0.0, std::plus<>(), square);
   });
+  return sum;
 }
 
 void z_loss_backward_into(const Tensor& dlogits, const Tensor& logits, const Tensor& lse, double scale) {
   PHX_CHECK(dlogits.shape() == logits.shape() && lse.numel() == logits.rows(), "{}, {} and {}",
             dlogits.shape(), logits.shape(), lse.shape());
+  if constexpr (kHaveCuda) {
+    if (logits.on_cuda()) return cuda::z_loss_backward_into(dlogits, logits, lse, scale);
+  }
   const TraceSpan span(TraceKind::elementwise, "z_loss_backward", 3 * logits.bytes());
   HWY_DYNAMIC_DISPATCH(z_loss_backward_kernel)(logits, lse, scale, dlogits);
 }

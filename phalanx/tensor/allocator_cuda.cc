@@ -287,6 +287,10 @@ void check_fault(const Fault& fault) {
       PHX_CHECK(false, "{} live rows of {}", fault.value, fault.limit);
     case FaultKind::position:
       PHX_CHECK(false, "position {}", fault.value);
+    case FaultKind::expert:
+      PHX_CHECK(false, "a slot names expert {} of {}", fault.value, fault.limit);
+    case FaultKind::same_number:
+      PHX_CHECK(false, "two tokens have number {}", fault.value);
   }
 }
 

@@ -3,7 +3,7 @@
 
 namespace phalanx::cuda {
 
-enum class FaultKind : int { none, token, target, live_rows, position };
+enum class FaultKind : int { none, token, target, live_rows, position, expert, same_number };
 
 /// The first broken promise that kernels of one stream found; in device memory, read when the host
 /// synchronises. Kernels skip what they cannot do and go on.

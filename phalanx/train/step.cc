@@ -72,11 +72,7 @@ class TrainStages final : public StageRunner {
     if (cut() && last_slice && !pass.training) pass.history->clear();
     if (!stage.part().predicts) co_return y_TD;
     const Tensor loss = co_await stage.loss(std::move(y_TD), pass, tape);
-    if (loss_.defined()) {
-      add_into(loss_, loss);
-    } else {
-      loss_ = loss;
-    }
+    accumulate(loss_, loss);
     co_return Tensor();
   }
   Task<Tensor> backward(int chunk, int microbatch, Tensor dy_TD, bool defers) override {
@@ -142,13 +138,18 @@ struct RouterLosses {
   double z = 0;
 };
 
-RouterLosses take_router_losses(Transformer& model) {
-  RouterLosses sum;
+// The layers' sum of one of their statistics, which begins anew.
+double take(Transformer& model, Tensor MoeStatistics::*member) {
+  Tensor sum;
   for (Moe* moe : model.moe_layers()) {
-    sum.balance += std::exchange(moe->statistics().balance_loss_sum, 0);
-    sum.z += std::exchange(moe->statistics().z_loss_sum, 0);
+    const Tensor of_layer = std::exchange(moe->statistics().*member, Tensor());
+    if (of_layer.defined()) accumulate(sum, of_layer);
   }
-  return sum;
+  return sum.defined() ? number_of(sum) : 0;
+}
+
+RouterLosses take_router_losses(Transformer& model) {
+  return {take(model, &MoeStatistics::balance_loss_sum), take(model, &MoeStatistics::z_loss_sum)};
 }
 
 // The first parameter whose value or gradient is not finite, for the message; empty if all are.

@@ -237,7 +237,7 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
     const int64_t at = (first + (tensor.sequence() ? tensor.rank() * y.rows() : 0)) * kWidth;
     std::ranges::copy(y.span<double>(), out.result.y.begin() + at);
     std::ranges::copy(dx.span<double>(), out.gradients["x"].begin() + at);
-    out.result.balance_loss += moe.statistics().balance_loss_sum;
+    out.result.balance_loss += moe.statistics().balance_loss_sum.span<double>()[0];
     for (size_t e = 0; e < out.result.expert_tokens.size(); ++e) {
       out.result.expert_tokens[e] += moe.statistics().expert_tokens[e];
     }

@@ -162,5 +162,15 @@ INSTANTIATE_TEST_SUITE_P(Gpu, Sgd, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Optimizer, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Attention, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, AttentionParts, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Permute, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Route, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, RouteGroups, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, RouterLogits, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, BalanceLoss, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, ZLoss, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Capacity, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, ChoiceMargins, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, ChooseInstead, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, VocabularyParts, kOnGpu);
 
 }  // namespace phalanx::test

@@ -24,5 +24,15 @@ INSTANTIATE_TEST_SUITE_P(Cpu, Sgd, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Optimizer, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Attention, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, AttentionParts, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Permute, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Route, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, RouteGroups, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, RouterLogits, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, BalanceLoss, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, ZLoss, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Capacity, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, ChoiceMargins, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, ChooseInstead, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, VocabularyParts, kOnCpu);
 
 }  // namespace phalanx::test

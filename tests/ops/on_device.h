@@ -39,6 +39,13 @@ inline Rows here(const Rows& rows) { return {here(rows.data), here(rows.live)}; 
 /// A tensor there of its own, with the same elements.
 inline Tensor copy_here(const Tensor& t) { return here(copy(t)); }
 
+/// The elements of an i64 tensor, wherever it is.
+inline std::vector<int64_t> list(const Tensor& t) {
+  const Tensor host = t.to(kCpu);
+  const auto span = host.span<const int64_t>();
+  return {span.begin(), span.end()};
+}
+
 /// for_each_target on the CPU; once on a GPU.
 inline void for_each_target_here(const std::function<void(bool fused)>& f) {
   if (OnDevice::on_gpu()) return f(true);
@@ -78,5 +85,15 @@ class Sgd : public OnDevice {};
 class Optimizer : public OnDevice {};
 class Attention : public OnDevice {};
 class AttentionParts : public OnDevice {};
+class Permute : public OnDevice {};
+class Route : public OnDevice {};
+class RouteGroups : public OnDevice {};
+class RouterLogits : public OnDevice {};
+class BalanceLoss : public OnDevice {};
+class ZLoss : public OnDevice {};
+class Capacity : public OnDevice {};
+class ChoiceMargins : public OnDevice {};
+class ChooseInstead : public OnDevice {};
+class VocabularyParts : public OnDevice {};
 
 }  // namespace phalanx::test

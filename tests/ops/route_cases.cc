@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "tests/ops/reference.h"
+#include "tests/ops/on_device.h"
 
 namespace phalanx::test {
 namespace {
@@ -28,7 +28,7 @@ Tensor distinct_logits(Random& random, const Shape& shape, DType dtype) {
 }
 
 double balance_loss_of(const Routing& routing, const Tensor& offsets) {
-  return balance_loss(routing, offsets, balance_counts(routing, offsets));
+  return values(balance_loss(routing, offsets, balance_counts(routing, offsets)))[0];
 }
 
 struct Reference {
@@ -61,11 +61,6 @@ Reference reference(const Tensor& logits, const RoutingConfig& c) {
   return out;
 }
 
-std::vector<int64_t> list(const Tensor& t) {
-  const auto span = t.span<const int64_t>();
-  return {span.begin(), span.end()};
-}
-
 // All ways to configure top k.
 std::vector<RoutingConfig> configs(int k) {
   std::vector<RoutingConfig> out;
@@ -77,7 +72,7 @@ std::vector<RoutingConfig> configs(int k) {
   return out;
 }
 
-TEST(Route, EqualsTheReference) {
+TEST_P(Route, EqualsTheReference) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const DType dtype : kFloats) {
@@ -85,13 +80,14 @@ TEST(Route, EqualsTheReference) {
                                    {Shape{1, 1}, 1},
                                    {Shape{7, 5}, 5},
                                    {Shape{33, 8}, 2},
-                                   {Shape{9, 77}, 8}}) {
+                                   {Shape{9, 77}, 8},
+                                   {Shape{3, 130}, 40}}) {
       SCOPED_TRACE(format("top {} of {} {}", k, shape, dtype_name(dtype)));
       const Tensor logits = distinct_logits(random, shape, dtype);
       for (const RoutingConfig& c : configs(k)) {
         const Reference want = reference(logits, c);
-        for_each_target([&](bool) {
-          const Routing got = route(logits, c);
+        for_each_target_here([&](bool) {
+          const Routing got = route(here(logits), c);
           EXPECT_EQ(list(got.topk_idx_TK), want.idx);
           expect_close(values(got.weights_TK), want.weights, within(16, dtype), "weights");
           expect_close(values(got.scores_TE), want.scores, within(16, dtype), "scores");
@@ -101,36 +97,36 @@ TEST(Route, EqualsTheReference) {
   }
 }
 
-TEST(Route, GivesTiesToTheLowerExpert) {
+TEST_P(Route, GivesTiesToTheLowerExpert) {
   const Tensor logits = tensor({2, 5}, DType::f32, {1, 2, 1, 2, 2, 0, 0, 0, 0, 0});
   for (const RoutingConfig& c : configs(3)) {
-    for_each_target([&](bool) {
-      EXPECT_EQ(list(route(logits, c).topk_idx_TK), (std::vector<int64_t>{1, 3, 4, 0, 1, 2}));
+    for_each_target_here([&](bool) {
+      EXPECT_EQ(list(route(here(logits), c).topk_idx_TK), (std::vector<int64_t>{1, 3, 4, 0, 1, 2}));
     });
   }
 }
 
-TEST(Route, HoldsAtAnyMagnitude) {
+TEST_P(Route, HoldsAtAnyMagnitude) {
   const double huge = 3e38;
   const Tensor logits = tensor({2, 4}, DType::f32, {huge, -huge, huge, 0, -huge, -huge, -huge, -huge});
-  for_each_target([&](bool) {
-    const Routing softmax = route(logits, {.scores = Scores::softmax, .top_k = 2});
+  for_each_target_here([&](bool) {
+    const Routing softmax = route(here(logits), {.scores = Scores::softmax, .top_k = 2});
     EXPECT_EQ(list(softmax.topk_idx_TK), (std::vector<int64_t>{0, 2, 0, 1}));
     expect_close(values(softmax.weights_TK), {0.5, 0.5, 0.5, 0.5}, within(4, DType::f32), "weights");
-    const Routing sigmoid = route(logits, {.scores = Scores::sigmoid, .top_k = 2});
+    const Routing sigmoid = route(here(logits), {.scores = Scores::sigmoid, .top_k = 2});
     EXPECT_EQ(list(sigmoid.topk_idx_TK), (std::vector<int64_t>{0, 2, 0, 1}));
     expect_close(values(sigmoid.weights_TK), {0.5, 0.5, 0, 0}, within(4, DType::f32), "weights");
   });
 }
 
 // What a diverged model hands over still names experts that are there, each once.
-TEST(Route, NamesDistinctExpertsAmongNan) {
+TEST_P(Route, NamesDistinctExpertsAmongNan) {
   Random random;
   SCOPED_TRACE(random.trace());
   Values logits(40 * 9);
   for (double& v : logits) v = random.integer(0, 2) == 0 ? std::nan("") : random.normal();
   for (const RoutingConfig& c : configs(4)) {
-    const std::vector<int64_t> idx = list(route(tensor({40, 9}, DType::f32, logits), c).topk_idx_TK);
+    const std::vector<int64_t> idx = list(route(here(tensor({40, 9}, DType::f32, logits)), c).topk_idx_TK);
     for (size_t r = 0; r < 40; ++r) {
       std::vector<int64_t> row(idx.begin() + static_cast<int64_t>(4 * r),
                                idx.begin() + static_cast<int64_t>(4 * r + 4));
@@ -141,12 +137,12 @@ TEST(Route, NamesDistinctExpertsAmongNan) {
   }
 }
 
-TEST(Route, RefusesMoreThanThereAre) {
+TEST_P(Route, RefusesMoreThanThereAre) {
   const Tensor logits = Tensor::zeros({1, 3}, DType::f32);
-  for (const int k : {0, 4}) EXPECT_THROW(route(logits, {.top_k = k}), BrokenPromise);
+  for (const int k : {0, 4}) EXPECT_THROW(route(here(logits), {.top_k = k}), BrokenPromise);
 }
 
-TEST(Route, BackwardIsTheDerivative) {
+TEST_P(Route, BackwardIsTheDerivative) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const RoutingConfig& c : configs(3)) {
@@ -154,18 +150,19 @@ TEST(Route, BackwardIsTheDerivative) {
     const Tensor dweights = random.tensor({4, 3}, DType::f64);
     const Tensor dscores = random.integer(0, 1) == 0 ? Tensor() : random.tensor({4, 7}, DType::f64);
     const auto loss = [&] {
-      const Routing r = route(logits, c);
+      const Routing r = route(here(logits), c);
       return dot(dweights, r.weights_TK) + (dscores.defined() ? dot(dscores, r.scores_TE) : 0);
     };
-    for_each_target([&](bool) {
-      const Tensor dlogits = route_backward(dweights, dscores, route(logits, c), c);
+    for_each_target_here([&](bool) {
+      const Tensor dscores_here = dscores.defined() ? here(dscores) : Tensor();
+      const Tensor dlogits = route_backward(here(dweights), dscores_here, route(here(logits), c), c);
       expect_gradient(values(dlogits), numeric_gradient(logits, loss), "logits");
     });
   }
 }
 
 // f32 against f64, on the same logits.
-TEST(Route, BackwardInSinglePrecision) {
+TEST_P(Route, BackwardInSinglePrecision) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const RoutingConfig& c : configs(4)) {
@@ -173,19 +170,19 @@ TEST(Route, BackwardInSinglePrecision) {
     const Tensor dweights = random.tensor({40, 4}, DType::f32);
     const Tensor wide = tensor(logits.shape(), DType::f64, values(logits));
     const Tensor dwide = tensor(dweights.shape(), DType::f64, values(dweights));
-    const Values want = values(route_backward(dwide, Tensor(), route(wide, c), c));
-    for_each_target([&](bool) {
-      const Tensor got = route_backward(dweights, Tensor(), route(logits, c), c);
+    const Values want = values(route_backward(here(dwide), Tensor(), route(here(wide), c), c));
+    for_each_target_here([&](bool) {
+      const Tensor got = route_backward(here(dweights), Tensor(), route(here(logits), c), c);
       expect_close(values(got), want, within(64, DType::f32, largest(want)), "dlogits");
     });
   }
 }
 
-TEST(Route, BitsDoNotDependOnThreads) {
+TEST_P(Route, BitsDoNotDependOnThreads) {
   Random random;
   SCOPED_TRACE(random.trace());
-  const Tensor logits = random.tensor({2000, 17}, DType::f32);
-  const Tensor dweights = random.tensor({2000, 2}, DType::f32);
+  const Tensor logits = here(random.tensor({2000, 17}, DType::f32));
+  const Tensor dweights = here(random.tensor({2000, 2}, DType::f32));
   const Tensor offsets = indices64({5}, {0, 700, 700, 1500, 2000});
   const RoutingConfig c = {.scores = Scores::sigmoid, .top_k = 2};
   expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
@@ -194,7 +191,7 @@ TEST(Route, BitsDoNotDependOnThreads) {
             r.weights_TK,
             r.scores_TE,
             route_backward(dweights, Tensor(), r, c),
-            tensor({1}, DType::f64, {balance_loss_of(r, offsets)}),
+            balance_loss(r, offsets, balance_counts(r, offsets)),
             balance_loss_backward(r, offsets, balance_counts(r, offsets), 0.1)};
   });
 }
@@ -223,13 +220,13 @@ double balance_reference(const Routing& routing, const std::vector<int64_t>& off
   return loss;
 }
 
-TEST(BalanceLoss, EqualsTheReference) {
+TEST_P(BalanceLoss, EqualsTheReference) {
   Random random;
   SCOPED_TRACE(random.trace());
   const std::vector<int64_t> offsets = {0, 5, 5, 6, 30};
   for (const DType dtype : kFloats) {
     for (const RoutingConfig& c : configs(3)) {
-      const Routing routing = route(random.tensor({30, 7}, dtype), c);
+      const Routing routing = route(here(random.tensor({30, 7}, dtype)), c);
       const double want = balance_reference(routing, offsets);
       EXPECT_NEAR(balance_loss_of(routing, indices64({5}, offsets)), want, 1e-12 * want);
     }
@@ -237,15 +234,15 @@ TEST(BalanceLoss, EqualsTheReference) {
 }
 
 // Ranks that share the rows sum the counts; what each computes of its rows then sums to the loss.
-TEST(BalanceLoss, IsTheSumOverPartsOfTheRows) {
+TEST_P(BalanceLoss, IsTheSumOverPartsOfTheRows) {
   Random random;
   SCOPED_TRACE(random.trace());
   const std::vector<int64_t> offsets = {0, 5, 5, 11, 12};
   const RoutingConfig config = {.top_k = 2};
-  const Tensor logits = random.tensor({12, 7}, DType::f64);
+  const Tensor logits = here(random.tensor({12, 7}, DType::f64));
   const Routing whole = route(logits, config);
   const Tensor counts = balance_counts(whole, indices64({5}, offsets));
-  const double loss = balance_loss(whole, indices64({5}, offsets), counts);
+  const double loss = values(balance_loss(whole, indices64({5}, offsets), counts))[0];
   const Values gradient = values(balance_loss_backward(whole, indices64({5}, offsets), counts, 0.3));
   for (const int64_t cut : {0, 3, 5, 8, 12}) {
     Values count_sum(4 * 7, 0);
@@ -257,7 +254,7 @@ TEST(BalanceLoss, IsTheSumOverPartsOfTheRows) {
       for (const int64_t o : offsets) local.push_back(std::clamp(o, begin, end) - begin);
       const Values counted = values(balance_counts(part, indices64({5}, local)));
       for (size_t i = 0; i < counted.size(); ++i) count_sum[i] += counted[i];
-      loss_sum += balance_loss(part, indices64({5}, local), counts);
+      loss_sum += values(balance_loss(part, indices64({5}, local), counts))[0];
       const Values g = values(balance_loss_backward(part, indices64({5}, local), counts, 0.3));
       gradient_of_parts.insert(gradient_of_parts.end(), g.begin(), g.end());
     }
@@ -268,25 +265,31 @@ TEST(BalanceLoss, IsTheSumOverPartsOfTheRows) {
 }
 
 // Even scores cost as much as there are tokens; one expert for all of them, with all the score, E times that.
-TEST(BalanceLoss, KnowsItsExtremes) {
+TEST_P(BalanceLoss, KnowsItsExtremes) {
   const Tensor offsets = indices64({2}, {0, 8});
   Values even(8 * 4, 0);
   Values one(8 * 4, 0);
   for (size_t r = 0; r < 8; ++r) even[r * 4 + r % 4] = 1e-9;
   for (size_t r = 0; r < 8; ++r) one[r * 4] = 100;
-  EXPECT_NEAR(balance_loss_of(route(tensor({8, 4}, DType::f64, even), {.top_k = 1}), offsets), 8, 1e-6);
-  EXPECT_NEAR(balance_loss_of(route(tensor({8, 4}, DType::f64, one), {.top_k = 1}), offsets), 8 * 4, 1e-6);
+  EXPECT_NEAR(balance_loss_of(route(here(tensor({8, 4}, DType::f64, even)), {.top_k = 1}), offsets), 8, 1e-6);
+  EXPECT_NEAR(balance_loss_of(route(here(tensor({8, 4}, DType::f64, one)), {.top_k = 1}), offsets), 8 * 4,
+              1e-6);
 }
 
 // How often an expert was chosen is a constant; the scores carry the gradient.
-TEST(BalanceLoss, BackwardIsTheDerivative) {
+TEST_P(BalanceLoss, BackwardIsTheDerivative) {
   Random random;
   SCOPED_TRACE(random.trace());
   const Tensor offsets = indices64({3}, {0, 4, 9});
   for (const Scores scores : kScores) {
-    const Routing routing = route(random.tensor({9, 5}, DType::f64), {.scores = scores, .top_k = 2});
-    const Values numeric =
-        numeric_gradient(routing.scores_TE, [&] { return 0.3 * balance_loss_of(routing, offsets); });
+    Routing routing = route(here(random.tensor({9, 5}, DType::f64)), {.scores = scores, .top_k = 2});
+    const Tensor scores_TE = routing.scores_TE.to(kCpu);
+    const auto loss = [&] {
+      routing.scores_TE = here(scores_TE);
+      return 0.3 * balance_loss_of(routing, offsets);
+    };
+    const Values numeric = numeric_gradient(scores_TE, loss);
+    routing.scores_TE = here(scores_TE);
     expect_gradient(values(balance_loss_backward(routing, offsets, balance_counts(routing, offsets), 0.3)),
                     numeric, "scores");
   }

@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "phalanx/ops/route.h"
-#include "tests/ops/reference.h"
+#include "tests/ops/on_device.h"
 
 namespace phalanx::test {
 namespace {
@@ -15,13 +15,8 @@ struct Case {
   int top_groups;
   int top_k;
 };
-constexpr Case kCases[] = {{8, 4, 2, 3},  {77, 7, 3, 8}, {6, 6, 4, 2},
-                           {64, 8, 4, 8}, {5, 1, 1, 2},  {12, 3, 1, 4}};
-
-std::vector<int64_t> list(const Tensor& t) {
-  const auto span = t.span<const int64_t>();
-  return {span.begin(), span.end()};
-}
+constexpr Case kCases[] = {{8, 4, 2, 3},  {77, 7, 3, 8},  {6, 6, 4, 2},       {64, 8, 4, 8},   {5, 1, 1, 2},
+                           {12, 3, 1, 4}, {256, 8, 4, 8}, {300, 100, 40, 33}, {1000, 1, 1, 10}};
 
 // The places of the n largest, best first, ties to the lower one.
 std::vector<size_t> best(const Values& v, int n) {
@@ -48,7 +43,7 @@ std::vector<size_t> choice(Values biased, const Case& c) {
   return best(biased, c.top_k);
 }
 
-TEST(RouteGroups, TheBiasChoosesAndTheScoresWeigh) {
+TEST_P(RouteGroups, TheBiasChoosesAndTheScoresWeigh) {
   Random random;
   SCOPED_TRACE(random.trace());
   for (const Case& c : kCases) {
@@ -61,8 +56,8 @@ TEST(RouteGroups, TheBiasChoosesAndTheScoresWeigh) {
                                     .top_groups = c.top_groups};
       const Tensor logits = random.tensor({31, c.experts}, DType::f64);
       const Tensor bias = random.tensor({c.experts}, DType::f64, 0.5);  // some biased scores are negative
-      for_each_target([&](bool) {
-        const Routing got = route(logits, config, bias);
+      for_each_target_here([&](bool) {
+        const Routing got = route(here(logits), config, here(bias));
         const Values s = values(got.scores_TE);
         const std::vector<int64_t> idx = list(got.topk_idx_TK);
         const Values weights = values(got.weights_TK);
@@ -85,27 +80,28 @@ TEST(RouteGroups, TheBiasChoosesAndTheScoresWeigh) {
   }
 }
 
-TEST(RouteGroups, TiesGoToTheLowerGroupAndExpert) {
+TEST_P(RouteGroups, TiesGoToTheLowerGroupAndExpert) {
   const RoutingConfig config = {.top_k = 3, .groups = 3, .top_groups = 2};
-  for_each_target([&](bool) {
-    const Routing even = route(Tensor::zeros({1, 6}, DType::f32), config);
+  for_each_target_here([&](bool) {
+    const Routing even = route(here(Tensor::zeros({1, 6}, DType::f32)), config);
     EXPECT_EQ(list(even.topk_idx_TK), (std::vector<int64_t>{0, 1, 2}));
     const Tensor bias = tensor({6}, DType::f32, {0, 0, 0, 1, 1, 0});
-    const Routing biased = route(Tensor::zeros({1, 6}, DType::f32), config, bias);
+    const Routing biased = route(here(Tensor::zeros({1, 6}, DType::f32)), config, here(bias));
     EXPECT_EQ(list(biased.topk_idx_TK), (std::vector<int64_t>{3, 4, 2}));
     expect_close(values(biased.weights_TK), Values(3, 1.0 / 3), within(4, DType::f32), "weights");
   });
 }
 
 // Of a diverged model too: experts that are there, each once, of no more groups than may be.
-TEST(RouteGroups, NamesDistinctExpertsAmongNan) {
+TEST_P(RouteGroups, NamesDistinctExpertsAmongNan) {
   Random random;
   SCOPED_TRACE(random.trace());
   Values logits(40 * 9);
   for (double& v : logits) v = random.integer(0, 2) == 0 ? std::nan("") : random.normal();
   for (const Scores scores : {Scores::softmax, Scores::sigmoid}) {
     const RoutingConfig config = {.scores = scores, .top_k = 5, .groups = 3, .top_groups = 2};
-    const std::vector<int64_t> idx = list(route(tensor({40, 9}, DType::f32, logits), config).topk_idx_TK);
+    const std::vector<int64_t> idx =
+        list(route(here(tensor({40, 9}, DType::f32, logits)), config).topk_idx_TK);
     for (size_t r = 0; r < 40; ++r) {
       std::vector<int64_t> row(idx.begin() + static_cast<int64_t>(5 * r),
                                idx.begin() + static_cast<int64_t>(5 * r + 5));
@@ -119,8 +115,8 @@ TEST(RouteGroups, NamesDistinctExpertsAmongNan) {
   }
 }
 
-TEST(RouteGroups, RefusesMoreThanTheGroupsHave) {
-  const Tensor logits = Tensor::zeros({1, 6}, DType::f32);
+TEST_P(RouteGroups, RefusesMoreThanTheGroupsHave) {
+  const Tensor logits = here(Tensor::zeros({1, 6}, DType::f32));
   EXPECT_THROW(route(logits, {.top_k = 3, .groups = 3, .top_groups = 1}), BrokenPromise);
   EXPECT_THROW(route(logits, {.top_k = 1, .groups = 4, .top_groups = 1}), BrokenPromise);
   EXPECT_THROW(route(logits, {.top_k = 1, .groups = 2, .top_groups = 3}), BrokenPromise);

@@ -29,6 +29,11 @@ Tensor matmul_nt(const Tensor& x_MK, const Tensor& w_NK);
 void matmul_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_KN, Into into);
 void matmul_nt_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, Into into);
 void matmul_tn_into(const Tensor& dw_NK, const Tensor& dy_MN, const Tensor& x_MK, Into into);
+// Grouped: bf16 on sm_90 by wgmma, where rows are whole 16 bytes; else by a plain kernel in f32 or f64.
+Rows grouped_matmul(const Rows& x_RK, const Tensor& w_EKN, const Tensor& offsets);
+Rows grouped_matmul_nt(const Rows& x_RK, const Tensor& w_ENK, const Tensor& offsets);
+void grouped_matmul_tn_into(const Tensor& dw_ENK, const Rows& dy_RN, const Rows& x_RK, const Tensor& offsets,
+                            Into into);
 
 // ops/elementwise.h. The sum of squares is a host number, so it waits for the stream.
 Tensor add(const Tensor& a, const Tensor& b);

@@ -287,6 +287,8 @@ void check_fault(const Fault& fault) {
       PHX_CHECK(false, "{} live rows of {}", fault.value, fault.limit);
     case FaultKind::position:
       PHX_CHECK(false, "position {}", fault.value);
+    case FaultKind::offset:
+      PHX_CHECK(false, "offset {} of grouped rows, where at most {} can be", fault.value, fault.limit);
   }
 }
 

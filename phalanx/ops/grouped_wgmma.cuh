@@ -14,7 +14,6 @@
 
 namespace phalanx::cuda {
 
-inline constexpr int kStages = 3;
 inline constexpr int kMultipliers = 8;  // warps that multiply
 inline constexpr int kGroupedThreads = kWarpgroup + kMultipliers * kWarp;
 inline constexpr int kBoxBytes = kTileTerms * int{kBoxRowBytes};  // a box of 64 rows
@@ -22,35 +21,44 @@ inline constexpr int kABytes = kTileRows * kTileTerms * int{sizeof(bf16)};
 inline constexpr int kBBytes = kTileColumns * kTileTerms * int{sizeof(bf16)};
 inline constexpr int kWarpRows = kTileRows / kMultipliers;
 
-/// Rows of the result wait here for their way out, a warp's apart from the others', at a distance that
-/// spreads them over the banks: all columns of bf16, or half of f32's.
+/// How results leave. Rows of f32, which memory cannot take as fast as they are computed, are staged half a
+/// tile at a time and leave by bulk copies while the next tile is summed. Rows of bf16 are staged a quarter
+/// at a time, only to be stored in whole lines, and the memory goes to one more stage of the ring. Pitches,
+/// in bytes, spread rows over the banks.
 template <class Out>
-inline constexpr int kStagedColumns = 512 / int{sizeof(Out)};
-template <class Out>
-inline constexpr int kStagedPitch = 512 + 8 * int{sizeof(Out)};
+struct Staging {
+  static constexpr bool kBulk = sizeof(Out) == sizeof(float);
+  static constexpr int kStages = kBulk ? 3 : 4;
+  static constexpr int kColumns = kBulk ? 128 : 64;
+  static constexpr int kPitch = kColumns * int{sizeof(Out)} + 8 * int{sizeof(Out)};
+  static constexpr int kParts = kTileColumns / kColumns;
+};
 
 /// Dynamic shared memory, from a multiple of 1024 bytes on.
 template <class Out>
 struct GroupedStages {
-  alignas(1024) std::byte a[kStages][kABytes];
-  std::byte b[kStages][kBBytes];
-  std::byte staged[kMultipliers][kWarpRows * kStagedPitch<Out>];
+  alignas(1024) std::byte a[Staging<Out>::kStages][kABytes];
+  std::byte b[Staging<Out>::kStages][kBBytes];
+  std::byte staged[kMultipliers][kWarpRows * Staging<Out>::kPitch];
 };
+
+inline constexpr int kMostStages = 4;
 
 struct GroupedShared {
   Schedule<kMostGroupedExperts> schedule;
-  uint64_t full[kStages];
-  uint64_t empty[kStages];
+  uint64_t full[kMostStages];
+  uint64_t empty[kMostStages];
 };
 
 #if PHALANX_SM90A
 
+template <int Stages>
 struct Ring {
   int stage = 0;
   uint32_t parity = 0;
 
   __device__ void advance() {
-    if (++stage < kStages) return;
+    if (++stage < Stages) return;
     stage = 0;
     parity ^= 1;
   }
@@ -123,7 +131,7 @@ struct Multiplier {
   GroupedStages<Out>& stages;
   GroupedShared& shared;
   int warp;  // 0 … kMultipliers − 1, uniform for the compiler too, which must not see wgmma diverge
-  Ring ring;
+  Ring<Staging<Out>::kStages> ring;
 
   __device__ int warpgroup() const { return warp / (kWarpgroup / kWarp); }
   __device__ void release(int stage) const {
@@ -172,29 +180,63 @@ __device__ inline uint32_t narrow_pair(float low, float high) {
   return uint32_t{narrow<bf16>(low).bits} | uint32_t{narrow<bf16>(high).bits} << 16;
 }
 
-/// The warp's 16 rows, from sums to shared memory: the first or second half of the columns, or all of them.
-__device__ inline void stage_rows(const float (&sums)[128], std::byte* staged, int part, float*) {
+/// The warp's 16 rows, from sums to shared memory: one part of the columns.
+template <int Part>
+__device__ void stage_rows(const float (&sums)[128], std::byte* staged, float*) {
+  constexpr int kPitch = Staging<float>::kPitch;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  std::byte* const at = staged + lane / 4 * kStagedPitch<float> + lane % 4 * 8;
+  std::byte* const at = staged + lane / 4 * kPitch + lane % 4 * 8;
 #pragma unroll
-  for (int j = 0; j < kStagedColumns<float> / 8; ++j) {
-    float s[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) s[i] = part == 0 ? sums[4 * j + i] : sums[64 + 4 * j + i];
+  for (int j = 0; j < Staging<float>::kColumns / 8; ++j) {
+    const float* const s = sums + 64 * Part + 4 * j;
     *reinterpret_cast<float2*>(at + j * 32) = {s[0], s[1]};
-    *reinterpret_cast<float2*>(at + 8 * kStagedPitch<float> + j * 32) = {s[2], s[3]};
+    *reinterpret_cast<float2*>(at + 8 * kPitch + j * 32) = {s[2], s[3]};
   }
 }
 
-__device__ inline void stage_rows(const float (&sums)[128], std::byte* staged, int, bf16*) {
+template <int Part>
+__device__ void stage_rows(const float (&sums)[128], std::byte* staged, bf16*) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  std::byte* const at = staged + lane % 16 * kStagedPitch<bf16> + lane / 16 * 16;
+  std::byte* const at = staged + lane % 16 * Staging<bf16>::kPitch + lane / 16 * 16;
 #pragma unroll
-  for (int j = 0; j < kTileColumns / 16; ++j) {
-    const float* const s = sums + 8 * j;
+  for (int j = 0; j < Staging<bf16>::kColumns / 16; ++j) {
+    const float* const s = sums + 32 * Part + 8 * j;
     const uint32_t m[] = {narrow_pair(s[0], s[1]), narrow_pair(s[2], s[3]), narrow_pair(s[4], s[5]),
                           narrow_pair(s[6], s[7])};
     store_matrices(at + j * 32, m);
+  }
+}
+
+/// Staged rows of f32 to rows at a distance of n. Lanes have a row each.
+__device__ inline void send_rows(float* to, const std::byte* staged, int rows, int columns,
+                                 const GroupedSizes& s) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  fence_async_proxy();
+  __syncwarp();
+  if (lane >= min(rows, kWarpRows)) return;
+  float* const there = to + int64_t{lane} * s.n;
+  const auto* const here = reinterpret_cast<const float*>(staged + lane * Staging<float>::kPitch);
+  const auto bytes = static_cast<uint32_t>(min(columns, Staging<float>::kColumns) * int{sizeof(float)});
+  if (s.add) {
+    bulk_add(there, here, bytes);
+  } else {
+    bulk_store(there, here, bytes);
+  }
+  bulk_commit();
+}
+
+/// Of bf16. Eight lanes have a row of 128 bytes.
+__device__ inline void send_rows(bf16* to, const std::byte* staged, int rows, int columns,
+                                 const GroupedSizes& s) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kWarpRows / 4; ++i) {
+    const int row = i * 4 + lane / 8;
+    const int column = lane % 8 * 8;
+    if (row >= rows || column >= columns) continue;
+    const auto* const here = reinterpret_cast<const bf16*>(staged + row * Staging<bf16>::kPitch) + column;
+    store(to + int64_t{row} * s.n + column, load<bf16, 8>(here));
   }
 }
 
@@ -212,7 +254,7 @@ __device__ inline void add_rows(float (&sums)[128], const bf16* from, int rows, 
   }
 }
 
-/// The warp's rows of a tile leave by bulk copies, a row each, while the next tile is summed.
+/// The warp's rows of a tile, to where they belong.
 template <Form F, class Out>
 __device__ void store_tile(float (&sums)[128], const Tile& t, const GroupedSizes& s, std::byte* staged,
                            int warp, Out* out) {
@@ -221,35 +263,20 @@ __device__ void store_tile(float (&sums)[128], const Tile& t, const GroupedSizes
   const int rows = t.rows - first;
   const int64_t row = F == Form::tn ? int64_t{t.expert} * s.m : t.begin;
   Out* const to = out + (row + t.row + first) * s.n + t.column;
-  if constexpr (F == Form::tn && sizeof(Out) == sizeof(bf16)) {
-    if (s.add) add_rows(sums, to, rows, s.n - t.column, s.n);
+  const int columns = s.n - t.column;
+  if constexpr (F == Form::tn && !Staging<Out>::kBulk) {
+    if (s.add) add_rows(sums, to, rows, columns, s.n);
   }
-  constexpr int kParts = kTileColumns / kStagedColumns<Out>;
-#pragma unroll
-  for (int part = 0; part < kParts; ++part) {
-    const int columns = min(kStagedColumns<Out>, s.n - t.column - part * kStagedColumns<Out>);
-    if (columns <= 0) break;
-    if (lane < kWarpRows) bulk_wait_read();
+  const auto send = [&]<int Part>(std::integral_constant<int, Part>) {
+    constexpr int kBegin = Part * Staging<Out>::kColumns;
+    if (kBegin >= columns) return;
+    if (Staging<Out>::kBulk && lane < kWarpRows) bulk_wait_read();
     __syncwarp();
-    stage_rows(sums, staged, part, static_cast<Out*>(nullptr));
-    fence_async_proxy();
-    __syncwarp();
-    if (lane < min(rows, kWarpRows)) {
-      Out* const there = to + int64_t{lane} * s.n + part * kStagedColumns<Out>;
-      const std::byte* const here = staged + lane * kStagedPitch<Out>;
-      const auto bytes = static_cast<uint32_t>(columns * int{sizeof(Out)});
-      if constexpr (F == Form::tn && sizeof(Out) == sizeof(float)) {
-        if (s.add) {
-          bulk_add(there, reinterpret_cast<const float*>(here), bytes);
-        } else {
-          bulk_store(there, here, bytes);
-        }
-      } else {
-        bulk_store(there, here, bytes);
-      }
-      bulk_commit();
-    }
-  }
+    stage_rows<Part>(sums, staged, to);
+    send_rows(to + kBegin, staged, rows, columns - kBegin, s);
+  };
+  [&]<int... Part>(std::integer_sequence<int, Part...>) { (send(std::integral_constant<int, Part>{}), ...); }
+  (std::make_integer_sequence<int, Staging<Out>::kParts>());
 }
 
 #endif
@@ -269,7 +296,7 @@ __global__ __launch_bounds__(kGroupedThreads, 1) void grouped_wgmma(const __grid
   if (threadIdx.x == 0) {
     prefetch(&a);
     prefetch(&b);
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < Staging<Out>::kStages; ++i) {
       barrier_init(&shared.full[i], 1);
       barrier_init(&shared.empty[i], 2 * kMultipliers);
     }
@@ -280,7 +307,7 @@ __global__ __launch_bounds__(kGroupedThreads, 1) void grouped_wgmma(const __grid
   if (warp < kWarpgroup / kWarp) {
     leave_registers<40>();
     if (threadIdx.x == 0) {
-      Ring ring;
+      Ring<Staging<Out>::kStages> ring;
       for_each_tile<F>(sizes, shared.schedule, rank, [&](const Tile& t) {
 #pragma unroll 1
         for (int term = 0; term < t.terms; term += kTileTerms) {
@@ -307,7 +334,7 @@ __global__ __launch_bounds__(kGroupedThreads, 1) void grouped_wgmma(const __grid
       }
       store_tile<F>(sums, t, sizes, stages.staged[m.warp], m.warp, out);
     });
-    bulk_wait();
+    if (Staging<Out>::kBulk) bulk_wait();
   }
   cluster_sync();  // the other block may still arrive at this one's barriers
 #endif

@@ -71,13 +71,14 @@ __device__ inline void barrier_expect(uint64_t* barrier, uint32_t bytes) {
                : "memory");
 }
 
-/// Arrives at this barrier of block `rank` of the cluster.
+/// Arrives at this barrier of block `rank` of the cluster. Says that wgmma has read a stage, not that what
+/// the thread wrote is visible there: a release at the cluster's scope would wait for all its stores.
 __device__ inline void barrier_arrive(uint64_t* barrier, uint32_t rank) {
   asm volatile(
       "{\n"
       ".reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
       "}" ::"r"(shared_address(barrier)),
       "r"(rank)
       : "memory");
@@ -161,7 +162,9 @@ __device__ void leave_registers() {
 __device__ inline uint64_t descriptor(const void* at, uint32_t next = 16) {
   constexpr uint64_t kEightRows = 1024 / 16;
   constexpr uint64_t kSwizzle128 = 1;
-  return uint64_t{shared_address(at) / 16} | uint64_t{next / 16} << 16 | kEightRows << 32 | kSwizzle128 << 62;
+  constexpr uint32_t kWithinBlock = (1 << 18) - 1;  // bits above tell the blocks of a cluster apart
+  return uint64_t{(shared_address(at) & kWithinBlock) / 16} | uint64_t{next / 16} << 16 | kEightRows << 32 |
+         kSwizzle128 << 62;
 }
 
 using cute::SM90::GMMA::Major;

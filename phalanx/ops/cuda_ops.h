@@ -32,6 +32,11 @@ void matmul_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_KN, Int
 void matmul_nt_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, Into into);
 void linear_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, const Tensor& b_N);
 void matmul_tn_into(const Tensor& dw_NK, const Tensor& dy_MN, const Tensor& x_MK, Into into);
+// Grouped: bf16 on sm_90 by wgmma, where rows are whole 16 bytes; else by a plain kernel in f32 or f64.
+Rows grouped_matmul(const Rows& x_RK, const Tensor& w_EKN, const Tensor& offsets);
+Rows grouped_matmul_nt(const Rows& x_RK, const Tensor& w_ENK, const Tensor& offsets);
+void grouped_matmul_tn_into(const Tensor& dw_ENK, const Rows& dy_RN, const Rows& x_RK, const Tensor& offsets,
+                            Into into);
 
 // ops/elementwise.h
 Tensor add(const Tensor& a, const Tensor& b);

@@ -297,6 +297,9 @@ void matmul_tn_into(Tensor dw, const Tensor& dy, const Tensor& x, Into into) {
 
 Rows grouped_matmul(const Rows& x, const Tensor& w, const Tensor& offsets) {
   PHX_CHECK(x.data.dim(1) == w.dim(1), "grouped_matmul of {} and {}", x.data.shape(), w.shape());
+  if constexpr (kHaveCuda) {
+    if (x.data.on_cuda()) return cuda::grouped_matmul(x, w, offsets);
+  }
   const Rows y = rows_like(x, {0, w.dim(2)}, x.data.dtype());
   grouped(Form::nn, x.data, w, y.data, offsets);
   return y;
@@ -304,6 +307,9 @@ Rows grouped_matmul(const Rows& x, const Tensor& w, const Tensor& offsets) {
 
 Rows grouped_matmul_nt(const Rows& x, const Tensor& w, const Tensor& offsets) {
   PHX_CHECK(x.data.dim(1) == w.dim(2), "grouped_matmul_nt of {} and {}", x.data.shape(), w.shape());
+  if constexpr (kHaveCuda) {
+    if (x.data.on_cuda()) return cuda::grouped_matmul_nt(x, w, offsets);
+  }
   const Rows y = rows_like(x, {0, w.dim(1)}, x.data.dtype());
   grouped(Form::nt, x.data, w, y.data, offsets);
   return y;
@@ -312,6 +318,9 @@ Rows grouped_matmul_nt(const Rows& x, const Tensor& w, const Tensor& offsets) {
 void grouped_matmul_tn_into(Tensor dw, const Rows& dy, const Rows& x, const Tensor& offsets, Into into) {
   PHX_CHECK(dw.dim(1) == dy.data.dim(1) && dw.dim(2) == x.data.dim(1),
             "grouped_matmul_tn_into {} of {} and {}", dw.shape(), dy.data.shape(), x.data.shape());
+  if constexpr (kHaveCuda) {
+    if (dw.on_cuda()) return cuda::grouped_matmul_tn_into(dw, dy, x, offsets, into);
+  }
   check_dtypes(dy.data, x.data, dw);
   const auto o = checked_offsets(offsets, dw, std::min(dy.data.rows(), x.data.rows()));
   const TraceSpan span(TraceKind::product, "grouped_matmul_tn_into",

@@ -25,7 +25,9 @@ void linear_into(Tensor y_MN, const Tensor& x_MK, const Tensor& w_NK, const Tens
 void matmul_tn_into(Tensor dw_NK, const Tensor& dy_MN, const Tensor& x_MK, Into into = Into::add);
 
 // The same for experts: rows grouped by expert, expert e owning rows offsets[e]…offsets[e+1]−1 (i64 [E+1])
-// and weight w[e]. Experts without rows are fine; rows behind offsets[E] are left alone.
+// and weight w[e]. Experts without rows are fine; rows before offsets[0] and behind offsets[E] are left
+// alone, and no expert's bits depend on the others. On a GPU offsets lie there too, and the host does not
+// wait for them; operands may be bf16, and dw then f32 or bf16.
 
 /// x [R, K], w [E, K, N] → [R, N].
 Rows grouped_matmul(const Rows& x_RK, const Tensor& w_EKN, const Tensor& offsets);

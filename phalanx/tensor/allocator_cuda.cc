@@ -291,6 +291,8 @@ void check_fault(const Fault& fault) {
       PHX_CHECK(false, "a slot names expert {} of {}", fault.value, fault.limit);
     case FaultKind::same_number:
       PHX_CHECK(false, "two tokens have number {}", fault.value);
+    case FaultKind::offset:
+      PHX_CHECK(false, "offset {} of grouped rows, where at most {} can be", fault.value, fault.limit);
   }
 }
 

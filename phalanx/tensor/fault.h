@@ -3,7 +3,7 @@
 
 namespace phalanx::cuda {
 
-enum class FaultKind : int { none, token, target, live_rows, position, expert, same_number };
+enum class FaultKind : int { none, token, target, live_rows, position, expert, same_number, offset };
 
 /// The first broken promise that kernels of one stream found; in device memory, read when the host
 /// synchronises. Kernels skip what they cannot do and go on.
@@ -11,7 +11,7 @@ struct Fault {
   FaultKind kind = FaultKind::none;
   int unused = 0;
   long long value = 0;  // what was found
-  long long limit = 0;  // what it should have been below (live_rows: at most)
+  long long limit = 0;  // what it should have been below (live_rows, offset: at most)
 };
 
 /// Throws BrokenPromise if there is a fault.

@@ -50,33 +50,37 @@ class Bench {
     const Rows dy = all_rows(random({layer_.rows, layer_.n}, DType::bf16));
     const Tensor w = weights_of(layer_);
     const Tensor one = copied(w.slice(0, 1).view({layer_.n, layer_.k}));
-    const auto both = [&](const char* op, auto&& dense, auto&& grouped) {
-      dense_tflops_ = tflops(dense);
-      for (const bool zipf : {false, true}) {
-        const std::vector<int64_t> o = offsets_of(layer_, zipf);
-        const Tensor offsets = Tensor::of({std::ssize(o)}, std::span<const int64_t>(o)).to(kGpu);
-        add(op, zipf, tflops([&] { grouped(offsets); }));
-      }
-    };
     both(
         "y = x·wᵀ", [&] { (void)matmul_nt(x.data, one); },
         [&](const Tensor& offsets) { (void)grouped_matmul_nt(x, w, offsets); });
     both(
         "dx = dy·w", [&] { (void)matmul(dy.data, one); },
         [&](const Tensor& offsets) { (void)grouped_matmul(dy, w, offsets); });
-    for (const DType dtype : {DType::bf16, DType::f32}) {
-      const Tensor dw = Tensor::zeros(w.shape(), dtype, kGpu);
-      const Tensor dw_one = Tensor::zeros(one.shape(), dtype, kGpu);
-      const bool adds = dtype == DType::f32;
-      const Into into = adds ? Into::add : Into::replace;
-      both(
-          adds ? "dw += dyᵀ·x, f32" : "dw = dyᵀ·x, bf16",
-          [&] { matmul_tn_into(dw_one, dy.data, x.data, into); },
-          [&](const Tensor& offsets) { grouped_matmul_tn_into(dw, dy, x, offsets, into); });
-    }
+    weight_gradient("dw = dyᵀ·x, bf16", DType::bf16, Into::replace, dy, x);
+    weight_gradient("dw = dyᵀ·x, f32", DType::f32, Into::replace, dy, x);
+    weight_gradient("dw += dyᵀ·x, f32", DType::f32, Into::add, dy, x);
   }
 
  private:
+  // Dense, and grouped by both kinds of sizes.
+  void both(const char* op, const std::function<void()>& dense,
+            const std::function<void(const Tensor& offsets)>& grouped) {
+    dense_tflops_ = tflops(dense);
+    for (const bool zipf : {false, true}) {
+      const std::vector<int64_t> o = offsets_of(layer_, zipf);
+      const Tensor offsets = Tensor::of({std::ssize(o)}, std::span<const int64_t>(o)).to(kGpu);
+      add(op, zipf, tflops([&] { grouped(offsets); }));
+    }
+  }
+
+  void weight_gradient(const char* op, DType dtype, Into into, const Rows& dy, const Rows& x) {
+    const Tensor dw = Tensor::zeros({layer_.experts, layer_.n, layer_.k}, dtype, kGpu);
+    const Tensor one = Tensor::zeros({layer_.n, layer_.k}, dtype, kGpu);
+    both(
+        op, [&] { matmul_tn_into(one, dy.data, x.data, into); },
+        [&](const Tensor& offsets) { grouped_matmul_tn_into(dw, dy, x, offsets, into); });
+  }
+
   static Tensor copied(const Tensor& t) {
     const Tensor out = Tensor::empty(t.shape(), t.dtype(), kGpu);
     copy_into(out, t);

@@ -110,6 +110,9 @@ void add_memory(Report& report, const StepProfile& p) {
 void run_train(const Options& o) {
   TrainConfig config = o.config.load();
   if (!o.text.empty()) config.data.text = o.text;
+  if (config.train.device != Device::Kind::cpu) {
+    throw Error("bench train measures ranks on CPUs so far: train.device cuda is for phalanx train");
+  }
   const Dataset data = load_dataset(config.data, config.model.context, config.train.seed);
   ProgressLine line(stderr);
   StepProfile profile;

@@ -31,9 +31,11 @@ TrainConfig ConfigOptions::load() const {
   if (!layout.empty()) overrides.push_back("parallel.layout=" + layout);
   if (!schedule.empty()) overrides.push_back("train.schedule=" + schedule);
   if (!device.empty()) overrides.push_back("train.device=" + device);
-  TrainConfig config = load_train_config(path, overrides);
+  return load_train_config(path, overrides);
+}
+
+void start_device(const TrainConfig& config) {
   if (config.train.device == Device::Kind::cuda) cuda_devices();
-  return config;
 }
 
 void refuse_launcher(const char* command) {

@@ -23,10 +23,12 @@ struct ConfigOptions {
 
   /// Adds CONFIG, --set, --ranks, --layout, --schedule and --device to a command.
   void add_to(CLI::App& command);
-  /// The config with the options on top; where it computes on GPUs, CUDA is started. Error: as
-  /// load_train_config, or as cuda_initialise.
+  /// The config with the options on top. Error: as load_train_config.
   TrainConfig load() const;
 };
+
+/// Before ranks are made: starts CUDA where they compute on GPUs. Error: as cuda_initialise.
+void start_device(const TrainConfig& config);
 
 /// Error when a launcher has started this process, for commands whose ranks are always threads.
 void refuse_launcher(const char* command);

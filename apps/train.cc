@@ -131,6 +131,7 @@ void run_train(const Options& o) {
     std::printf("%s", to_toml(config).c_str());
     return;
   }
+  start_device(config);
   const TraceSteps traced = o.trace.empty() ? TraceSteps() : trace_steps(o.trace_steps);
   for (const std::string& path : {o.report, o.trace}) {
     if (!path.empty()) check_can_write(path);

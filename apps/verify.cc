@@ -119,6 +119,7 @@ void run_verify(const Options& o) {
   of_one_rank.set.insert(of_one_rank.set.begin(), {"parallel.layout=", "parallel.ulysses=0"});
   of_one_rank.ranks = 1;
   const TrainConfig config = of_one_rank.load();
+  start_device(config);
   VerifyOptions options;
   options.model = config.model;
   options.model.vocabulary = o.vocabulary;

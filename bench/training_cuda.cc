@@ -1,6 +1,6 @@
-// Training steps on one GPU, whole (forward, backward, AdamW), on random tokens: what bench/peers'
-// gpu_training_torch.py runs with PyTorch, with gradients in bf16 and without clipping, too. Arguments:
-// models (all), --steps N, --microbatch N, --fast (not deterministic), --json FILE.
+// Training steps on one GPU, whole (forward, backward, AdamW), on random tokens and without clipping: what
+// bench/peers' gpu_training_torch.py runs with PyTorch. Arguments: models (all), --steps N, --microbatch N,
+// --bf16-gradients, --fast (not deterministic), --json FILE.
 #include <chrono>
 #include <cstdlib>
 #include <functional>
@@ -84,6 +84,7 @@ struct Arguments {
   std::vector<std::string> models;
   int steps = 10;
   int64_t microbatch = 0;
+  KeptWeights gradients = KeptWeights::same;
   bool deterministic = true;
 };
 
@@ -94,7 +95,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
   config.train.weights = KeptWeights::bf16;
   config.train.batch = c.sequences;
   config.train.microbatch = a.microbatch;
-  config.train.gradients = KeptWeights::bf16;
+  config.train.gradients = a.gradients;
   config.train.deterministic = a.deterministic;
   config.clip = 0;
   config = checked(config);
@@ -119,6 +120,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
     const double operations = training_flops_per_token(rank.model().config()).total() * tokens;
     const MemoryStats memory = current_stream().memory();
     report.add({{"model", c.name},
+                {"gradients", a.gradients == KeptWeights::bf16 ? "bf16" : "f32"},
                 {"deterministic", a.deterministic ? "yes" : "no"},
                 {"ms", 1e3 * step_s},
                 {"tokens/s", tokens / step_s},
@@ -135,6 +137,8 @@ Arguments arguments_of(std::span<char*> all) {
     const std::string text = all[i];
     if (text == "--fast") {
       a.deterministic = false;
+    } else if (text == "--bf16-gradients") {
+      a.gradients = KeptWeights::bf16;
     } else if (text.starts_with("--") && i + 1 < all.size()) {
       ++i;
       if (text == "--steps") a.steps = std::atoi(all[i]);

@@ -22,3 +22,5 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
 endif()
 set(CMAKE_CUDA_STANDARD 20)
+# The command, and of tests and benchmarks what other presets do not build.
+add_custom_target(phalanx_cuda)

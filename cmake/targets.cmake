@@ -109,6 +109,7 @@ function(phalanx_test_folder folder)
   if(cuda AND PHALANX_CUDA)
     phalanx_test_program(test_${folder}_cuda LABELS ${folder} cuda TIMEOUT 120
                          SOURCES ${cuda} ${helpers} LIBRARIES ${libraries})
+    add_dependencies(phalanx_cuda test_${folder}_cuda)
   endif()
 
   foreach(source IN LISTS programs)

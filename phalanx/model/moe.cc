@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "phalanx/ops/cast.h"
 #include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/swiglu.h"
@@ -28,8 +29,18 @@ Group& ranks_of_a_sequence(Mesh& mesh) {
 
 // Adds a slice's counts to those of the slices before it.
 void count(Tensor& sum_BE, const Tensor& counts_BE) {
-  if (!sum_BE.defined()) sum_BE = Tensor::zeros(counts_BE.shape(), counts_BE.dtype());
+  if (!sum_BE.defined()) {
+    sum_BE = Tensor::zeros(counts_BE.shape(), counts_BE.dtype(), counts_BE.device());
+  }
   add_into(sum_BE, counts_BE);
+}
+
+// A gradient of logits, which are f32 beside rows of bf16, in the rows' dtype.
+Tensor as_rows(const Tensor& dlogits_TE, DType dtype) {
+  if (dlogits_TE.dtype() == dtype) return dlogits_TE;
+  Tensor narrow = Tensor::empty(dlogits_TE.shape(), dtype, dlogits_TE.device());
+  narrow_into(narrow, dlogits_TE);
+  return narrow;
 }
 
 }  // namespace
@@ -64,13 +75,11 @@ Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
     if (pass.training && !pass.again) accumulate(statistics_.z_loss_sum, z_loss(lse_T));
   }
   Routing routing = tape.save(route(logits_TE, config_, bias_E_));
-  if (pass.watch) {
-    const Tensor numbers_T = tensor_.own_rows(pass.batch->rows);
-    pass.watch->routed({name_, pass.step, pass.again, numbers_T, config_, bias_E_, routing});
-  }
+  if (pass.watch) show(routing, pass);
   if (pass.training || moe_.balance_loss != 0) {
     const Tensor offsets = own_offsets(*pass.batch);
     Tensor counts_BE = tape.save(balance_counts(routing, offsets));
+    if (pass.training && !pass.again) record(counts_BE);
     if (sharers_.size() > 1) {
       Work work = sharers_.all_reduce(counts_BE);
       co_await work;
@@ -80,7 +89,6 @@ Task<Routing> Router::forward(Tensor x_TD, Pass pass, Tape& tape) {
     } else if (pass.training && !pass.again) {
       accumulate(statistics_.balance_loss_sum, balance_loss(routing, offsets, counts_BE));
     }
-    if (pass.training && !pass.again) record(routing.topk_idx_TK);
   }
   if (moe_.capacity == 0 || pass.cache) co_return routing;
   routing.topk_idx_TK = co_await within_capacity(routing.topk_idx_TK, pass);
@@ -94,7 +102,7 @@ ExpertRoom Router::room(const Pass& pass) {
   std::vector<Tensor>& taken_BE = history(pass).taken_BE;
   taken_BE.resize(std::max(taken_BE.size(), slice + 1));
   const Shape shape = {pass.batch->whole_offsets.numel() - 1, moe_.experts};
-  taken_BE[slice] = Tensor::zeros(shape, DType::i64);
+  taken_BE[slice] = Tensor::zeros(shape, DType::i64, bias_E_.device());
   if (slice > 0) copy_into(taken_BE[slice], taken_BE[slice - 1]);
   room.whole_offsets = pass.batch->whole_offsets;
   room.taken_BE = taken_BE[slice];
@@ -117,24 +125,48 @@ Task<Tensor> Router::within_capacity(Tensor topk_idx_TK, Pass pass) {
   co_return kept_TK.slice(sharers_.rank() * own, (sharers_.rank() + 1) * own);
 }
 
-void Router::record(const Tensor& topk_idx_TK) {
-  for (const int64_t e : topk_idx_TK.span<int64_t>()) {
-    ++statistics_.expert_tokens[static_cast<size_t>(e)];
-    ++step_tokens_[static_cast<size_t>(e)];
+void Router::show(const Routing& routing, const Pass& pass) const {
+  const Tensor numbers_T = tensor_.own_rows(pass.batch->rows).to(kCpu);
+  const Routing here = {routing.topk_idx_TK.to(kCpu), routing.weights_TK.to(kCpu),
+                        routing.scores_TE.to(kCpu)};
+  pass.watch->routed({name_, pass.step, pass.again, numbers_T, config_, bias_E_.to(kCpu), here});
+  if (!routing.topk_idx_TK.on_cuda()) return;  // it was written in place
+  copy_into(routing.topk_idx_TK, here.topk_idx_TK);
+  copy_into(routing.weights_TK, here.weights_TK);
+}
+
+void Router::record(const Tensor& counts_BE) {
+  counted_BE_.push_back(Tensor::empty(counts_BE.shape(), counts_BE.dtype(), counts_BE.device()));
+  copy_into(counted_BE_.back(), counts_BE);
+  if (!counts_BE.on_cuda()) settle();
+}
+
+void Router::settle() {
+  for (const Tensor& counted : counted_BE_) {
+    const Tensor counts_BE = counted.to(kCpu);
+    const auto counts = counts_BE.span<const double>();
+    for (size_t i = 0; i < counts.size(); ++i) {
+      const size_t e = i % step_tokens_.size();
+      statistics_.expert_tokens[e] += static_cast<int64_t>(counts[i]);
+      step_tokens_[e] += static_cast<int64_t>(counts[i]);
+    }
   }
+  counted_BE_.clear();
 }
 
 void Router::update_bias(std::span<const int64_t> tokens) {
   const int64_t all = std::accumulate(tokens.begin(), tokens.end(), int64_t{0});
-  visit_float(bias_E_.dtype(), [&](auto t) {
+  const Tensor here_E = bias_E_.to(kCpu);
+  visit_float(here_E.dtype(), [&](auto t) {
     using T = decltype(t);
-    const auto bias = bias_E_.span<T>();
+    const auto bias = here_E.span<T>();
     for (size_t e = 0; e < bias.size(); ++e) {
       const int64_t missing = all - tokens[e] * std::ssize(tokens);  // to the mean, times E
       const int sign = missing > 0 ? 1 : missing < 0 ? -1 : 0;
       bias[e] += static_cast<T>(sign * moe_.bias_rate);
     }
   });
+  if (bias_E_.on_cuda()) copy_into(bias_E_, here_E);
 }
 
 void start_step(std::span<Moe* const> layers) {
@@ -176,12 +208,14 @@ Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
   if (moe_.balance_loss != 0) {
     dscores_TE = balance_loss_backward(routing, offsets, counts_BE, moe_.balance_loss * pass.scale);
   }
-  const Tensor dlogits_TE = route_backward(dweights_TK, dscores_TE, routing, config_);
+  const Tensor wide_TE = route_backward(dweights_TK, dscores_TE, routing, config_);
   if (moe_.z_loss != 0) {
     const Tensor lse_T = tape.take();
-    z_loss_backward_into(dlogits_TE, tape.take(), lse_T, moe_.z_loss * pass.scale);
+    z_loss_backward_into(wide_TE, tape.take(), lse_T, moe_.z_loss * pass.scale);
   }
-  tape.defer([this, dlogits_TE, x_TD = tape.take()] {
+  const Tensor x = tape.take();
+  const Tensor dlogits_TE = as_rows(wide_TE, x.dtype());
+  tape.defer([this, dlogits_TE, x_TD = x] {
     const auto [dw, into] = w_.grad_sum();
     matmul_tn_into(dw, dlogits_TE, x_TD, into);
   });
@@ -233,6 +267,8 @@ Moe::Moe(const Builder& b, const std::string& name, const std::string& experts, 
               ep::BufferOptions{.etp = &b.store.mesh().group(Axis::etp),
                                 .phase = ep::Phase::prefill,
                                 .ranks_of_node = b.config.moe.two_level ? ep::kFindNodes : 0}),
+      travels_(!b.store.device().is_cuda()),
+      experts_of_model_(b.config.moe.experts),
       exact_sums_(b.config.moe.exact_sums),
       shared_(b.config.moe.shared_experts == 0
                   ? nullptr
@@ -259,6 +295,7 @@ Task<Tensor> Moe::backward(Tensor dy_TD, Pass pass, Tape& tape) {
 Task<Tensor> Moe::routed_forward(Tensor stream_TD, Pass pass, Tape& tape) {
   const Tensor x_TD = tensor_.split(stream_TD);
   const Routing route = co_await router_.forward(x_TD, pass, tape.scope("router"));
+  if (!travels_) co_return co_await local_forward(x_TD, route, tape);
   ep::Tokens tokens = {x_TD, route.topk_idx_TK, route.weights_TK};
   ep::DispatchOptions options;
   if (exact_sums_) options.order = ep::PairOrder::every_slot;
@@ -278,6 +315,7 @@ Task<Tensor> Moe::routed_forward(Tensor stream_TD, Pass pass, Tape& tape) {
 // The backward of combine is a dispatch of the same rows, and the backward of dispatch a combine.
 Task<Tensor> Moe::routed_backward(Tensor dstream_TD, Pass pass, Tape& tape) {
   const Tensor dy_TD = tensor_.split(dstream_TD);
+  if (!travels_) co_return co_await local_backward(dy_TD, pass, tape);
   const Rows y = tape.take<Rows>();
   const auto order = tape.take<ExpertOrder>();
   const Tensor weights_RK = tape.take();
@@ -289,6 +327,31 @@ Task<Tensor> Moe::routed_backward(Tensor dstream_TD, Pass pass, Tape& tape) {
   const ep::Combined back = co_await buffer_.combine(dx_RD, handle, d.weights_RK);
   const Tensor dx_router = co_await router_.backward(back.weights_TK, pass, tape.scope("router"));
   const Tensor dx_TD = add(back.x_TD, dx_router);
+  co_return co_await tensor_.join(dx_TD);
+}
+
+Task<Tensor> Moe::local_forward(Tensor x_TD, Routing route, Tape& tape) {
+  const Rows x_RD = all_rows(x_TD);
+  const ExpertOrder order = order_by_expert({route.topk_idx_TK, x_RD.live}, experts_of_model_);
+  const Rows x = permute(x_RD, order);
+  const Rows y = co_await experts_.forward(x, order.offsets, tape.scope("experts"));
+  const Rows y_RD = unpermute(y, order, route.weights_TK, x_RD);
+  tape.save(route.weights_TK);
+  tape.save(order);
+  tape.save(y);
+  co_return co_await tensor_.join(y_RD.data);
+}
+
+Task<Tensor> Moe::local_backward(Tensor dy_TD, Pass pass, Tape& tape) {
+  const Rows y = tape.take<Rows>();
+  const auto order = tape.take<ExpertOrder>();
+  const Tensor weights_TK = tape.take();
+  const Rows dy_RD = all_rows(dy_TD);
+  const UnpermuteGradients d = unpermute_backward(dy_RD, y, order, weights_TK);
+  const Rows dx = co_await experts_.backward(d.rows, order.offsets, tape.scope("experts"));
+  const Rows dx_RD = unpermute(dx, order, Tensor(), dy_RD);
+  const Tensor dx_router = co_await router_.backward(d.weights_RK, pass, tape.scope("router"));
+  const Tensor dx_TD = add(dx_RD.data, dx_router);
   co_return co_await tensor_.join(dx_TD);
 }
 

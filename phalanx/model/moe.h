@@ -27,9 +27,16 @@ class Router {
   /// topk_idx is −1 where an expert has no room for the token.
   Task<Routing> forward(Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> backward(Tensor dweights_TK, Pass pass, Tape& tape);
-  MoeStatistics& statistics() { return statistics_; }
+  /// Of a GPU the host waits for what it counted.
+  MoeStatistics& statistics() {
+    settle();
+    return statistics_;
+  }
   /// By global expert: how often this rank's tokens chose it in the training step that runs.
-  std::vector<int64_t>& step_tokens() { return step_tokens_; }
+  std::vector<int64_t>& step_tokens() {
+    settle();
+    return step_tokens_;
+  }
   /// Moves the bias by moe.bias_rate; `tokens` are those of all ranks.
   void update_bias(std::span<const int64_t> tokens);
 
@@ -38,8 +45,11 @@ class Router {
   Task<Tensor> within_capacity(Tensor topk_idx_TK, Pass pass);
   // That room: of a slice, what those before it have left.
   ExpertRoom room(const Pass& pass);
-  // Adds choices to the statistics.
-  void record(const Tensor& topk_idx_TK);
+  // Adds choices to the statistics: f64 [B, E] as balance_counts gives them, of this rank's rows.
+  void record(const Tensor& counts_BE);
+  void settle();
+  // Shows a choice to who watches, who may write another one.
+  void show(const Routing& routing, const Pass& pass) const;
   // Of a slice: what its microbatch's share.
   RouterHistory& history(const Pass& pass) const { return pass.history->layer(layer_).router; }
   // Of the sequences' parts in this rank's own rows.
@@ -58,6 +68,7 @@ class Router {
   Tensor bias_E_;
   MoeStatistics statistics_;
   std::vector<int64_t> step_tokens_;
+  std::vector<Tensor> counted_BE_;  // by a GPU, not in the statistics yet
 };
 
 /// SwiGLU experts, cut over ep, and each one's hidden width over etp. Parameters NAME.gate_up [E, 2, F, D]
@@ -92,11 +103,16 @@ class Moe final : public Layer {
  private:
   Task<Tensor> routed_forward(Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> routed_backward(Tensor dy_TD, Pass pass, Tape& tape);
+  // The same where all experts are here: without dispatch and combine.
+  Task<Tensor> local_forward(Tensor x_TD, Routing route, Tape& tape);
+  Task<Tensor> local_backward(Tensor dy_TD, Pass pass, Tape& tape);
 
   TensorParallel& tensor_;
   Router router_;
   Experts experts_;
   ep::Buffer buffer_;
+  bool travels_;  // rows go to other ranks; GPUs have all experts so far
+  int experts_of_model_;
   bool exact_sums_;
   std::unique_ptr<SwigluMlp> shared_;  // or null
 };

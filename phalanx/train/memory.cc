@@ -185,6 +185,30 @@ int64_t streams_of(const Schedule& schedule, int rank) {
 
 }  // namespace
 
+namespace {
+
+// Bytes of elements of weights, gradients and moments.
+struct Kept {
+  const TrainConfig& config;
+  bool gpu = config.train.device == Device::Kind::cuda;
+  bool narrow = config.train.weights == KeptWeights::bf16;
+
+  // Of what layers compute with, and of the stream.
+  DType compute() const { return gpu && narrow ? DType::bf16 : config.train.dtype; }
+  int64_t wide(int64_t elements) const { return bytes(elements, config.train.dtype); }
+  int64_t half(int64_t elements) const { return bytes(elements, DType::bf16); }
+  int64_t gradients(int64_t elements) const {
+    return config.train.gradients == KeptWeights::bf16 ? half(elements) : wide(elements);
+  }
+
+ private:
+  static int64_t bytes(int64_t elements, DType dtype) {
+    return LayerMemory::block(elements, static_cast<int64_t>(dtype_size(dtype)));
+  }
+};
+
+}  // namespace
+
 MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int pp_rank) {
   ModelConfig model = config.model;
   model.vocabulary = vocabulary;
@@ -192,7 +216,8 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   const RowShare share = row_share(config.train.batch, config.train.microbatch, layout.dp, 0);
   const int slices = config.train.slices;
   const int64_t tokens = share.microbatch * (model.context / slices) / layout.cp;
-  const LayerMemory layers(model, config.train.dtype, tokens, slices, layout, stream_config(config.parallel),
+  const Kept bytes{config};
+  const LayerMemory layers(model, bytes.compute(), tokens, slices, layout, stream_config(config.parallel),
                            ulysses_ranks(model, layout, config.parallel.ulysses));
   const Schedule schedule = schedule_of(config, share.microbatches());
   const std::vector<StagePart> parts =
@@ -207,21 +232,25 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   // Of ZeRO-2 and 3 beside the shares: of gradients the unit at work and the one that is being summed, of
   // weights that one and the one that comes next; with multi-token prediction the tables of its stage stay
   // meanwhile.
-  const int64_t units = 2 * layers.block(elements.layer) + layers.block(elements.ends);
   MemoryAccount account;
-  account.weights = layers.block(whole ? elements.all : own) + (whole ? 0 : units);
-  if (config.train.weights == KeptWeights::bf16) {
-    // In bf16, with the master copy; and wide the unit at work.
-    const int64_t master = config.optimizer.offload.empty() ? layers.block(own) : 0;
-    const int64_t kept = LayerMemory::block(whole ? elements.all : own, 2);
-    const int64_t next = whole ? 0 : LayerMemory::block(elements.layer, 2);
-    account.weights = kept + master + layers.block(elements.layer) + layers.block(elements.ends) + next;
+  account.weights = bytes.wide(whole ? elements.all : own) +
+                    (whole ? 0 : 2 * bytes.wide(elements.layer) + bytes.wide(elements.ends));
+  if (bytes.narrow) {
+    // In bf16, with the master copy; and wide, but on a GPU, the unit at work.
+    const int64_t master = config.optimizer.offload.empty() ? bytes.wide(own) : 0;
+    const int64_t kept = bytes.half(whole ? elements.all : own);
+    const int64_t next = whole ? 0 : bytes.half(elements.layer);
+    const int64_t at_work = bytes.wide(elements.layer) + bytes.wide(elements.ends);
+    account.weights = kept + master + (bytes.gpu ? (whole ? 0 : at_work / 2) : at_work) + next;
   }
-  account.gradients = layers.block(zero >= Zero::gradients ? own : elements.all) +
-                      (zero >= Zero::gradients ? units + layers.block(elements.over_stages) : 0);
+  account.gradients = bytes.gradients(zero >= Zero::gradients ? own : elements.all);
+  if (zero >= Zero::gradients) {
+    account.gradients += 2 * bytes.gradients(elements.layer) + bytes.gradients(elements.ends) +
+                         bytes.gradients(elements.over_stages);
+  }
   const bool has_moments =
       config.optimizer.kind == OptimizerConfig::Kind::adamw && config.optimizer.offload.empty();
-  account.optimizer = has_moments ? 2 * layers.block(own) : 0;
+  account.optimizer = has_moments ? 2 * bytes.wide(own) : 0;
   account.batch = share.microbatches() * slices *
                   ((3 + 2 * model.mtp) * LayerMemory::block(tokens, 4) + LayerMemory::block(tokens, 8));
   account.activations = peak.saved + streams_of(schedule, pp_rank) * slices * layers.x();
@@ -238,6 +267,41 @@ void check_memory(const MemoryAccount& account, uint64_t machine) {
       "a smaller model.width or fewer model.layers",
       bytes(account.weights), bytes(account.gradients), bytes(account.optimizer), bytes(account.kept()),
       human_bytes(machine));
+}
+
+namespace {
+
+// The settings nearest to the config's with which a rank fits into so many bytes; "" if none do.
+std::string what_fits(const TrainConfig& config, int64_t vocabulary, int pp_rank, int64_t room) {
+  for (const Recompute what : {config.train.recompute.what, Recompute::full}) {
+    TrainConfig other = config;
+    other.train.recompute = {.what = what};
+    for (int64_t rows = config.train.microbatch; rows > 0; --rows) {
+      if (config.train.microbatch % rows != 0) continue;
+      other.train.microbatch = rows;
+      if (memory_account(other, vocabulary, pp_rank).total() > room) continue;
+      const bool again = what != config.train.recompute.what;
+      return format("it fits with train.microbatch={}{}", rows, again ? " and train.recompute=full" : "");
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+void check_gpu_memory(const TrainConfig& config, int64_t vocabulary, int pp_rank, uint64_t bytes) {
+  constexpr int64_t kOfCuda = int64_t{1} << 30;  // its context, kernels and the libraries' workspaces
+  const MemoryAccount account = memory_account(config, vocabulary, pp_rank);
+  const int64_t room = static_cast<int64_t>(bytes) - kOfCuda;
+  if (account.total() <= room) return;
+  const std::string fits = what_fits(config, vocabulary, pp_rank, room);
+  throw Error(
+      "a step needs about {} of the GPU, which has {}: weights, gradients and optimizer state {}, "
+      "activations {}; {}",
+      human_bytes(static_cast<uint64_t>(account.total() + kOfCuda)), human_bytes(bytes),
+      human_bytes(static_cast<uint64_t>(account.kept())),
+      human_bytes(static_cast<uint64_t>(account.activations + account.working)),
+      fits.empty() ? "take a smaller model.width or fewer model.layers" : fits);
 }
 
 }  // namespace phalanx

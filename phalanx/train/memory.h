@@ -26,4 +26,8 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
 /// the `machine` bytes of its machine.
 void check_memory(const MemoryAccount& account, uint64_t machine);
 
+/// Error: a step of such a rank does not fit into its GPU's memory; says how much it needs, and with which
+/// microbatch or recomputation it fits.
+void check_gpu_memory(const TrainConfig& config, int64_t vocabulary, int pp_rank, uint64_t bytes);
+
 }  // namespace phalanx

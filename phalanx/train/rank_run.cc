@@ -16,8 +16,13 @@ RowShare share_of(const RunConfig& config, const Mesh& mesh) {
 
 // The parameters exist once the model is built, and the optimizer's state takes their layout.
 ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& config, const Mesh& mesh) {
-  check_memory(memory_account(config, config.model.vocabulary, mesh.coordinate(Axis::pp)),
-               memory_of(parameters.device()));
+  const int pp_rank = mesh.coordinate(Axis::pp);
+  const uint64_t room = memory_of(parameters.device());
+  if (parameters.device().is_cuda()) {
+    check_gpu_memory(config, config.model.vocabulary, pp_rank, room);
+  } else {
+    check_memory(memory_account(config, config.model.vocabulary, pp_rank), room);
+  }
   parameters.initialise(config.train.seed);
   return parameters;
 }

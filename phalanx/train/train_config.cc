@@ -140,7 +140,7 @@ void add_run(ConfigTable& table, RunConfig& r) {
   s.choice("weights", &r.weights, {{"same", KeptWeights::same}, {"bf16", KeptWeights::bf16}},
            "kept and sent in dtype, or in bf16 (what GPUs then compute in) with a master copy");
   s.choice("gradients", &r.gradients, {{"same", KeptWeights::same}, {"bf16", KeptWeights::bf16}},
-           "summed in dtype, or in bf16: on GPUs with weights in bf16, for steps of few microbatches");
+           "summed in dtype, or, on GPUs with weights in bf16, in bf16: of few microbatches");
   s.add("deterministic", &r.deterministic,
         "the same bits in every run; false: attention's backward on GPUs is faster");
   s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");

@@ -81,11 +81,8 @@ void check_device(const TrainConfig& c, const Layout& layout) {
   const auto refuse = [](const char* what) { throw Error("train.device cuda: {} is for CPUs so far", what); };
   if (c.model.mlp == MlpKind::moe) refuse("model.mlp moe");
   if (c.model.attention == AttentionKind::mla) refuse("model.attention mla");
-  if (layout.tp > 1) refuse("tp > 1 of parallel.layout");
+  if (layout.ranks() > 1) refuse("a parallel.layout of several ranks");
   if (!c.optimizer.offload.empty()) refuse("optimizer.offload");
-  if (c.parallel.transport != TransportKind::threads && layout.ranks() > 1) {
-    refuse("parallel.transport other than threads");
-  }
 }
 
 Layout parsed(const std::string& layout) {

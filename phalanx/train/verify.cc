@@ -109,8 +109,14 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c, RoutingWatch& watc
     store.initialise(o.seed);
     Optimizer optimizer(
         store, {.kind = o.dtype == DType::f64 ? OptimizerConfig::Kind::adamw : OptimizerConfig::Kind::sgd});
-    Trainer trainer{mesh,  store, model, optimizer, Pipeline(schedule, mesh), 1.0, {.what = c.recompute},
-                    &watch};
+    Trainer trainer{.mesh = mesh,
+                    .parameters = store,
+                    .model = model,
+                    .optimizer = optimizer,
+                    .pipeline = Pipeline(schedule, mesh),
+                    .clip = 1.0,
+                    .recompute = {.what = c.recompute},
+                    .watch = &watch};
     const std::vector<Batch> batches = random_batches(o, mesh, c.slices, model.context_share());
     const StepResult first = compute_gradients(trainer, batches, 0);
     {

@@ -80,7 +80,7 @@ TEST(TensorParallel, TheLossHasTheSameBitsWithAndWithoutSequenceParallelism) {
         std::mt19937 random(1);
         const Batch batch = random_batch(random, 2, llama());
         Tape tape;
-        const double loss = run(model.forward({.batch = &batch}, tape));
+        const double loss = number_of(run(model.forward({.batch = &batch}, tape)));
         if (world.rank() == tp - 1) losses[sequence ? 1 : 0] = loss;
       });
     }

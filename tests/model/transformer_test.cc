@@ -74,7 +74,8 @@ class AnyTransformer : public ::testing::TestWithParam<Case> {
 double loss(TinyModel& model, const Batch& batch, bool training = false, uint64_t step = 0) {
   Tape tape;
   tape.set_keeping(false);
-  return run(model.transformer.forward({.batch = &batch, .step = step, .training = training}, tape));
+  return number_of(
+      run(model.transformer.forward({.batch = &batch, .step = step, .training = training}, tape)));
 }
 
 // The loss of each row by itself.

@@ -103,6 +103,22 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
+// A build without CUDA, too, says what GPUs do not compute yet.
+TEST(TrainConfig, WhatGpusDoNotComputeIsRefused) {
+  const auto told = [](std::vector<std::string> set) {
+    set.insert(set.begin(), "train.device=cuda");
+    return refusal("", set);
+  };
+  EXPECT_EQ(told({}), "no error");
+  EXPECT_EQ(told({"train.weights=bf16", "train.gradients=bf16"}), "no error");
+  EXPECT_THAT(told({"parallel.layout=dp=2"}), HasSubstr("of several ranks is for CPUs so far"));
+  EXPECT_THAT(told({"model.mlp=moe"}), HasSubstr("model.mlp moe"));
+  EXPECT_THAT(told({"model.attention=mla"}), HasSubstr("model.attention mla"));
+  EXPECT_THAT(told({"optimizer.offload=/tmp"}), HasSubstr("optimizer.offload"));
+  EXPECT_THAT(told({"train.gradients=bf16"}), HasSubstr("train.weights bf16"));
+  EXPECT_THAT(refusal("", {"train.gradients=bf16"}), HasSubstr("train.device cuda"));
+}
+
 TEST(TrainConfig, SlicesThatDoNotFitAreTold) {
   const auto told = [](const char* slices, const char* layout, const char* context = "model.context=24") {
     return refusal("", {context, "train.batch=1", slices, layout, "model.width=96", "model.heads=4"});
@@ -120,8 +136,8 @@ TEST(TrainConfig, SlicesThatDoNotFitAreTold) {
 void change(ConfigTable& table, const std::string& name) {
   const std::string before = table.field(name).text();
   for (const char* value :
-       {"3", "300", "1", "0.25", "true", "false", "sgd", "bpe", "f64", "overlapped", "linear", "mpi",
-        "layernorm", "learned", "gelu_tanh", "sigmoid", "full", "mla", "bf16"}) {
+       {"3",      "300", "1",         "0.25",    "true",      "false",   "sgd",  "bpe", "f64",  "overlapped",
+        "linear", "mpi", "layernorm", "learned", "gelu_tanh", "sigmoid", "full", "mla", "bf16", "cuda"}) {
     try {
       table.set(name + "=" + value);
     } catch (const Error&) {

@@ -1,0 +1,86 @@
+// The memory that a step on a GPU is said to take, beside what it took there (docs/benchmarks.md): no GPU is
+// needed to ask.
+#include <gtest/gtest.h>
+
+#include "phalanx/base/error.h"
+#include "phalanx/train/memory.h"
+
+namespace phalanx {
+namespace {
+
+constexpr double kGib = 1 << 30;
+
+TrainConfig on_gpu(const ModelConfig& model, int64_t sequences) {
+  TrainConfig config;
+  config.model = model;
+  config.train.device = Device::Kind::cuda;
+  config.train.weights = KeptWeights::bf16;
+  config.train.batch = sequences;
+  return checked(config);
+}
+
+TrainConfig gpt2() {
+  ModelConfig m;
+  m.layers = 12;
+  m.width = 768;
+  m.heads = 12;
+  m.context = 1024;
+  m.mlp = MlpKind::gelu_tanh;
+  return on_gpu(m, 64);
+}
+
+TrainConfig llama(int layers, int64_t width, int heads, int64_t sequences) {
+  ModelConfig m;
+  m.layers = layers;
+  m.width = width;
+  m.heads = heads;
+  m.kv_heads = 8;
+  m.context = 4096;
+  m.norm = NormKind::rmsnorm;
+  m.positions = Positions::rope;
+  m.mlp = MlpKind::swiglu;
+  m.mlp_width = 8192;
+  m.bias = false;
+  return on_gpu(m, sequences);
+}
+
+double account_gib(const TrainConfig& config, int64_t vocabulary) {
+  return static_cast<double>(memory_account(config, vocabulary).total()) / kGib;
+}
+
+// Peaks of blocks in use, of one run of each on an H200.
+TEST(GpuMemory, TheAccountIsNearTheMeasuredPeak) {
+  EXPECT_NEAR(account_gib(gpt2(), 50304) / 27.5, 1, 0.1);
+  EXPECT_NEAR(account_gib(llama(16, 2048, 32, 4), 128256) / 45.2, 1, 0.1);
+  EXPECT_NEAR(account_gib(llama(28, 3072, 24, 1), 128256) / 64.7, 1, 0.1);
+}
+
+TEST(GpuMemory, NarrowGradientsTakeHalf) {
+  TrainConfig config = llama(16, 2048, 32, 4);
+  const int64_t wide = memory_account(config, 128256).gradients;
+  config.train.gradients = KeptWeights::bf16;
+  EXPECT_NEAR(static_cast<double>(memory_account(config, 128256).gradients) / static_cast<double>(wide), 0.5,
+              0.01);
+}
+
+std::string refusal(const TrainConfig& config, double gib) {
+  try {
+    check_gpu_memory(config, 50304, 0, static_cast<uint64_t>(gib * kGib));
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(GpuMemory, WhatDoesNotFitIsRefusedWithWhatDoes) {
+  const TrainConfig config = gpt2();
+  EXPECT_EQ(refusal(config, 80), "");
+  const std::string less = refusal(config, 16);
+  EXPECT_NE(less.find("which has 16"), std::string::npos) << less;
+  EXPECT_NE(less.find("it fits with train.microbatch=32"), std::string::npos) << less;
+  const std::string least = refusal(config, 2);
+  EXPECT_NE(least.find("smaller model.width"), std::string::npos) << least;
+}
+
+}  // namespace
+}  // namespace phalanx

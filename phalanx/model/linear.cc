@@ -140,12 +140,12 @@ Task<Tensor> Linear::forward(Tensor x) {
     co_return y;
   }
   y = Tensor::empty({x.rows(), weight[0].rows()}, x.dtype(), x.device());
-  Tensor bias;
-  if (b_) {
-    const Lease b = co_await b_->use();
-    bias = b.value();
+  if (!b_) {
+    linear_into(y, x, weight[0], {});
+    co_return y;
   }
-  linear_into(y, x, weight[0], bias);
+  const Lease b = co_await b_->use();
+  linear_into(y, x, weight[0], b.value());
   co_return y;
 }
 

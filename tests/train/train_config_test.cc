@@ -116,6 +116,7 @@ TEST(TrainConfig, WhatGpusDoNotComputeIsRefused) {
   EXPECT_THAT(told({"model.attention=mla"}), HasSubstr("model.attention mla"));
   EXPECT_THAT(told({"optimizer.offload=/tmp"}), HasSubstr("optimizer.offload"));
   EXPECT_THAT(told({"train.gradients=bf16"}), HasSubstr("train.weights bf16"));
+  EXPECT_THAT(told({"train.weights=bf16", "train.gradients=bf16", "optimizer.kind=sgd"}), HasSubstr("adamw"));
   EXPECT_THAT(refusal("", {"train.gradients=bf16"}), HasSubstr("train.device cuda"));
 }
 

@@ -9,9 +9,9 @@
 #include <array>
 #include <type_traits>
 
-#include "phalanx/comm/reduce.h"
-
 #include "phalanx/base/pooled.h"
+#include "phalanx/comm/combine.h"
+#include "phalanx/comm/reduce.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace phalanx::HWY_NAMESPACE {
@@ -21,7 +21,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 using Inputs = std::span<const std::byte* const>;
 using Outputs = std::span<std::byte* const>;
 
-// One reduction, of vectors and of numbers, with the same bits. max and min keep NaN.
+// combine of vectors, with the same bits.
 template <Reduce kReduce>
 struct Combine {
   template <class D, class V>
@@ -34,20 +34,6 @@ struct Combine {
     }
     static_cast<void>(d);
     return hn::IfThenElse(keep_a, a, b);
-  }
-  template <class T>
-  static T numbers(T a, T b) {
-    if constexpr (kReduce == Reduce::sum) {
-      if constexpr (std::is_integral_v<T>) {
-        using U = std::make_unsigned_t<T>;
-        return static_cast<T>(static_cast<U>(a) + static_cast<U>(b));
-      } else {
-        return a + b;
-      }
-    } else {
-      const bool keep_a = kReduce == Reduce::max ? a > b : a < b;
-      return keep_a || a != a ? a : b;
-    }
   }
 };
 
@@ -154,7 +140,7 @@ void reduce_typed(Inputs in, Outputs out, int64_t n) {
   for (; i < n; ++i) {
     auto v = Format::value(*at<Stored>(in[0], i));
     for (const std::byte* part : in.subspan(1)) {
-      v = Combine<kReduce>::numbers(v, Format::value(*at<Stored>(part, i)));
+      v = combine<kReduce>(v, Format::value(*at<Stored>(part, i)));
     }
     for (std::byte* to : out) *at<Stored>(to, i) = Format::stored(v);
   }

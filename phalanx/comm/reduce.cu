@@ -4,6 +4,7 @@
 #include <array>
 #include <limits>
 
+#include "phalanx/comm/combine.h"
 #include "phalanx/comm/reduce.h"
 #include "phalanx/ops/cuda_kernels.cuh"
 
@@ -31,22 +32,6 @@ __device__ T stored(V x) {
   }
 }
 
-// max and min keep NaN.
-template <Reduce kReduce, class V>
-__device__ V combined(V a, V b) {
-  if constexpr (kReduce == Reduce::sum) {
-    if constexpr (std::is_integral_v<V>) {
-      using U = std::make_unsigned_t<V>;
-      return static_cast<V>(static_cast<U>(a) + static_cast<U>(b));
-    } else {
-      return a + b;
-    }
-  } else {
-    const bool keep_a = kReduce == Reduce::max ? a > b : a < b;
-    return keep_a || a != a ? a : b;
-  }
-}
-
 template <class T>
 struct Parts {
   std::array<const T*, kMostParts> in;
@@ -63,7 +48,7 @@ __global__ void reduce(const __grid_constant__ Parts<T> parts, T* out, int64_t c
     for (int k = 0; k < N; ++k) sum[k] = value(x.v[k]);
     for (int p = 1; p < parts.count; ++p) {
       x = load<T, N>(parts.in[p] + i);
-      for (int k = 0; k < N; ++k) sum[k] = combined<kReduce>(sum[k], value(x.v[k]));
+      for (int k = 0; k < N; ++k) sum[k] = combine<kReduce>(sum[k], value(x.v[k]));
     }
     for (int k = 0; k < N; ++k) x.v[k] = stored<T>(sum[k]);
     store(out + i, x);
@@ -71,7 +56,7 @@ __global__ void reduce(const __grid_constant__ Parts<T> parts, T* out, int64_t c
   }
   for (int64_t j = i; j < count; ++j) {
     V sum = value(parts.in[0][j]);
-    for (int p = 1; p < parts.count; ++p) sum = combined<kReduce>(sum, value(parts.in[p][j]));
+    for (int p = 1; p < parts.count; ++p) sum = combine<kReduce>(sum, value(parts.in[p][j]));
     out[j] = stored<T>(sum);
   }
 }

@@ -4,12 +4,9 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <optional>
 
-#include "phalanx/ops/cast.h"
 #include "phalanx/ops/matmul.h"
-#include "tests/cuda_test.h"
-#include "tests/ops/reference.h"
+#include "tests/ops/bf16_on_gpu.h"
 
 namespace phalanx::test {
 namespace {
@@ -51,27 +48,8 @@ std::vector<Case> cases(Random& random) {
           {random_sizes(random, 300, 9), 40, 24}};
 }
 
-class GroupedBf16 : public CudaTest {
+class GroupedBf16 : public Bf16OnGpu {
  protected:
-  void SetUp() override {
-    CudaTest::SetUp();
-    if (IsSkipped()) return;
-    stream_.emplace(kGpu);
-    scope_.emplace(*stream_);
-  }
-
-  static Tensor narrow(const Tensor& x) {
-    const Tensor y = Tensor::empty(x.shape(), DType::bf16, kGpu);
-    narrow_into(y, x.to(kGpu));
-    return y;
-  }
-  static Tensor wide(const Tensor& x) {
-    const Tensor y = Tensor::empty(x.shape(), DType::f32, kGpu);
-    widen_into(y, x);
-    return y;
-  }
-  static Rows wide(const Rows& x) { return {wide(x.data), x.live}; }
-  Tensor draw(const Shape& shape) { return narrow(random_.tensor(shape, DType::f32)); }
   // Rows of no expert are NaN.
   Rows draw_rows(const Case& c, int64_t width) {
     const Tensor t = random_.tensor({c.capacity(), width}, DType::f32);
@@ -84,11 +62,6 @@ class GroupedBf16 : public CudaTest {
     return rows;
   }
   static Tensor offsets_of(const Case& c) { return indices64({c.experts() + 1}, c.offsets()).to(kGpu); }
-  static Tensor copied(const Tensor& x) {
-    const Tensor y = Tensor::empty(x.shape(), x.dtype(), kGpu);
-    copy_into(y, x);
-    return y;
-  }
   static Values live(const Rows& rows, const Case& c) {
     const std::vector<int64_t> o = c.offsets();
     return values(rows.data.slice(o.front(), o.back()));
@@ -97,11 +70,6 @@ class GroupedBf16 : public CudaTest {
     return within(0.6, DType::bf16, 0.01 * std::sqrt(static_cast<double>(terms)));
   }
   static int64_t most_rows(const Case& c) { return *std::ranges::max_element(c.sizes); }
-
-  Random random_;
-  testing::ScopedTrace trace_{__FILE__, __LINE__, random_.trace()};
-  std::optional<Stream> stream_;
-  std::optional<StreamScope> scope_;
 };
 
 std::string name(const Case& c) { return format("offsets {}, n {}, k {}", c.offsets(), c.n, c.k); }

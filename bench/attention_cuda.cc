@@ -71,25 +71,14 @@ void measure(Report& report, const Model& model) {
   }
 }
 
-int run(std::span<char*> arguments) {
-  (void)cuda_initialise({.reserve_bytes = size_t{16} << 30});
-  Stream stream(kGpu);
-  const StreamScope scope(stream);
-  cudaDeviceProp gpu;
-  cuda::check(cudaGetDeviceProperties(&gpu, kGpu.index), "cudaGetDeviceProperties");
-  Report report(std::string("attention in bf16, ") + gpu.name);
+void run(Report& report) {
   for (const Model& model : kModels) measure(report, model);
-  return report.finish(arguments);
 }
 
 }  // namespace
 }  // namespace phalanx::bench
 
 int main(int argc, char** argv) {
-  try {
-    return phalanx::bench::run({argv, static_cast<size_t>(argc)});
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  return phalanx::bench::main_on_gpu("attention in bf16", {argv, static_cast<size_t>(argc)},
+                                     phalanx::bench::run);
 }

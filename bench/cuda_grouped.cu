@@ -110,30 +110,18 @@ class Bench {
   double dense_tflops_ = 0;
 };
 
-int run(std::span<char*> arguments) {
-  (void)cuda_initialise({.reserve_bytes = size_t{16} << 30});
-  Stream stream(kGpu);
-  const StreamScope scope(stream);
-  cudaDeviceProp gpu;
-  cuda::check(cudaGetDeviceProperties(&gpu, kGpu.index), "cudaGetDeviceProperties");
-  Report report(std::string("cuda_grouped, ") + gpu.name);
+void run(Report& report) {
   for (const Layer& layer : {Layer{"A, gate and up", 32768, 16, 1024, 2816},
                              {"A, down", 32768, 16, 1408, 1024},
                              {"B, gate and up", 49152, 64, 2048, 2048},
                              {"B, down", 49152, 64, 1024, 2048},
                              {"DeepSeek-V3's", 32768, 32, 7168, 4096}})
     Bench(report, layer).run();
-  return report.finish(arguments);
 }
 
 }  // namespace
 }  // namespace phalanx::bench
 
 int main(int argc, char** argv) {
-  try {
-    return phalanx::bench::run({argv, static_cast<size_t>(argc)});
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  return phalanx::bench::main_on_gpu("cuda_grouped", {argv, static_cast<size_t>(argc)}, phalanx::bench::run);
 }

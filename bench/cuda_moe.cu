@@ -76,13 +76,7 @@ void orders(Table& table, const Layer& l, const std::string& shape) {
         [&] { (void)unpermute_backward(dy, rows, order, routing.weights_TK); });
 }
 
-int run(std::span<char*> arguments) {
-  (void)cuda_initialise({.reserve_bytes = size_t{16} << 30});
-  Stream stream(kGpu);
-  const StreamScope scope(stream);
-  cudaDeviceProp gpu;
-  cuda::check(cudaGetDeviceProperties(&gpu, kGpu.index), "cudaGetDeviceProperties");
-  Report report(std::string("cuda_moe, ") + gpu.name);
+void run(Report& report) {
   Table table(report);
   copies(table);
   const RoutingConfig grouped = {
@@ -93,17 +87,11 @@ int run(std::span<char*> arguments) {
     orders(table, l, shape);
     routers(table, l, shape);
   }
-  return report.finish(arguments);
 }
 
 }  // namespace
 }  // namespace phalanx::bench
 
 int main(int argc, char** argv) {
-  try {
-    return phalanx::bench::run({argv, static_cast<size_t>(argc)});
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  return phalanx::bench::main_on_gpu("cuda_moe", {argv, static_cast<size_t>(argc)}, phalanx::bench::run);
 }

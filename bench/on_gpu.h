@@ -1,4 +1,4 @@
-// What benchmarks of ops on a GPU share: random tensors there, and times of what is queued.
+// What benchmarks of ops on a GPU share: their main, random tensors there, and times of what is queued.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -6,8 +6,11 @@
 #include <algorithm>
 #include <functional>
 #include <random>
+#include <span>
+#include <string>
 #include <vector>
 
+#include "bench/report.h"
 #include "phalanx/ops/cast.h"
 #include "phalanx/tensor/cuda_check.cuh"
 #include "phalanx/tensor/stream.h"
@@ -57,6 +60,24 @@ inline Tensor random(const Shape& shape, DType dtype) {
     }
   });
   return t.to(kGpu);
+}
+
+/// The main of a program: on a stream of the first GPU, `run` fills the report, whose name has the GPU's.
+/// Gives the exit status.
+inline int main_on_gpu(const char* name, std::span<char*> arguments,
+                       const std::function<void(Report&)>& run) {
+  try {
+    (void)cuda_initialise({.reserve_bytes = size_t{16} << 30});
+    const DeviceScope scope(kGpu);
+    cudaDeviceProp gpu;
+    cuda::check(cudaGetDeviceProperties(&gpu, kGpu.index), "cudaGetDeviceProperties");
+    Report report(std::string(name) + ", " + gpu.name);
+    run(report);
+    return report.finish(arguments);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
 }
 
 }  // namespace phalanx::bench

@@ -268,7 +268,6 @@ Moe::Moe(const Builder& b, const std::string& name, const std::string& experts, 
                                 .phase = ep::Phase::prefill,
                                 .ranks_of_node = b.config.moe.two_level ? ep::kFindNodes : 0}),
       travels_(!b.store.device().is_cuda()),
-      experts_of_model_(b.config.moe.experts),
       exact_sums_(b.config.moe.exact_sums),
       shared_(b.config.moe.shared_experts == 0
                   ? nullptr
@@ -332,7 +331,7 @@ Task<Tensor> Moe::routed_backward(Tensor dstream_TD, Pass pass, Tape& tape) {
 
 Task<Tensor> Moe::local_forward(Tensor x_TD, Routing route, Tape& tape) {
   const Rows x_RD = all_rows(x_TD);
-  const ExpertOrder order = order_by_expert({route.topk_idx_TK, x_RD.live}, experts_of_model_);
+  const ExpertOrder order = order_by_expert({route.topk_idx_TK, x_RD.live}, buffer_.local_experts());
   const Rows x = permute(x_RD, order);
   const Rows y = co_await experts_.forward(x, order.offsets, tape.scope("experts"));
   const Rows y_RD = unpermute(y, order, route.weights_TK, x_RD);

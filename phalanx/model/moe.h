@@ -112,7 +112,6 @@ class Moe final : public Layer {
   Experts experts_;
   ep::Buffer buffer_;
   bool travels_;  // rows go to other ranks; GPUs have all experts so far
-  int experts_of_model_;
   bool exact_sums_;
   std::unique_ptr<SwigluMlp> shared_;  // or null
 };

@@ -33,6 +33,8 @@ ModelConfig gpt2() {
   m.heads = 12;
   m.context = 1024;
   m.vocabulary = 50304;
+  m.norm = NormKind::layernorm;
+  m.positions = Positions::learned;
   m.mlp = MlpKind::gelu_tanh;
   m.bias = true;
   m.tied = true;
@@ -57,8 +59,41 @@ ModelConfig llama(int layers, int64_t width, int heads) {
   return m;
 }
 
+ModelConfig moe(int layers, int64_t width, int64_t context, int64_t expert_width) {
+  ModelConfig m;
+  m.layers = layers;
+  m.width = width;
+  m.heads = 16;
+  m.context = context;
+  m.vocabulary = 50304;
+  m.mlp = MlpKind::moe;
+  m.moe.expert_width = expert_width;
+  m.tied = true;
+  return m;
+}
+
+ModelConfig moe_a() {
+  ModelConfig m = moe(12, 1024, 2048, 1408);
+  m.moe.experts = 16;
+  m.moe.top_k = 2;
+  m.moe.shared_experts = 1;
+  return m;
+}
+
+ModelConfig moe_b() {
+  ModelConfig m = moe(8, 2048, 4096, 1024);
+  m.moe.experts = 64;
+  m.moe.top_k = 6;
+  m.moe.shared_experts = 2;
+  return m;
+}
+
 std::vector<Case> cases() {
-  return {{"gpt2", 64, gpt2()}, {"llama-1b", 4, llama(16, 2048, 32)}, {"llama-3b", 1, llama(28, 3072, 24)}};
+  return {{"gpt2", 64, gpt2()},
+          {"llama-1b", 4, llama(16, 2048, 32)},
+          {"llama-3b", 1, llama(28, 3072, 24)},
+          {"moe-a", 8, moe_a()},
+          {"moe-b", 2, moe_b()}};
 }
 
 Batch random_batch(int64_t sequences, const ModelConfig& m) {

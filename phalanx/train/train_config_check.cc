@@ -82,7 +82,6 @@ void check_device(const TrainConfig& c, const Layout& layout) {
   }
   if (on_cpu) return;
   const auto refuse = [](const char* what) { throw Error("train.device cuda: {} is for CPUs so far", what); };
-  if (c.model.mlp == MlpKind::moe) refuse("model.mlp moe");
   if (c.model.attention == AttentionKind::mla) refuse("model.attention mla");
   if (layout.ranks() > 1) refuse("a parallel.layout of several ranks");
   if (!c.optimizer.offload.empty()) refuse("optimizer.offload");

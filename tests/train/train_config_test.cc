@@ -112,7 +112,6 @@ TEST(TrainConfig, WhatGpusDoNotComputeIsRefused) {
   EXPECT_EQ(told({}), "no error");
   EXPECT_EQ(told({"train.weights=bf16", "train.gradients=bf16"}), "no error");
   EXPECT_THAT(told({"parallel.layout=dp=2"}), HasSubstr("of several ranks is for CPUs so far"));
-  EXPECT_THAT(told({"model.mlp=moe"}), HasSubstr("model.mlp moe"));
   EXPECT_THAT(told({"model.attention=mla"}), HasSubstr("model.attention mla"));
   EXPECT_THAT(told({"optimizer.offload=/tmp"}), HasSubstr("optimizer.offload"));
   EXPECT_THAT(told({"train.gradients=bf16"}), HasSubstr("train.weights bf16"));

@@ -91,7 +91,7 @@ void narrow_ops(Table& table) {
   moves("rmsnorm backward", 3 * t, [&] { (void)rmsnorm_backward(dy, x, w, rms.inv_rms_T, dw); });
   const LayerNormed layer = layernorm(x, w, w, 1e-5);
   moves("layernorm", 2 * t, [&] { (void)layernorm(x, w, w, 1e-5); });
-  moves("layernorm backward", 3 * t, [&] { (void)layernorm_backward(dy, x, w, layer, dw, dw); });
+  moves("layernorm backward", 3 * t, [&] { (void)layernorm_backward(dy, x, w, layer, {dw, dw}); });
   const Tensor positions = random_ids(t, 4096);
   const Rotation turns = rotation(10000, 128);
   moves("rope, heads of 128", 2 * t, [&] { rope_into(x, positions, 128, turns); });

@@ -75,8 +75,9 @@ void add_narrow(std::vector<Case>& cases, int64_t t, int64_t d) {
   cases.push_back(
       {"rmsnorm_backward", shape, 3 * n, [=] { (void)rmsnorm_backward(dy, x, w, rms.inv_rms_T, dw); }});
   cases.push_back({"layernorm", shape, 2 * n, [=] { (void)layernorm(x, w, w, 1e-5); }});
-  cases.push_back(
-      {"layernorm_backward", shape, 3 * n, [=] { (void)layernorm_backward(dy, x, w, layer, dw, dw); }});
+  cases.push_back({"layernorm_backward", shape, 3 * n, [=] {
+                     (void)layernorm_backward(dy, x, w, layer, {dw, dw});
+                   }});
   cases.push_back({"dropout", shape, 2 * n, [=] { (void)dropout(x, rows, site); }});
   cases.push_back({"add_bias_into", shape, 2 * n, [=] { add_bias_into(dy, dw); }});
   cases.push_back({"bias_backward_into", shape, n, [=] { bias_backward_into(dw, x); }});

@@ -52,7 +52,7 @@ Attention::Attention(const Builder& b, const std::string& name, int layer)
                Linear(b, name + ".v", inner(b.config.kv_heads, kv_parts(b), b.config))}),
       o_(b, name + ".o", outer(b.config)) {}
 
-Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
+Task<Tensor> Attention::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) {
   auto [q, k, v] = co_await qkv_.forward(x_TD);
   if (rotates()) {
     rope_into(q, pass.batch->positions, config_.head_dim, rotation_);
@@ -61,13 +61,13 @@ Task<Tensor> Attention::forward(Tensor x_TD, Pass pass, Tape& tape) {
   if (pass.cache) {
     const std::span<const KvSegment> segments = pass.cache->append(layer_, k, v);
     const Tensor y = attention_over_segments(q, pass.batch->positions, segments, config_);
-    co_return co_await o_.forward(y);
+    co_return co_await o_.forward(y, std::move(residual_TD));
   }
   const AttendedRows attended =
       co_await context_.attend(std::move(q), std::move(k), std::move(v), pass.sequence_rows(layer_), config_);
   Saved saved = {x_TD, attended};
   tape.save(std::move(saved));
-  co_return co_await o_.forward(attended.y_THd);
+  co_return co_await o_.forward(attended.y_THd, std::move(residual_TD));
 }
 
 Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {

@@ -12,7 +12,7 @@ namespace phalanx {
 class Attention final : public Layer {
  public:
   Attention(const Builder& build, const std::string& name, int layer);
-  Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
+  Task<Tensor> forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
 
  private:

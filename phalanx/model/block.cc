@@ -25,7 +25,7 @@ Block::Block(const Builder& b, const std::string& name, int layer, uint64_t seed
     : name_(name), tensor_(b.tensor), dropout_(b.config.dropout) {
   forgetful_.set_keeping(false);
   const ModelConfig& c = b.config;
-  const auto add_branch = [&](std::unique_ptr<Layer> norm, std::unique_ptr<Layer> body, const char* kind) {
+  const auto add_branch = [&](std::unique_ptr<Norm> norm, std::unique_ptr<Layer> body, const char* kind) {
     const std::string site = name_ + (branches_.empty() ? ".attention.dropout" : ".mlp.dropout");
     branches_.push_back({kind, std::move(norm), std::move(body), RandomStream(seed, site)});
   };
@@ -49,8 +49,11 @@ Block::Block(const Builder& b, const std::string& name, int layer, uint64_t seed
 
 Task<Tensor> Block::forward(Branch* branch, Tensor x_TD, Pass pass, Tape& tape) {
   const TracePart part(name_, branch->name, pass.again ? TracePhase::again : TracePhase::forward);
-  const Tensor normed_TD = co_await branch->norm->forward(x_TD, pass, tape.scope("norm"));
-  const Tensor y_TD = co_await branch->layer->forward(normed_TD, pass, tape.scope("layer"));
+  const Tensor normed_TD = co_await branch->norm->forward(x_TD, tape.scope("norm"));
+  const bool drops = dropout_ != 0 && pass.training;
+  const Tensor residual_TD = drops ? Tensor() : x_TD;
+  const Tensor y_TD = co_await branch->layer->forward(normed_TD, residual_TD, pass, tape.scope("layer"));
+  if (!drops) co_return y_TD;
   const Tensor rows = tensor_.stream_rows(pass.batch->rows);
   co_return add(x_TD, dropped(y_TD, pass, rows, branch->dropout, dropout_));
 }
@@ -60,8 +63,7 @@ Task<Tensor> Block::backward(Branch* branch, Tensor dy_TD, Pass pass, Tape& tape
   const Tensor rows = tensor_.stream_rows(pass.batch->rows);
   const Tensor dbranch_TD = dropped(dy_TD, pass, rows, branch->dropout, dropout_);
   const Tensor dnormed_TD = co_await branch->layer->backward(dbranch_TD, pass, tape.scope("layer"));
-  const Tensor dx_TD = co_await branch->norm->backward(dnormed_TD, pass, tape.scope("norm"));
-  co_return add(dy_TD, dx_TD);
+  co_return co_await branch->norm->backward(dnormed_TD, tape.scope("norm"), dy_TD);
 }
 
 Task<Tensor> Block::run(Tensor x_TD, Pass pass, Tape& tape) {

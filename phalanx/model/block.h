@@ -7,6 +7,7 @@
 
 #include "phalanx/base/philox.h"
 #include "phalanx/model/layer.h"
+#include "phalanx/model/linear.h"
 #include "phalanx/model/moe.h"
 
 namespace phalanx {
@@ -18,19 +19,20 @@ Tensor dropped(const Tensor& x_TD, const Pass& pass, const Tensor& rows, const R
 
 /// x += attention(norm(x)); x += mlp(norm(x)); dropout on each branch. Parameters NAME.attention_norm.…,
 /// NAME.attention.…, NAME.mlp_norm.…, and NAME.mlp.… or NAME.moe.….
-class Block final : public Layer {
+class Block {
  public:
   /// `layer`: its number in the model (ModelConfig).
   Block(const Builder& build, const std::string& name, int layer, uint64_t seed);
-  Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
-  Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
+  /// The stream's rows [T, D] before and behind it, as Layer's.
+  Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape);
+  Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape);
   /// Null when this block's MLP is dense.
   Moe* moe() { return moe_; }
 
  private:
   struct Branch {
     const char* name;  // on a trace
-    std::unique_ptr<Layer> norm;
+    std::unique_ptr<Norm> norm;
     std::unique_ptr<Layer> layer;
     RandomStream dropout;
   };

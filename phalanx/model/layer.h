@@ -129,13 +129,14 @@ struct Builder {
   const ModelConfig& config;
 };
 
-/// A function of the residual stream with a written backward. Coroutines: they wait where ranks communicate.
+/// What a branch of the residual stream computes, with a written backward. Coroutines: they wait where ranks
+/// communicate.
 class Layer {
  public:
   virtual ~Layer() = default;
-  /// x [T, D] → [T, D], the stream's rows (parallel/tensor_parallel.h); saves on the tape what backward
-  /// takes.
-  virtual Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) = 0;
+  /// x [T, D] → [T, D], the stream's rows (parallel/tensor_parallel.h), plus `residual` [T, D], which may be
+  /// empty; saves on the tape what backward takes.
+  virtual Task<Tensor> forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) = 0;
   /// The gradient of x; adds to the gradients of the parameters, or defers that work on the tape.
   virtual Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) = 0;
 };

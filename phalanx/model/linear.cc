@@ -1,6 +1,7 @@
 #include "phalanx/model/linear.h"
 
 #include "phalanx/ops/bias.h"
+#include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/rmsnorm.h"
@@ -24,22 +25,22 @@ Parameter& add_vector(const Builder& build, const std::string& name, int64_t wid
                           .gradient = gradient_of_stream(build)});
 }
 
-class RmsNorm final : public Layer {
+class RmsNorm final : public Norm {
  public:
   RmsNorm(const Builder& build, const std::string& name, int64_t width, double eps)
       : w_(add_vector(build, name + ".w", width, Init::Kind::ones)), eps_(eps) {}
 
-  Task<Tensor> forward(Tensor x_TD, Pass, Tape& tape) override {
+  Task<Tensor> forward(Tensor x_TD, Tape& tape) override {
     const Lease w = co_await w_.use();
     const RmsNormed out = rmsnorm(tape.save(x_TD), w.value(), eps_);
     tape.save(out.inv_rms_T);
     co_return out.y_TD;
   }
 
-  Task<Tensor> backward(Tensor dy_TD, Pass, Tape& tape) override {
+  Task<Tensor> backward(Tensor dy_TD, Tape& tape, Tensor also_TD) override {
     const Lease w = co_await w_.use();
     const Tensor inv_rms_T = tape.take();
-    co_return rmsnorm_backward(dy_TD, tape.take(), w.value(), inv_rms_T, w_.grad());
+    co_return rmsnorm_backward(dy_TD, tape.take(), w.value(), inv_rms_T, w_.grad(), also_TD);
   }
 
  private:
@@ -47,7 +48,7 @@ class RmsNorm final : public Layer {
   double eps_;
 };
 
-class LayerNorm final : public Layer {
+class LayerNorm final : public Norm {
  public:
   LayerNorm(const Builder& build, const std::string& name)
       : w_(add_vector(build, name + ".w", build.config.width, Init::Kind::ones)),
@@ -55,7 +56,7 @@ class LayerNorm final : public Layer {
                              : nullptr),
         eps_(build.config.norm_eps) {}
 
-  Task<Tensor> forward(Tensor x_TD, Pass, Tape& tape) override {
+  Task<Tensor> forward(Tensor x_TD, Tape& tape) override {
     const Lease w = co_await w_.use();
     Tensor bias;
     if (b_) {
@@ -68,10 +69,11 @@ class LayerNorm final : public Layer {
     co_return y_TD;
   }
 
-  Task<Tensor> backward(Tensor dy_TD, Pass, Tape& tape) override {
+  Task<Tensor> backward(Tensor dy_TD, Tape& tape, Tensor also_TD) override {
     const Lease w = co_await w_.use();
     const auto kept = tape.take<LayerNormed>();
-    co_return layernorm_backward(dy_TD, tape.take(), w.value(), kept, w_.grad(), b_ ? b_->grad() : Tensor());
+    const LayerNormSums sums = {w_.grad(), b_ ? b_->grad() : Tensor(), also_TD};
+    co_return layernorm_backward(dy_TD, tape.take(), w.value(), kept, sums);
   }
 
  private:
@@ -127,7 +129,7 @@ Linear::Linear(const Builder& build, const std::string& name, const LinearConfig
                           .gradient = gradient_of(build, c)})),
       b_(c.bias ? &add_bias(build, name + ".b", c) : nullptr) {}
 
-Task<Tensor> Linear::forward(Tensor x) {
+Task<Tensor> Linear::forward(Tensor x, Tensor also) {
   PHX_CHECK(cut_ != Cut::outputs, "{}: its rows are gathered elsewhere", w_.name());
   const Lease w = co_await w_.use();
   const std::array weight = {matrix(w.value())};
@@ -137,15 +139,16 @@ Task<Tensor> Linear::forward(Tensor x) {
     multiply_and_send(chunks, matmul_nt_into, std::array{x}, weight);
     y = co_await chunks.sum();
     co_await bias_into(y);
+    if (also.defined()) add_into(y, also);
     co_return y;
   }
   y = Tensor::empty({x.rows(), weight[0].rows()}, x.dtype(), x.device());
   if (!b_) {
-    linear_into(y, x, weight[0], {});
+    linear_into(y, x, weight[0], {}, also);
     co_return y;
   }
   const Lease b = co_await b_->use();
-  linear_into(y, x, weight[0], b.value());
+  linear_into(y, x, weight[0], b.value(), also);
   co_return y;
 }
 
@@ -164,7 +167,12 @@ void Linear::defer_gradients(const Tensor& dy, const Tensor& dy_stream, Tensor x
 }
 
 Task<Tensor> Linear::backward(Tensor dy, Tensor x, Tape& tape, Tensor sum) {
-  if (cut_ == Cut::inputs) co_return co_await backward_of_cut(std::move(dy), std::move(x), tape);
+  if (cut_ == Cut::inputs) {
+    const auto multiply = [](const Tensor& dx, RowRun, const Tensor& dy_rows, const Tensor& w) {
+      matmul_into(dx, dy_rows, w, Into::replace);
+    };
+    co_return co_await backward_of_cut(std::move(dy), std::move(x), tape, multiply);
+  }
   defer_gradients(dy, dy, std::move(x), tape);
   const Lease w = co_await w_.use();
   if (!sum.defined()) co_return matmul(dy, matrix(w.value()));
@@ -172,20 +180,37 @@ Task<Tensor> Linear::backward(Tensor dy, Tensor x, Tape& tape, Tensor sum) {
   co_return sum;
 }
 
-Task<Tensor> Linear::backward_of_cut(Tensor dy, Tensor x, Tape& tape) {
+Task<Tensor> Linear::backward_gelu(Tensor dy, GeluRows x, Gelu kind, Tape& tape) {
+  PHX_CHECK(cut_ == Cut::inputs, "{}: a GELU before features that are not cut", w_.name());
+  const auto multiply = [h = x.h, kind](const Tensor& dh, RowRun rows, const Tensor& dy_rows,
+                                        const Tensor& w) {
+    matmul_gelu_backward_into(dh, dy_rows, w, h.slice(rows.begin, rows.end), kind);
+  };
+  co_return co_await backward_of_cut(std::move(dy), std::move(x.a), tape, multiply);
+}
+
+// multiply(dx's rows, which they are, dy's rows, w).
+template <class Multiply>
+Task<Tensor> Linear::backward_of_cut(Tensor dy, Tensor x, Tape& tape, Multiply multiply) {
   GatherChunks rows = tensor_.gather_chunks(dy);
   const Lease w = co_await w_.use();
-  const std::array weight = {matrix(w.value())};
+  const Tensor weight = matrix(w.value());
+  const Shape shape = {rows.rows(), weight.dim(1)};
   if (!tensor_.overlaps()) {  // x goes before its gradient comes
     const Tensor all = co_await rows.rest();
     defer_gradients(all, dy, std::move(x), tape);
-    co_return matmul(all, weight[0]);
+    const Tensor dx = Tensor::empty(shape, all.dtype(), all.device());
+    multiply(dx, RowRun{0, all.rows()}, all, weight);
+    co_return dx;
   }
-  const std::array dx = {Tensor::empty(x.shape(), x.dtype(), x.device())};
-  co_await multiply_gathered(&rows, matmul_into, weight, dx);
+  const Tensor dx = Tensor::empty(shape, dy.dtype(), dy.device());
+  while (rows.more()) {
+    const RowRun run = co_await rows.next();
+    multiply(dx.slice(run.begin, run.end), run, rows.all().slice(run.begin, run.end), weight);
+  }
   const Tensor all = co_await rows.rest();
   defer_gradients(all, dy, std::move(x), tape);
-  co_return dx[0];
+  co_return dx;
 }
 
 template <size_t N>
@@ -217,6 +242,19 @@ Task<std::array<Tensor, N>> GatheredLinears<N>::forward(Tensor x) {
 }
 
 template <size_t N>
+Task<GeluRows> GatheredLinears<N>::forward_gelu(Tensor x, Gelu kind) requires(N == 1) {
+  GatherChunks rows = tensor_.gather_chunks(std::move(x));
+  const Weights w = co_await weights();
+  const Tensor& weight = w.matrices[0];
+  const Shape shape = {rows.rows(), weight.rows()};
+  GeluRows out = {Tensor::empty(shape, weight.dtype(), weight.device()),
+                  Tensor::empty(shape, weight.dtype(), weight.device())};
+  GeluWeights of = {weight, w.biases[0], kind};
+  co_await linear_gelu_gathered(&rows, std::move(of), out);
+  co_return out;
+}
+
+template <size_t N>
 Task<Tensor> GatheredLinears<N>::backward(std::array<Tensor, N> dy, Tensor x, Tape& tape) {
   GatherChunks rows = tensor_.gather_chunks(std::move(x));
   const Weights w = co_await weights();
@@ -242,12 +280,12 @@ void GatheredLinears<N>::defer_gradients(const std::array<Tensor, N>& dy, Tensor
 template class GatheredLinears<1>;
 template class GatheredLinears<3>;
 
-std::unique_ptr<Layer> make_rms_norm(const Builder& build, const std::string& name, int64_t width,
-                                     double eps) {
+std::unique_ptr<Norm> make_rms_norm(const Builder& build, const std::string& name, int64_t width,
+                                    double eps) {
   return std::make_unique<RmsNorm>(build, name, width, eps);
 }
 
-std::unique_ptr<Layer> make_norm(const Builder& build, const std::string& name) {
+std::unique_ptr<Norm> make_norm(const Builder& build, const std::string& name) {
   if (build.config.norm == NormKind::layernorm) return std::make_unique<LayerNorm>(build, name);
   return make_rms_norm(build, name, build.config.width, build.config.norm_eps);
 }

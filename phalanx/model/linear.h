@@ -6,6 +6,7 @@
 #include <string>
 
 #include "phalanx/model/layer.h"
+#include "phalanx/ops/gelu_linear.h"
 
 namespace phalanx {
 
@@ -31,16 +32,19 @@ class Linear {
  public:
   Linear(const Builder& build, const std::string& name, const LinearConfig& config);
   /// x [T, in / tp] → the stream [·, out] (inputs cut: summed over tp, then the bias once); or the stream
-  /// [·, in] → its rows [·, out] (none cut).
-  Task<Tensor> forward(Tensor x);
+  /// [·, in] → its rows [·, out] (none cut). Plus `also`, of that shape, which may be empty.
+  Task<Tensor> forward(Tensor x, Tensor also = {});
   /// The gradient of x, given the forward's x; with none cut and a `sum`, it is added to that.
   Task<Tensor> backward(Tensor dy, Tensor x, Tape& tape, Tensor sum = {});
+  /// With inputs cut, where the forward's x was a GELU: the gradient of what stood before it.
+  Task<Tensor> backward_gelu(Tensor dy, GeluRows x, Gelu kind, Tape& tape);
 
  private:
   template <size_t N>
   friend class GatheredLinears;
 
-  Task<Tensor> backward_of_cut(Tensor dy, Tensor x, Tape& tape);
+  template <class Multiply>
+  Task<Tensor> backward_of_cut(Tensor dy, Tensor x, Tape& tape, Multiply multiply);
   Task<> bias_into(Tensor y);
   // `dy_stream` for the bias: with inputs cut it has the stream's rows.
   void defer_gradients(const Tensor& dy, const Tensor& dy_stream, Tensor x, Tape& tape);
@@ -59,6 +63,8 @@ class GatheredLinears {
       : tensor_(build.tensor), linears_(std::move(linears)) {}
   /// The stream [·, in] → of each linear all rows [T, stacked · out / tp].
   Task<std::array<Tensor, N>> forward(Tensor x);
+  /// The same of one linear, and its GELU.
+  Task<GeluRows> forward_gelu(Tensor x, Gelu kind) requires(N == 1);
   /// The gradient of the stream, given the forward's x.
   Task<Tensor> backward(std::array<Tensor, N> dy, Tensor x, Tape& tape);
 
@@ -75,11 +81,19 @@ class GatheredLinears {
   std::array<Linear, N> linears_;
 };
 
-/// RMSNorm over rows [·, width] of the stream. Parameter NAME.w [width].
-std::unique_ptr<Layer> make_rms_norm(const Builder& build, const std::string& name, int64_t width,
-                                     double eps);
+/// Normalises rows of the stream.
+class Norm {
+ public:
+  virtual ~Norm() = default;
+  virtual Task<Tensor> forward(Tensor x_TD, Tape& tape) = 0;
+  /// The gradient of x, plus `also` [T, D], which may be empty: what x has from elsewhere.
+  virtual Task<Tensor> backward(Tensor dy_TD, Tape& tape, Tensor also_TD) = 0;
+};
+
+/// RMSNorm over rows [·, width]. Parameter NAME.w [width].
+std::unique_ptr<Norm> make_rms_norm(const Builder& build, const std::string& name, int64_t width, double eps);
 
 /// RMSNorm or LayerNorm over the width. Parameters NAME.w [D] and, for LayerNorm with bias, NAME.b [D].
-std::unique_ptr<Layer> make_norm(const Builder& build, const std::string& name);
+std::unique_ptr<Norm> make_norm(const Builder& build, const std::string& name);
 
 }  // namespace phalanx

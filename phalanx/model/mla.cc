@@ -43,13 +43,13 @@ Latent::Latent(const Builder& b, const std::string& name, int64_t rank)
     : down_(b, name, linear(b.config.width, rank, Cut::none, b.config)),
       norm_(make_rms_norm(b, name + "_norm", rank, kLatentEps)) {}
 
-Task<Tensor> Latent::forward(Tensor x_TD, Pass pass, Tape& tape) {
+Task<Tensor> Latent::forward(Tensor x_TD, Tape& tape) {
   const Tensor y_TR = co_await down_.forward(x_TD);
-  co_return co_await norm_->forward(y_TR, pass, tape);
+  co_return co_await norm_->forward(y_TR, tape);
 }
 
-Task<Tensor> Latent::backward(Tensor dy_TR, Tensor x_TD, Pass pass, Tape& tape, Tensor sum) {
-  const Tensor dx_TR = co_await norm_->backward(dy_TR, pass, tape);
+Task<Tensor> Latent::backward(Tensor dy_TR, Tensor x_TD, Tape& tape, Tensor sum) {
+  const Tensor dx_TR = co_await norm_->backward(dy_TR, tape, {});
   co_return co_await down_.backward(dx_TR, x_TD, tape, sum);
 }
 
@@ -74,10 +74,10 @@ Mla::Mla(const Builder& b, const std::string& name, int layer)
                               Cut::outputs, b.config))}),
       o_(b, name + ".o", outer(b.config)) {}
 
-Task<Tensor> Mla::forward(Tensor x_TD, Pass pass, Tape& tape) {
+Task<Tensor> Mla::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) {
   Tensor q_in = x_TD;
-  if (q_a_) q_in = co_await q_a_->forward(x_TD, pass, tape.scope("q_a"));
-  const Tensor kv_in = co_await kv_a_.forward(x_TD, pass, tape.scope("kv_a"));
+  if (q_a_) q_in = co_await q_a_->forward(x_TD, tape.scope("q_a"));
+  const Tensor kv_in = co_await kv_a_.forward(x_TD, tape.scope("kv_a"));
   Tensor k_rope = co_await k_rope_.forward(x_TD);
   k_rope = co_await tensor_.gather(k_rope);
   auto [q] = co_await q_b_.forward(q_in);
@@ -88,13 +88,13 @@ Task<Tensor> Mla::forward(Tensor x_TD, Pass pass, Tape& tape) {
   if (pass.cache) {
     const std::span<const KvSegment> segments = pass.cache->append(layer_, heads.k_THd, heads.v_THd);
     const Tensor y = attention_over_segments(q, pass.batch->positions, segments, config_);
-    co_return co_await o_.forward(y);
+    co_return co_await o_.forward(y, std::move(residual_TD));
   }
   const AttendedRows attended = co_await context_.attend(
       std::move(q), std::move(heads.k_THd), std::move(heads.v_THd), pass.sequence_rows(layer_), config_);
   Saved saved = {x_TD, q_in, kv_in, attended};
   tape.save(std::move(saved));
-  co_return co_await o_.forward(attended.y_THd);
+  co_return co_await o_.forward(attended.y_THd, std::move(residual_TD));
 }
 
 Task<Tensor> Mla::backward(Tensor dy_TD, Pass pass, Tape& tape) {
@@ -110,10 +110,10 @@ Task<Tensor> Mla::backward(Tensor dy_TD, Pass pass, Tape& tape) {
 
   const std::array dq = {d.dq_THd};
   Tensor dx = co_await q_b_.backward(dq, saved.q_in, tape);
-  if (q_a_) dx = co_await q_a_->backward(dx, saved.x, pass, tape.scope("q_a"));
+  if (q_a_) dx = co_await q_a_->backward(dx, saved.x, tape.scope("q_a"));
   const std::array dexpanded = {dkv.dkv_THd};
   const Tensor dlatent = co_await kv_b_.backward(dexpanded, saved.kv_in, tape);
-  dx = co_await kv_a_.backward(dlatent, saved.x, pass, tape.scope("kv_a"), dx);
+  dx = co_await kv_a_.backward(dlatent, saved.x, tape.scope("kv_a"), dx);
   const Tensor dk_rope = co_await tensor_.reduce(dkv.dk_rope_Td);
   co_return co_await k_rope_.backward(dk_rope, saved.x, tape, dx);
 }

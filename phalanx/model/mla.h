@@ -13,13 +13,13 @@ namespace phalanx {
 class Latent {
  public:
   Latent(const Builder& build, const std::string& name, int64_t rank);
-  Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape);
+  Task<Tensor> forward(Tensor x_TD, Tape& tape);
   /// The gradient of x, given the forward's x; where there is a `sum`, it is added to that.
-  Task<Tensor> backward(Tensor dy_TR, Tensor x_TD, Pass pass, Tape& tape, Tensor sum = {});
+  Task<Tensor> backward(Tensor dy_TR, Tensor x_TD, Tape& tape, Tensor sum = {});
 
  private:
   Linear down_;
-  std::unique_ptr<Layer> norm_;
+  std::unique_ptr<Norm> norm_;
 };
 
 /// q = q_b(norm(q_a(x))), or q(x) without a latent; k and v of each head from kv_b(norm(kv_a(x))), with
@@ -34,7 +34,7 @@ class Latent {
 class Mla final : public Layer {
  public:
   Mla(const Builder& build, const std::string& name, int layer);
-  Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
+  Task<Tensor> forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
 
  private:

@@ -32,16 +32,16 @@ GeluMlp::GeluMlp(const Builder& b, const std::string& name)
       up_(b, {Linear(b, name + ".up", into(b.config.mlp_width, 1, b.config))}),
       down_(b, name + ".down", out_of(b.config.mlp_width, b.config)) {}
 
-Task<Tensor> GeluMlp::forward(Tensor x_TD, Pass, Tape& tape) {
-  const auto [h_TF] = co_await up_.forward(tape.save(x_TD));
-  const Tensor a_TF = gelu(tape.save(h_TF), kind_);
-  co_return co_await down_.forward(tape.save(a_TF));
+Task<Tensor> GeluMlp::forward(Tensor x_TD, Tensor residual_TD, Pass, Tape& tape) {
+  const GeluRows hidden = co_await up_.forward_gelu(tape.save(x_TD), kind_);
+  tape.save(hidden);
+  co_return co_await down_.forward(hidden.a, std::move(residual_TD));
 }
 
 Task<Tensor> GeluMlp::backward(Tensor dy_TD, Pass, Tape& tape) {
-  Tensor a_TF = tape.take();
-  const Tensor da_TF = co_await down_.backward(dy_TD, std::move(a_TF), tape);
-  const std::array dh_TF = {gelu_backward(da_TF, tape.take(), kind_)};
+  auto hidden = tape.take<GeluRows>();
+  const Tensor dh = co_await down_.backward_gelu(dy_TD, std::move(hidden), kind_, tape);
+  const std::array dh_TF = {dh};
   co_return co_await up_.backward(dh_TF, tape.take(), tape);
 }
 
@@ -49,11 +49,11 @@ SwigluMlp::SwigluMlp(const Builder& b, const std::string& name, int64_t hidden)
     : gate_up_(b, {Linear(b, name + ".gate_up", into(hidden, 2, b.config))}),
       down_(b, name + ".down", out_of(hidden, b.config)) {}
 
-Task<Tensor> SwigluMlp::forward(Tensor x_TD, Pass, Tape& tape) {
+Task<Tensor> SwigluMlp::forward(Tensor x_TD, Tensor residual_TD, Pass, Tape& tape) {
   const auto [h] = co_await gate_up_.forward(tape.save(x_TD));
   const Rows rows = tape.save(all_rows(h));
   const Rows a = swiglu(rows);
-  co_return co_await down_.forward(tape.save(a.data));
+  co_return co_await down_.forward(tape.save(a.data), std::move(residual_TD));
 }
 
 Task<Tensor> SwigluMlp::backward(Tensor dy_TD, Pass, Tape& tape) {

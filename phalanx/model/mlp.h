@@ -10,7 +10,7 @@ namespace phalanx {
 class GeluMlp final : public Layer {
  public:
   GeluMlp(const Builder& build, const std::string& name);
-  Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
+  Task<Tensor> forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
 
  private:
@@ -23,7 +23,7 @@ class GeluMlp final : public Layer {
 class SwigluMlp final : public Layer {
  public:
   SwigluMlp(const Builder& build, const std::string& name, int64_t hidden);
-  Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
+  Task<Tensor> forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
 
  private:

@@ -275,10 +275,14 @@ Moe::Moe(const Builder& b, const std::string& name, const std::string& experts, 
                                                 b.config.moe.shared_experts * b.config.moe.expert_width)) {}
 
 // The shared experts compute while the routed rows travel.
-Task<Tensor> Moe::forward(Tensor x_TD, Pass pass, Tape& tape) {
+Task<Tensor> Moe::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) {
   Task<Tensor> routed = routed_forward(x_TD, pass, tape.scope("routed"));
-  if (!shared_) co_return co_await routed;
-  Task<Tensor> shared = shared_->forward(x_TD, pass, tape.scope("shared"));
+  if (!shared_) {
+    const Tensor y_TD = co_await routed;
+    if (residual_TD.defined()) add_into(y_TD, residual_TD);
+    co_return y_TD;
+  }
+  Task<Tensor> shared = shared_->forward(x_TD, std::move(residual_TD), pass, tape.scope("shared"));
   const auto [routed_TD, shared_TD] = co_await overlap(std::move(routed), std::move(shared));
   co_return add(routed_TD, shared_TD);
 }

@@ -92,7 +92,7 @@ class Moe final : public Layer {
  public:
   /// `experts` names theirs: other layers may have the same.
   Moe(const Builder& build, const std::string& name, const std::string& experts, int layer);
-  Task<Tensor> forward(Tensor x_TD, Pass pass, Tape& tape) override;
+  Task<Tensor> forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
   MoeStatistics& statistics() { return router_.statistics(); }
   Router& router() { return router_; }

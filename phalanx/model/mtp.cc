@@ -29,8 +29,8 @@ MtpModule::MtpModule(const Builder& b, int depth, uint64_t seed)
       norm_(make_norm(b, name_of(depth) + ".norm")) {}
 
 Task<Tensor> MtpModule::forward(Tensor h_TD, Tensor e_TD, Pass pass, Tape& tape) {
-  const Tensor e_normed = co_await embedding_norm_->forward(std::move(e_TD), pass, tape.scope("embedding"));
-  const Tensor h_normed = co_await stream_norm_->forward(std::move(h_TD), pass, tape.scope("stream"));
+  const Tensor e_normed = co_await embedding_norm_->forward(std::move(e_TD), tape.scope("embedding"));
+  const Tensor h_normed = co_await stream_norm_->forward(std::move(h_TD), tape.scope("stream"));
   const Tensor of_e = co_await from_embedding_.forward(tape.save(e_normed));
   const Tensor of_h = co_await from_stream_.forward(tape.save(h_normed));
   co_return co_await block_.forward(add(of_e, of_h), pass, tape.scope("block"));
@@ -41,8 +41,8 @@ Task<MtpModule::Gradients> MtpModule::backward(Tensor dy_TD, Pass pass, Tape& ta
   const Tensor dh_normed = co_await from_stream_.backward(dx_TD, tape.take(), tape);
   const Tensor de_normed = co_await from_embedding_.backward(dx_TD, tape.take(), tape);
   Gradients d;
-  d.h_TD = co_await stream_norm_->backward(dh_normed, pass, tape.scope("stream"));
-  d.e_TD = co_await embedding_norm_->backward(de_normed, pass, tape.scope("embedding"));
+  d.h_TD = co_await stream_norm_->backward(dh_normed, tape.scope("stream"), {});
+  d.e_TD = co_await embedding_norm_->backward(de_normed, tape.scope("embedding"), {});
   co_return d;
 }
 
@@ -67,7 +67,7 @@ Task<Tensor> Mtp::forward(int depth, Tensor h_TD, Pass pass, Tape& tape) {
   const Tensor e_TD = co_await embedding_.embed(ahead(pass, depth).tokens);
   const Pass own = pass_of_layer(pass, layers_ + depth);
   const Tensor y_TD = co_await module(depth).forward(std::move(h_TD), e_TD, own, tape);
-  const Tensor normed_TD = co_await module(depth).norm().forward(y_TD, pass, tape.scope("norm"));
+  const Tensor normed_TD = co_await module(depth).norm().forward(y_TD, tape.scope("norm"));
   const Tensor loss = co_await head_.loss(normed_TD, ahead(pass, depth).targets, tape.scope("loss"));
   accumulate(loss_, loss);
   co_return y_TD;
@@ -85,8 +85,8 @@ Task<Tensor> Mtp::backward(int depth, Tensor dy_TD, Pass pass, Tape& tape) {
   const Ahead& next = ahead(pass, depth);
   const Tensor dnormed_TD =
       co_await head_.loss_backward(next.targets, weight_ * pass.scale, tape.scope("loss"));
-  Tensor sum_TD = co_await module(depth).norm().backward(dnormed_TD, pass, tape.scope("norm"));
-  if (dy_TD.defined()) sum_TD = add(sum_TD, dy_TD);
+  Norm& norm = module(depth).norm();
+  Tensor sum_TD = co_await norm.backward(dnormed_TD, tape.scope("norm"), std::move(dy_TD));
   const Pass own = pass_of_layer(pass, layers_ + depth);
   const MtpModule::Gradients d = co_await module(depth).backward(std::move(sum_TD), own, tape);
   co_await embedding_.embed_backward(d.e_TD, next.tokens, tape);

@@ -31,17 +31,17 @@ class MtpModule {
   Task<Gradients> backward(Tensor dy_TD, Pass pass, Tape& tape);
 
   /// Of h', before the output head.
-  Layer& norm() { return *norm_; }
+  Norm& norm() { return *norm_; }
   /// Null: its MLP is dense.
   Moe* moe() { return block_.moe(); }
 
  private:
-  std::unique_ptr<Layer> embedding_norm_;
-  std::unique_ptr<Layer> stream_norm_;
+  std::unique_ptr<Norm> embedding_norm_;
+  std::unique_ptr<Norm> stream_norm_;
   Linear from_embedding_;
   Linear from_stream_;
   Block block_;
-  std::unique_ptr<Layer> norm_;
+  std::unique_ptr<Norm> norm_;
 };
 
 /// All depths, and their losses: depth k's is of the targets k + 1 places on (Batch::ahead), by the model's

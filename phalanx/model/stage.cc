@@ -139,7 +139,7 @@ Task<Tensor> Stage::backward(Tensor dy_TD, Pass pass, Tape& tape) {
 Task<Tensor> Stage::loss(Tensor x_TD, Pass pass, Tape& tape) {
   const TracePart part("head", "", TracePhase::forward);
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
-  const Tensor normed_TD = co_await norm_->forward(x_TD, pass, tape.scope("norm"));
+  const Tensor normed_TD = co_await norm_->forward(x_TD, tape.scope("norm"));
   const Tensor loss = co_await head_->loss(normed_TD, pass.batch->targets, tape.scope("loss"));
   if (mtp_ && pass.training) co_await mtp_->forward(std::move(x_TD), pass, tape.scope("mtp"));
   co_return loss;
@@ -152,15 +152,14 @@ Task<Tensor> Stage::loss_backward(Pass pass, Tape& tape) {
   if (mtp_) dahead_TD = co_await mtp_->backward(pass, tape.scope("mtp"));
   const Tensor dnormed_TD =
       co_await head_->loss_backward(pass.batch->targets, pass.scale, tape.scope("loss"));
-  Tensor dx_TD = co_await norm_->backward(dnormed_TD, pass, tape.scope("norm"));
-  if (mtp_) dx_TD = add(dx_TD, dahead_TD);
+  Tensor dx_TD = co_await norm_->backward(dnormed_TD, tape.scope("norm"), std::move(dahead_TD));
   co_await passed(&data_, &*head_weights_, tape);
   co_return dx_TD;
 }
 
-Task<Tensor> Stage::next_token_logits(Tensor x_TD, Pass pass, Tape& tape) {
+Task<Tensor> Stage::next_token_logits(Tensor x_TD, Tape& tape) {
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
-  const Tensor normed_TD = co_await norm_->forward(x_TD, pass, tape.scope("norm"));
+  const Tensor normed_TD = co_await norm_->forward(x_TD, tape.scope("norm"));
   const Tensor last_1D = normed_TD.slice(normed_TD.rows() - 1, normed_TD.rows());
   co_return co_await head_->logits(last_1D);
 }

@@ -52,7 +52,7 @@ class Stage {
   void expect_passes(int microbatches);
 
   /// Of the last stage: the logits of the batch's last token, [1, V].
-  Task<Tensor> next_token_logits(Tensor x_TD, Pass pass, Tape& tape);
+  Task<Tensor> next_token_logits(Tensor x_TD, Tape& tape);
 
   const StagePart& part() const { return part_; }
   /// The MoE layer of that number (ModelConfig::mtp); null: it is dense, or of another stage.
@@ -81,7 +81,7 @@ class Stage {
   std::deque<DataParallel::Part> block_weights_;
   std::optional<DataParallel::Part> embedding_weights_;
   std::optional<DataParallel::Part> head_weights_;  // with those of the next two
-  std::unique_ptr<Layer> norm_;                     // of the last stage
+  std::unique_ptr<Norm> norm_;                      // of the last stage
   std::unique_ptr<TokenTable> mtp_embedding_;       // there, and only with mtp_
   std::unique_ptr<TokenTable> head_;                // there
   std::unique_ptr<Mtp> mtp_;                        // there, or null

@@ -13,7 +13,7 @@
 #include "phalanx/ops/attention.h"
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/ops/dropout.h"
-#include "phalanx/ops/gelu.h"
+#include "phalanx/ops/gelu_linear.h"
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/optimizer.h"
@@ -30,7 +30,13 @@ Tensor matmul(const Tensor& x_MK, const Tensor& w_KN);
 Tensor matmul_nt(const Tensor& x_MK, const Tensor& w_NK);
 void matmul_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_KN, Into into);
 void matmul_nt_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, Into into);
-void linear_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, const Tensor& b_N);
+void linear_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, const Tensor& b_N,
+                 const Tensor& also_MN);
+// ops/gelu_linear.h, where cuBLASLt has it: K > 0.
+bool fuses_gelu(const Tensor& h_MN, Gelu kind);
+void linear_gelu_into(const GeluRows& out, const Tensor& x_MK, const Tensor& w_NK, const Tensor& b_N);
+void matmul_gelu_backward_into(const Tensor& dh_MK, const Tensor& dy_MN, const Tensor& w_NK,
+                               const Tensor& h_MK);
 void matmul_tn_into(const Tensor& dw_NK, const Tensor& dy_MN, const Tensor& x_MK, Into into);
 // Grouped: bf16 on sm_90 by wgmma, where rows are whole 16 bytes; else by a plain kernel in f32 or f64.
 Rows grouped_matmul(const Rows& x_RK, const Tensor& w_EKN, const Tensor& offsets);
@@ -53,8 +59,8 @@ void add_bias_into(const Tensor& y_TN, const Tensor& b_N);
 void bias_backward_into(const Tensor& db_N, const Tensor& dy_TN);
 
 // ops/gelu.h
-Tensor gelu(const Tensor& x, Gelu kind);
-Tensor gelu_backward(const Tensor& dy, const Tensor& x, Gelu kind);
+void gelu_into(const Tensor& y, const Tensor& x, Gelu kind);
+void gelu_backward_into(const Tensor& dx, const Tensor& dy, const Tensor& x, Gelu kind);
 
 // ops/dropout.h
 Tensor dropout(const Tensor& x_TD, const Tensor& rows, const DropoutSite& site);
@@ -79,12 +85,12 @@ void fill_infinity(const Tensor& log_sum_exp_TH);
 // ops/layernorm.h
 LayerNormed layernorm(const Tensor& x_TD, const Tensor& w_D, const Tensor& b_D, double eps);
 Tensor layernorm_backward(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& w_D, const LayerNormed& kept,
-                          const Tensor& dw_D, const Tensor& db_D);
+                          const LayerNormSums& sums);
 
 // ops/rmsnorm.h
 RmsNormed rmsnorm(const Tensor& x_TD, const Tensor& w_D, double eps);
 Tensor rmsnorm_backward(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& w_D, const Tensor& inv_rms_T,
-                        const Tensor& dw_D);
+                        const Tensor& dw_D, const Tensor& also_TD);
 
 // ops/swiglu.h
 Rows swiglu(const Rows& gate_up);

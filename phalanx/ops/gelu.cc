@@ -99,24 +99,34 @@ HWY_EXPORT(gelu_backward_kernel);
 }  // namespace
 
 Tensor gelu(const Tensor& x, Gelu kind) {
-  if constexpr (kHaveCuda) {
-    if (x.on_cuda()) return cuda::gelu(x, kind);
-  }
-  const Tensor y = Tensor::empty(x.shape(), x.dtype());
-  const TraceSpan span(TraceKind::elementwise, "gelu", 2 * x.bytes());
-  HWY_DYNAMIC_DISPATCH(gelu_kernel)(x, kind, y);
+  const Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  gelu_into(y, x, kind);
   return y;
 }
 
 Tensor gelu_backward(const Tensor& dy, const Tensor& x, Gelu kind) {
-  PHX_CHECK(dy.shape() == x.shape(), "gelu_backward of {} and {}", dy.shape(), x.shape());
+  const Tensor dx = Tensor::empty(x.shape(), x.dtype(), x.device());
+  gelu_backward_into(dx, dy, x, kind);
+  return dx;
+}
+
+void gelu_into(Tensor y, const Tensor& x, Gelu kind) {
+  PHX_CHECK(y.shape() == x.shape(), "gelu_into {} of {}", y.shape(), x.shape());
   if constexpr (kHaveCuda) {
-    if (x.on_cuda()) return cuda::gelu_backward(dy, x, kind);
+    if (x.on_cuda()) return cuda::gelu_into(y, x, kind);
   }
-  const Tensor dx = Tensor::empty(x.shape(), x.dtype());
+  const TraceSpan span(TraceKind::elementwise, "gelu", 2 * x.bytes());
+  HWY_DYNAMIC_DISPATCH(gelu_kernel)(x, kind, y);
+}
+
+void gelu_backward_into(Tensor dx, const Tensor& dy, const Tensor& x, Gelu kind) {
+  PHX_CHECK(dy.shape() == x.shape() && dx.shape() == x.shape(), "gelu_backward_into {} of {} and {}",
+            dx.shape(), dy.shape(), x.shape());
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::gelu_backward_into(dx, dy, x, kind);
+  }
   const TraceSpan span(TraceKind::elementwise, "gelu_backward", 3 * x.bytes());
   HWY_DYNAMIC_DISPATCH(gelu_backward_kernel)(dy, x, kind, dx);
-  return dx;
 }
 
 }  // namespace phalanx

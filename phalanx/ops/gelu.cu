@@ -59,24 +59,20 @@ struct TanhSlope {
 
 }  // namespace
 
-Tensor gelu(const Tensor& x, Gelu kind) {
-  const Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+void gelu_into(const Tensor& y, const Tensor& x, Gelu kind) {
   if (kind == Gelu::erf) {
     elementwise("gelu", Erf(), y, x);
   } else {
     elementwise("gelu", Tanh(), y, x);
   }
-  return y;
 }
 
-Tensor gelu_backward(const Tensor& dy, const Tensor& x, Gelu kind) {
-  const Tensor dx = Tensor::empty(x.shape(), x.dtype(), x.device());
+void gelu_backward_into(const Tensor& dx, const Tensor& dy, const Tensor& x, Gelu kind) {
   if (kind == Gelu::erf) {
     elementwise("gelu_backward", ErfSlope(), dx, dy, x);
   } else {
     elementwise("gelu_backward", TanhSlope(), dx, dy, x);
   }
-  return dx;
 }
 
 }  // namespace phalanx::cuda

@@ -16,5 +16,8 @@ enum class Gelu : uint8_t { erf, tanh };
 Tensor gelu(const Tensor& x, Gelu kind);
 /// dy · gelu'(x).
 Tensor gelu_backward(const Tensor& dy, const Tensor& x, Gelu kind);
+/// The same to y; and to dx, which may be dy.
+void gelu_into(Tensor y, const Tensor& x, Gelu kind);
+void gelu_backward_into(Tensor dx, const Tensor& dy, const Tensor& x, Gelu kind);
 
 }  // namespace phalanx

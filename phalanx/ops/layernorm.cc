@@ -5,6 +5,7 @@
 
 #include "phalanx/base/trace.h"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/layernorm.cc"
@@ -149,17 +150,20 @@ LayerNormed layernorm(const Tensor& x, const Tensor& w, const Tensor& b, double 
 }
 
 Tensor layernorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const LayerNormed& kept,
-                          Tensor dw, Tensor db) {
+                          const LayerNormSums& sums) {
   PHX_CHECK(dy.shape() == x.shape(), "layernorm_backward of {} and {}", dy.shape(), x.shape());
   check_width(x, w);
-  check_width(x, dw);
-  check_width(x, db);
+  check_width(x, sums.dw_D);
+  check_width(x, sums.db_D);
+  PHX_CHECK(!sums.also_TD.defined() || sums.also_TD.shape() == x.shape(),
+            "layernorm_backward of {} and also {}", x.shape(), sums.also_TD.shape());
   if constexpr (kHaveCuda) {
-    if (x.on_cuda()) return cuda::layernorm_backward(dy, x, w, kept, dw, db);
+    if (x.on_cuda()) return cuda::layernorm_backward(dy, x, w, kept, sums);
   }
-  const std::array<Tensor, 3> dx_dw_db = {Tensor::empty(x.shape(), x.dtype()), dw, db};
+  const std::array<Tensor, 3> dx_dw_db = {Tensor::empty(x.shape(), x.dtype()), sums.dw_D, sums.db_D};
   const TraceSpan span(TraceKind::elementwise, "layernorm_backward", 3 * x.bytes());
   HWY_DYNAMIC_DISPATCH(layernorm_backward_kernel)(dy, x, w, kept, dx_dw_db);
+  if (sums.also_TD.defined()) add_into(dx_dw_db[0], sums.also_TD);
   return dx_dw_db[0];
 }
 

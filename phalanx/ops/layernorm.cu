@@ -57,6 +57,7 @@ struct BackwardArguments {
   const T* dy;
   const T* x;
   const T* w;
+  const T* also;  // or null
   const Arithmetic<T>* mean;
   const Arithmetic<T>* inv_std;
   T* dx;
@@ -102,13 +103,14 @@ __global__ void __launch_bounds__(kMostThreads) backward(BackwardArguments<T> a)
     const auto mean_gwn = static_cast<A>(team_reduce(sum_gwn, scratch, Sum{}) / static_cast<double>(a.width));
     row.each([&](int p, int64_t i) {
       const auto w = load<T, N>(a.w + i);
+      const auto also = a.also ? load<T, N>(a.also + r * a.width + i) : Pack<T, N>{};
       Pack<T, N> out;
       for (int k = 0; k < N; ++k) {
         const A g = widen(dy[p].v[k]);
         const A normed = (widen(x[p].v[k]) - mean) * inv;
         dw[p].v[k] = fma(g, normed, dw[p].v[k]);
         db[p].v[k] += g;
-        out.v[k] = narrow<T>(inv * (g * widen(w.v[k]) - mean_gw - normed * mean_gwn));
+        out.v[k] = narrow<T>(fma(inv, g * widen(w.v[k]) - mean_gw - normed * mean_gwn, widen(also.v[k])));
       }
       store(a.dx + r * a.width + i, out);
     });
@@ -158,20 +160,22 @@ LayerNormed layernorm(const Tensor& x, const Tensor& w, const Tensor& b, double 
 }
 
 Tensor layernorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const LayerNormed& kept,
-                          const Tensor& dw, const Tensor& db) {
+                          const LayerNormSums& sums) {
+  const Tensor& also = sums.also_TD;
   const Tensor dx = Tensor::empty(x.shape(), x.dtype(), x.device());
   if (x.numel() == 0) return dx;
   const int64_t width = x.dim(1);
   visit_stored(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
-    with_pack<T>(width, {&x, &w, &dy, &dx}, [&](auto n) {
+    with_pack<T>(width, {&x, &w, &dy, also.defined() ? &also : &dx, &dx}, [&](auto n) {
       with_row_packs(width, n, [&](dim3 threads, auto p) {
         const NormParts of_rows(x.rows(), threads);
         const Tensor parts = Tensor::empty({of_rows.count, 2 * width}, dtype_of<A>, x.device());
         const BackwardArguments<T> arguments = {.dy = dy.device_data<T>(),
                                                 .x = x.device_data<T>(),
                                                 .w = w.device_data<T>(),
+                                                .also = also.defined() ? also.device_data<T>() : nullptr,
                                                 .mean = kept.mean_T.device_data<A>(),
                                                 .inv_std = kept.inv_std_T.device_data<A>(),
                                                 .dx = dx.device_data<T>(),
@@ -181,8 +185,8 @@ Tensor layernorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, co
                                                 .rows_a_part = of_rows.rows_a_part};
         backward<T, n, p><<<of_rows.blocks, threads, 0, current_stream().native()>>>(arguments);
         check_launch("layernorm_backward");
-        add_parts<T>(dw, parts);
-        if (db.defined()) add_parts<T>(db, parts, width);
+        add_parts<T>(sums.dw_D, parts);
+        if (sums.db_D.defined()) add_parts<T>(sums.db_D, parts, width);
       });
     });
   });

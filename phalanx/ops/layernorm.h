@@ -13,8 +13,15 @@ struct LayerNormed {
   Tensor inv_std_T;
 };
 LayerNormed layernorm(const Tensor& x_TD, const Tensor& w_D, const Tensor& b_D, double eps);
-/// Gives dx; dw [D] and db [D] (may be empty) += the gradients of weight and bias. `kept` needs no y.
+/// What backward adds to: gradients of weight and bias [D] (db may be empty), and to dx `also` [T, D] (may be
+/// empty), what x has from elsewhere.
+struct LayerNormSums {
+  Tensor dw_D;
+  Tensor db_D;
+  Tensor also_TD = {};
+};
+/// Gives dx. `kept` needs no y.
 Tensor layernorm_backward(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& w_D, const LayerNormed& kept,
-                          Tensor dw_D, Tensor db_D);
+                          const LayerNormSums& sums);
 
 }  // namespace phalanx

@@ -8,6 +8,7 @@
 #include "phalanx/base/trace.h"
 #include "phalanx/ops/bias.h"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/gemm.h"
 #include "phalanx/ops/transpose.h"
 
@@ -276,14 +277,16 @@ void matmul_nt_into(Tensor y, const Tensor& x, const Tensor& w, Into into) {
   product(Form::nt, "matmul_nt_into", x, w, y, into);
 }
 
-void linear_into(Tensor y, const Tensor& x, const Tensor& w, const Tensor& b) {
-  if (!b.defined()) return matmul_nt_into(std::move(y), x, w, Into::replace);
-  PHX_CHECK(b.numel() == w.dim(0), "a bias {} of a linear layer {}", b.shape(), w.shape());
+void linear_into(Tensor y, const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& also) {
+  PHX_CHECK(!b.defined() || b.numel() == w.dim(0), "a bias {} of a linear layer {}", b.shape(), w.shape());
+  PHX_CHECK(!also.defined() || also.shape() == y.shape(), "linear_into {} and also {}", y.shape(),
+            also.shape());
   if constexpr (kHaveCuda) {
-    if (x.on_cuda()) return cuda::linear_into(y, x, w, b);
+    if (x.on_cuda()) return cuda::linear_into(y, x, w, b, also);
   }
   matmul_nt_into(y, x, w, Into::replace);
-  add_bias_into(std::move(y), b);
+  if (b.defined()) add_bias_into(y, b);
+  if (also.defined()) add_into(std::move(y), also);
 }
 
 void matmul_tn_into(Tensor dw, const Tensor& dy, const Tensor& x, Into into) {

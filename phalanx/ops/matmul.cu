@@ -32,19 +32,49 @@ using Operation = Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
 using Layout = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
+// What is done to a product before it is written.
+enum class Epilogue : uint8_t {
+  none,
+  bias,           // of n, added to each row
+  gelu,           // written as it is beside (aux), and its GELU (tanh) as c
+  gelu_bias,      // the same with a bias before
+  gelu_backward,  // times GELU's slope (tanh) at aux
+};
+
+bool has_bias(Epilogue e) { return e == Epilogue::bias || e == Epilogue::gelu_bias; }
+bool has_aux(Epilogue e) { return e >= Epilogue::gelu; }
+
+cublasLtEpilogue_t name_of(Epilogue e) {
+  constexpr cublasLtEpilogue_t kNames[] = {CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS,
+                                           CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+                                           CUBLASLT_EPILOGUE_DGELU};
+  return kNames[static_cast<size_t>(e)];
+}
+
 // c [m, n] = op(a)·op(b) + beta·c, all row-major; transposed ones are stored [k, m] and [n, k].
 struct Product {
   DType dtype;   // of a and b
   DType result;  // of c
   bool transpose_a;
   bool transpose_b;
-  bool accumulate;
-  bool bias = false;  // of n, added to each row
+  bool accumulate;  // what stands in c, or in `also`
+  Epilogue epilogue = Epilogue::none;
   int64_t m;
   int64_t n;
   int64_t k;
 
   auto operator<=>(const Product&) const = default;
+};
+
+// [m, k] and [k, n] or their transposes, [m, n]; bias [n]; aux and also [m, n]; the last three where there
+// are any.
+struct Operands {
+  const Tensor& a;
+  const Tensor& b;
+  const Tensor& c;
+  Tensor bias = {};
+  Tensor aux = {};
+  Tensor also = {};
 };
 
 cudaDataType_t type_of(DType dtype) {
@@ -83,6 +113,12 @@ uint32_t alignment(int64_t columns, DType dtype) {
   return bytes;
 }
 
+template <class T>
+void set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribute, const T& value) {
+  check(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof(value)),
+        "cublasLtMatmulDescSetAttribute");
+}
+
 Operation operation_of(const Product& p) {
   const bool f64 = p.dtype == DType::f64;
   cublasLtMatmulDesc_t out = nullptr;
@@ -90,18 +126,11 @@ Operation operation_of(const Product& p) {
                                  f64 ? CUDA_R_64F : CUDA_R_32F),
         "cublasLtMatmulDescCreate");
   Operation operation(out);
-  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, bool transpose) {
-    const cublasOperation_t value = transpose ? CUBLAS_OP_T : CUBLAS_OP_N;
-    check(cublasLtMatmulDescSetAttribute(out, attribute, &value, sizeof(value)),
-          "cublasLtMatmulDescSetAttribute");
-  };
-  set(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_b);  // cuBLASLt's a is our b
-  set(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_a);
-  if (p.bias) {
-    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    check(cublasLtMatmulDescSetAttribute(out, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof(epilogue)),
-          "cublasLtMatmulDescSetAttribute");
-  }
+  const auto transposes = [](bool yes) { return yes ? CUBLAS_OP_T : CUBLAS_OP_N; };
+  set(out, CUBLASLT_MATMUL_DESC_TRANSA, transposes(p.transpose_b));  // cuBLASLt's a is our b
+  set(out, CUBLASLT_MATMUL_DESC_TRANSB, transposes(p.transpose_a));
+  set(out, CUBLASLT_MATMUL_DESC_EPILOGUE, name_of(p.epilogue));
+  if (has_aux(p.epilogue)) set(out, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p.n);
   return operation;
 }
 
@@ -164,35 +193,35 @@ void check_alignment(const Tensor& t) {
 
 // T is that of the factors alpha and beta.
 template <class T>
-void run(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c, const Tensor& bias) {
+void run(const Product& p, const Operands& o) {
   const Plan& plan = Library::of_this_thread().plan(p);
-  if (p.bias) {
-    const std::byte* const at = bias.address();
-    check(cublasLtMatmulDescSetAttribute(plan.operation.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER, &at,
-                                         sizeof(at)),
-          "cublasLtMatmulDescSetAttribute");
-  }
-  const Tensor workspace = Tensor::empty({static_cast<int64_t>(plan.workspace)}, DType::u8, c.device());
+  const cublasLtMatmulDesc_t operation = plan.operation.get();
+  if (has_bias(p.epilogue)) set(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, o.bias.address());
+  if (has_aux(p.epilogue)) set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, o.aux.address());
+  const Tensor workspace = Tensor::empty({static_cast<int64_t>(plan.workspace)}, DType::u8, o.c.device());
   const T alpha = 1;
   const T beta = p.accumulate ? 1 : 0;
-  check(cublasLtMatmul(Library::of_this_thread().handle.get(), plan.operation.get(), &alpha, b.address(),
-                       plan.b.get(), a.address(), plan.a.get(), &beta, c.address(), plan.c.get(), c.address(),
-                       plan.c.get(), &plan.algorithm, workspace.address(), plan.workspace,
-                       current_stream().native()),
+  const std::byte* const added = o.also.defined() ? o.also.address() : o.c.address();
+  check(cublasLtMatmul(Library::of_this_thread().handle.get(), operation, &alpha, o.b.address(), plan.b.get(),
+                       o.a.address(), plan.a.get(), &beta, added, plan.c.get(), o.c.address(), plan.c.get(),
+                       &plan.algorithm, workspace.address(), plan.workspace, current_stream().native()),
         "cublasLtMatmul");
 }
 
-void multiply(const Product& p, const Tensor& a, const Tensor& b, const Tensor& c, const Tensor& bias = {}) {
+void multiply(const Product& p, const Operands& o) {
+  const auto& [a, b, c, bias, aux, also] = o;
   const bool fits = p.result == p.dtype || (p.dtype == DType::bf16 && p.result == DType::f32);
   PHX_CHECK(a.dtype() == p.dtype && b.dtype() == p.dtype && fits, "a product of {} and {} in {}",
             dtype_name(a.dtype()), dtype_name(b.dtype()), dtype_name(p.result));
   if (p.m == 0 || p.n == 0 || (p.k == 0 && p.accumulate)) return;
   if (p.k == 0) return zero(c);
-  for (const Tensor* t : {&a, &b, &c}) check_alignment(*t);
+  for (const Tensor* t : {&a, &b, &c, &aux, &also}) {
+    if (t->defined()) check_alignment(*t);
+  }
   if (p.dtype == DType::f64) {
-    run<double>(p, a, b, c, bias);
+    run<double>(p, o);
   } else {
-    run<float>(p, a, b, c, bias);
+    run<float>(p, o);
   }
 }
 
@@ -213,7 +242,7 @@ void matmul_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
             .m = x.dim(0),
             .n = w.dim(1),
             .k = w.dim(0)},
-           x, w, y);
+           {x, w, y});
 }
 
 Tensor matmul_nt(const Tensor& x, const Tensor& w) {
@@ -231,22 +260,55 @@ void matmul_nt_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into
             .m = x.dim(0),
             .n = w.dim(0),
             .k = w.dim(1)},
-           x, w, y);
+           {x, w, y});
 }
 
-void linear_into(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b) {
-  const bool fused = y.dtype() != DType::f64 && x.dim(1) > 0;  // what cuBLASLt can
+void linear_into(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& also) {
+  const bool whole = x.dim(1) > 0;
+  const bool fused = b.defined() && whole && y.dtype() != DType::f64;  // what cuBLASLt can
   multiply({.dtype = x.dtype(),
             .result = y.dtype(),
             .transpose_a = false,
             .transpose_b = true,
-            .accumulate = false,
-            .bias = fused,
+            .accumulate = whole && also.defined(),
+            .epilogue = fused ? Epilogue::bias : Epilogue::none,
             .m = x.dim(0),
             .n = w.dim(0),
             .k = w.dim(1)},
-           x, w, y, fused ? b : Tensor());
-  if (!fused) add_bias_into(y, b);
+           {.a = x, .b = w, .c = y, .bias = b, .also = also});
+  if (b.defined() && !fused) add_bias_into(y, b);
+  if (also.defined() && !whole) add_into(y, also);
+}
+
+bool fuses_gelu(const Tensor& h, Gelu kind) {
+  constexpr int64_t kRow = 16 / sizeof(bf16);  // of aux: whole accesses
+  return kind == Gelu::tanh && h.dtype() == DType::bf16 && h.dim(1) % kRow == 0;
+}
+
+void linear_gelu_into(const GeluRows& out, const Tensor& x, const Tensor& w, const Tensor& b) {
+  multiply({.dtype = x.dtype(),
+            .result = out.a.dtype(),
+            .transpose_a = false,
+            .transpose_b = true,
+            .accumulate = false,
+            .epilogue = b.defined() ? Epilogue::gelu_bias : Epilogue::gelu,
+            .m = x.dim(0),
+            .n = w.dim(0),
+            .k = w.dim(1)},
+           {.a = x, .b = w, .c = out.a, .bias = b, .aux = out.h});
+}
+
+void matmul_gelu_backward_into(const Tensor& dh, const Tensor& dy, const Tensor& w, const Tensor& h) {
+  multiply({.dtype = dy.dtype(),
+            .result = dh.dtype(),
+            .transpose_a = false,
+            .transpose_b = false,
+            .accumulate = false,
+            .epilogue = Epilogue::gelu_backward,
+            .m = dy.dim(0),
+            .n = w.dim(1),
+            .k = w.dim(0)},
+           {.a = dy, .b = w, .c = dh, .aux = h});
 }
 
 void matmul_tn_into(const Tensor& dw, const Tensor& dy, const Tensor& x, Into into) {
@@ -258,7 +320,7 @@ void matmul_tn_into(const Tensor& dw, const Tensor& dy, const Tensor& x, Into in
             .m = dy.dim(1),
             .n = x.dim(1),
             .k = dy.dim(0)},
-           dy, x, dw);
+           {dy, x, dw});
 }
 
 }  // namespace phalanx::cuda

@@ -19,8 +19,10 @@ Tensor matmul_nt(const Tensor& x_MK, const Tensor& w_NK);
 void matmul_into(Tensor y_MN, const Tensor& x_MK, const Tensor& w_KN, Into into = Into::add);
 /// y [M, N] += x [M, K] · w[N, K]ᵀ.
 void matmul_nt_into(Tensor y_MN, const Tensor& x_MK, const Tensor& w_NK, Into into = Into::add);
-/// y [M, N] = x [M, K] · w[N, K]ᵀ + b [N]; b may be empty. On a GPU the sum is part of the product.
-void linear_into(Tensor y_MN, const Tensor& x_MK, const Tensor& w_NK, const Tensor& b_N);
+/// y [M, N] = x [M, K] · w[N, K]ᵀ + b [N] + also [M, N]; b and `also` may be empty. On a GPU the sums are
+/// part of the product.
+void linear_into(Tensor y_MN, const Tensor& x_MK, const Tensor& w_NK, const Tensor& b_N,
+                 const Tensor& also_MN = {});
 /// dw [N, K] += dy [M, N]ᵀ · x [M, K]: a linear layer's weight gradient.
 void matmul_tn_into(Tensor dw_NK, const Tensor& dy_MN, const Tensor& x_MK, Into into = Into::add);
 

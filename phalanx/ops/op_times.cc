@@ -130,7 +130,7 @@ void norms(Stand& stand, const OpShapes& s) {
   stand.time(shape, [&] { rmsnorm(x, w, 1e-5); });
   stand.time(shape, [&] { rmsnorm_backward(dy, x, w, rms.inv_rms_T, dw); });
   stand.time(shape, [&] { layernorm(x, w, w, 1e-5); });
-  stand.time(shape, [&] { layernorm_backward(dy, x, w, layer, dw, dw); });
+  stand.time(shape, [&] { layernorm_backward(dy, x, w, layer, {dw, dw}); });
 }
 
 void activations(Stand& stand, const OpShapes& s) {

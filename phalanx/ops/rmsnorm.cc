@@ -4,6 +4,7 @@
 
 #include "phalanx/base/trace.h"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/rmsnorm.cc"
@@ -111,16 +112,19 @@ RmsNormed rmsnorm(const Tensor& x, const Tensor& w, double eps) {
   return out;
 }
 
-Tensor rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& inv_rms,
-                        Tensor dw) {
+Tensor rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& inv_rms, Tensor dw,
+                        const Tensor& also) {
+  PHX_CHECK(!also.defined() || also.shape() == x.shape(), "rmsnorm_backward of {} and also {}", x.shape(),
+            also.shape());
   PHX_CHECK(dy.shape() == x.shape() && w.numel() == x.dim(1) && dw.numel() == x.dim(1),
             "rmsnorm_backward of {} and {} by a weight of {}", dy.shape(), x.shape(), w.shape());
   if constexpr (kHaveCuda) {
-    if (x.on_cuda()) return cuda::rmsnorm_backward(dy, x, w, inv_rms, dw);
+    if (x.on_cuda()) return cuda::rmsnorm_backward(dy, x, w, inv_rms, dw, also);
   }
   const Tensor dx = Tensor::empty(x.shape(), x.dtype());
   const TraceSpan span(TraceKind::elementwise, "rmsnorm_backward", 3 * x.bytes());
   HWY_DYNAMIC_DISPATCH(rmsnorm_backward_kernel)(dy, x, w, inv_rms, dx, dw);
+  if (also.defined()) add_into(dx, also);
   return dx;
 }
 

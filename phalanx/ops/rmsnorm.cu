@@ -36,6 +36,7 @@ struct BackwardArguments {
   const T* dy;
   const T* x;
   const T* w;
+  const T* also;  // or null
   const Arithmetic<T>* inv_rms;
   T* dx;
   Arithmetic<T>* parts;  // [parts, width]: what each team adds to dw
@@ -72,12 +73,13 @@ __global__ void __launch_bounds__(kMostThreads) backward(BackwardArguments<T> a)
     const auto mean = static_cast<A>(team_reduce(dot, scratch, Sum{}) / static_cast<double>(a.width));
     row.each([&](int p, int64_t i) {
       const auto w = load<T, N>(a.w + i);
+      const auto also = a.also ? load<T, N>(a.also + r * a.width + i) : Pack<T, N>{};
       Pack<T, N> out;
       for (int k = 0; k < N; ++k) {
         const A g = widen(dy[p].v[k]);
         const A normed = widen(x[p].v[k]) * inv;
         sum[p].v[k] += g * normed;
-        out.v[k] = narrow<T>(inv * (g * widen(w.v[k]) - normed * mean));
+        out.v[k] = narrow<T>(fma(inv, g * widen(w.v[k]) - normed * mean, widen(also.v[k])));
       }
       store(a.dx + r * a.width + i, out);
     });
@@ -108,20 +110,21 @@ RmsNormed rmsnorm(const Tensor& x, const Tensor& w, double eps) {
 }
 
 Tensor rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& inv_rms,
-                        const Tensor& dw) {
+                        const Tensor& dw, const Tensor& also) {
   const Tensor dx = Tensor::empty(x.shape(), x.dtype(), x.device());
   const int64_t width = x.dim(1);
   if (x.numel() == 0) return dx;
   visit_stored(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
-    with_pack<T>(width, {&x, &w, &dy, &dx}, [&](auto n) {
+    with_pack<T>(width, {&x, &w, &dy, also.defined() ? &also : &dx, &dx}, [&](auto n) {
       with_row_packs(width, n, [&](dim3 threads, auto p) {
         const NormParts of_rows(x.rows(), threads);
         const Tensor parts = Tensor::empty({of_rows.count, width}, dtype_of<A>, x.device());
         const BackwardArguments<T> arguments = {.dy = dy.device_data<T>(),
                                                 .x = x.device_data<T>(),
                                                 .w = w.device_data<T>(),
+                                                .also = also.defined() ? also.device_data<T>() : nullptr,
                                                 .inv_rms = inv_rms.device_data<A>(),
                                                 .dx = dx.device_data<T>(),
                                                 .parts = parts.device_data<A>(),

@@ -11,8 +11,8 @@ struct RmsNormed {
   Tensor inv_rms_T;
 };
 RmsNormed rmsnorm(const Tensor& x_TD, const Tensor& w_D, double eps);
-/// Gives dx; dw [D] += the weight's gradient.
+/// Gives dx, plus `also` [T, D] (may be empty): what x has from elsewhere; dw [D] += the weight's gradient.
 Tensor rmsnorm_backward(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& w_D, const Tensor& inv_rms_T,
-                        Tensor dw_D);
+                        Tensor dw_D, const Tensor& also_TD = {});
 
 }  // namespace phalanx

@@ -23,6 +23,14 @@ Task<> linear_gathered(GatherChunks* x, std::span<const Tensor> w, std::span<con
   }
 }
 
+Task<> linear_gelu_gathered(GatherChunks* x, GeluWeights of, GeluRows out) {
+  while (x->more()) {
+    const RowRun rows = co_await x->next();
+    const GeluRows to = {out.h.slice(rows.begin, rows.end), out.a.slice(rows.begin, rows.end)};
+    linear_gelu_into(to, x->all().slice(rows.begin, rows.end), of.w_NK, of.b_N, of.kind);
+  }
+}
+
 void multiply_and_send(ReduceChunks& sum, Product product, std::span<const Tensor> x,
                        std::span<const Tensor> w) {
   while (sum.more()) {

@@ -228,7 +228,7 @@ Outcome computed(const Case& c, const Values& v, const Vector& dy) {
     for (int64_t s = 0; s <= sequences; ++s) batch.sequence_offsets.data<int64_t>()[s] = s * kLength;
     const Pass pass = {.batch = &batch, .scale = kScale, .training = true};
     Tape tape;
-    const Tensor y = run(moe.forward(tensor.stream_rows(mine(v.at("x"))), pass, tape));
+    const Tensor y = run(moe.forward(tensor.stream_rows(mine(v.at("x"))), {}, pass, tape));
     const Tensor dx = run(moe.backward(tensor.stream_rows(mine(dy)), pass, tape));
     EXPECT_TRUE(tape.empty());
     run(DataParallel(store).reduce_grads());

@@ -8,7 +8,7 @@
 #include "phalanx/ops/dropout.h"
 #include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/embedding.h"
-#include "phalanx/ops/gelu.h"
+#include "phalanx/ops/gelu_linear.h"
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/rmsnorm.h"
@@ -113,8 +113,8 @@ TEST_F(Bf16OnGpu, NormsKeepTheirMomentsInF32) {
     const Tensor db2 = narrow(before);
     const Tensor dw2_wide = copied(before);
     const Tensor db2_wide = wide(db2);
-    const Tensor dx2 = layernorm_backward(dy, x, w, layer, dw2, db2);
-    const Tensor dx2_wide = layernorm_backward(wide(dy), wide(x), wide(w), layer, dw2_wide, db2_wide);
+    const Tensor dx2 = layernorm_backward(dy, x, w, layer, {dw2, db2});
+    const Tensor dx2_wide = layernorm_backward(wide(dy), wide(x), wide(w), layer, {dw2_wide, db2_wide});
     expect_near(dx2, dx2_wide, 0.1, "dx of layernorm");
     expect_close(values(dw2), values(dw2_wide), within(32, DType::f32, 16), "dw of layernorm");
     expect_near(db2, db2_wide, 0.1, "db of layernorm, in bf16");
@@ -185,6 +185,58 @@ TEST_F(Bf16OnGpu, ProductsAreSummedInF32) {
   const Tensor x = draw({2, 3});
   EXPECT_THROW(matmul_nt(x, wide(draw({4, 3}))), BrokenPromise);
   EXPECT_THROW(matmul_nt_into(Tensor::empty({2, 4}, DType::f64, kGpu), x, draw({4, 3})), BrokenPromise);
+}
+
+// What a product ends in is computed before it is rounded.
+TEST_F(Bf16OnGpu, LinearsEndInF32) {
+  for (const auto& [m, n, k] :
+       {std::array<int64_t, 3>{1, 8, 8}, {5, 7, 3}, {64, 128, 256}, {33, 200, 1000}}) {
+    SCOPED_TRACE(format("{}·{}·{}", m, n, k));
+    const Tensor x = draw({m, k});
+    const Tensor w = draw({n, k});
+    const Tensor b = draw({n});
+    const Tensor also = draw({m, n});
+    const auto close = within(0.6, DType::bf16, 0.01 * std::sqrt(static_cast<double>(k)));
+    const Tensor y = copied(also);
+    const Tensor y_wide = wide(also);
+    linear_into(y, x, w, b, also);
+    linear_into(y_wide, wide(x), wide(w), wide(b), wide(also));
+    expect_close(values(y), values(y_wide), close, "y");
+
+    const GeluRows rows = {copied(y), copied(y)};
+    const GeluRows rows_wide = {wide(y), wide(y)};
+    linear_gelu_into(rows, x, w, b, Gelu::tanh);
+    linear_gelu_into(rows_wide, wide(x), wide(w), wide(b), Gelu::tanh);
+    expect_close(values(rows.h), values(rows_wide.h), close, "h");
+    expect_near(rows.a, gelu(wide(rows.h), Gelu::tanh), 1, "a");
+
+    const Tensor dy = draw({m, k});
+    const Tensor w_down = draw({k, n});
+    const Tensor dh = copied(y);
+    const Tensor dh_wide = wide(y);
+    matmul_gelu_backward_into(dh, dy, w_down, also, Gelu::tanh);
+    matmul_gelu_backward_into(dh_wide, wide(dy), wide(w_down), wide(also), Gelu::tanh);
+    expect_close(values(dh), values(dh_wide), within(1, DType::bf16, std::sqrt(static_cast<double>(k))),
+                 "dh");
+  }
+}
+
+TEST_F(Bf16OnGpu, NormsAddWhatElseThereIs) {
+  for (const Shape& shape : kShapes) {
+    SCOPED_TRACE(format("{}", shape));
+    const Tensor x = draw(shape, 2, 1);
+    const Tensor dy = draw(shape);
+    const Tensor w = draw({shape[1]}, 0.3, 1);
+    const Tensor also = draw(shape);
+    const Tensor dw = zeros({shape[1]});
+    const Tensor inv_rms = rmsnorm(x, w, 1e-5).inv_rms_T;
+    const Tensor dx = rmsnorm_backward(dy, x, w, inv_rms, dw, also);
+    expect_near(dx, rmsnorm_backward(wide(dy), wide(x), wide(w), inv_rms, dw, wide(also)), 0.1, "rmsnorm");
+    const LayerNormed kept = layernorm(x, w, {}, 1e-5);
+    const Tensor dx2 = layernorm_backward(dy, x, w, kept, {dw, {}, also});
+    const Tensor want = layernorm_backward(wide(dy), wide(x), wide(w), kept, {dw, {}, wide(also)});
+    expect_near(dx2, want, 0.1, "layernorm");
+  }
 }
 
 }  // namespace

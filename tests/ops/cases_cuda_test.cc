@@ -150,6 +150,7 @@ INSTANTIATE_TEST_SUITE_P(Gpu, Swiglu, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Embedding, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, CrossEntropyLoss, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, DenseProduct, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, LinearProduct, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, GroupedProduct, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Elementwise, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Cast, kOnGpu);

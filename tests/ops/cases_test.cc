@@ -12,6 +12,7 @@ INSTANTIATE_TEST_SUITE_P(Cpu, Swiglu, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Embedding, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, CrossEntropyLoss, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, DenseProduct, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, LinearProduct, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, GroupedProduct, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Elementwise, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Cast, kOnCpu);

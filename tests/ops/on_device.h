@@ -73,6 +73,7 @@ class Swiglu : public OnDevice {};
 class Embedding : public OnDevice {};
 class CrossEntropyLoss : public OnDevice {};
 class DenseProduct : public OnDevice {};
+class LinearProduct : public OnDevice {};
 class GroupedProduct : public OnDevice {};
 class Elementwise : public OnDevice {};
 class Cast : public OnDevice {};

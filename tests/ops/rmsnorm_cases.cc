@@ -48,13 +48,16 @@ void expect_as_reference(Random& random, const Shape& shape, DType dtype, double
   const Tensor dy = random.tensor(shape, dtype);
   const Reference want = reference(x, w, dy);
   const Tensor before = random.tensor({shape[1]}, dtype);
+  const Tensor also = random.integer(0, 1) == 0 ? Tensor() : here(random.tensor(shape, dtype));
   for_each_target_here([&](bool) {
     const RmsNormed got = rmsnorm(here(x), here(w), kEps);
     expect_close(values(got.y_TD), want.y, within(8, dtype), "y");
     expect_close(values(got.inv_rms_T), want.inv_rms, within(8, dtype), "inv_rms");
     const Tensor dw = copy_here(before);
-    const Tensor dx = rmsnorm_backward(here(dy), here(x), here(w), got.inv_rms_T, dw);
-    expect_close(values(dx), want.dx, within(32, dtype, want.dx_terms), "dx");
+    const Tensor dx = rmsnorm_backward(here(dy), here(x), here(w), got.inv_rms_T, dw, also);
+    const double largest_of_also = also.defined() ? largest(values(also)) : 0;
+    const Values dx_sum = also.defined() ? plus(values(also), want.dx) : want.dx;
+    expect_close(values(dx), dx_sum, within(32, dtype, want.dx_terms + largest_of_also), "dx");
     const Values sum = plus(values(before), want.dw);
     expect_close(values(dw), sum, within(32, dtype, 1 + largest(sum)), "dw");
   });

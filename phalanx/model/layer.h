@@ -102,7 +102,9 @@ struct Pass {
   bool training = false;      ///< dropout on
   bool deterministic = true;  ///< else attention's backward on GPUs may sum in any order, faster
   Recomputation recompute;
-  bool again = false;               ///< a forward that runs the second time: statistics count the first
+  int64_t loss_rows =
+      0;               ///< training: whose logits are here at once, with their gradient; 0: all, until then
+  bool again = false;  ///< a forward that runs the second time: statistics count the first
   KvStore* cache = nullptr;         ///< decoding: one sequence, which attends to what the store holds
   SliceHistory* history = nullptr;  ///< of a batch that is a slice: what its microbatch's slices share
   RoutingWatch* watch = nullptr;

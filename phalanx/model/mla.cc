@@ -49,7 +49,7 @@ Task<Tensor> Latent::forward(Tensor x_TD, Tape& tape) {
 }
 
 Task<Tensor> Latent::backward(Tensor dy_TR, Tensor x_TD, Tape& tape, Tensor sum) {
-  const Tensor dx_TR = co_await norm_->backward(dy_TR, tape, {});
+  const Tensor dx_TR = co_await norm_->backward(dy_TR, tape, Tensor());
   co_return co_await down_.backward(dx_TR, x_TD, tape, sum);
 }
 

@@ -41,8 +41,8 @@ Task<MtpModule::Gradients> MtpModule::backward(Tensor dy_TD, Pass pass, Tape& ta
   const Tensor dh_normed = co_await from_stream_.backward(dx_TD, tape.take(), tape);
   const Tensor de_normed = co_await from_embedding_.backward(dx_TD, tape.take(), tape);
   Gradients d;
-  d.h_TD = co_await stream_norm_->backward(dh_normed, tape.scope("stream"), {});
-  d.e_TD = co_await embedding_norm_->backward(de_normed, tape.scope("embedding"), {});
+  d.h_TD = co_await stream_norm_->backward(dh_normed, tape.scope("stream"), Tensor());
+  d.e_TD = co_await embedding_norm_->backward(de_normed, tape.scope("embedding"), Tensor());
   co_return d;
 }
 
@@ -68,7 +68,8 @@ Task<Tensor> Mtp::forward(int depth, Tensor h_TD, Pass pass, Tape& tape) {
   const Pass own = pass_of_layer(pass, layers_ + depth);
   const Tensor y_TD = co_await module(depth).forward(std::move(h_TD), e_TD, own, tape);
   const Tensor normed_TD = co_await module(depth).norm().forward(y_TD, tape.scope("norm"));
-  const Tensor loss = co_await head_.loss(normed_TD, ahead(pass, depth).targets, tape.scope("loss"));
+  const LossRows how = loss_rows(pass, weight_);
+  const Tensor loss = co_await head_.loss(normed_TD, ahead(pass, depth).targets, how, tape.scope("loss"));
   accumulate(loss_, loss);
   co_return y_TD;
 }

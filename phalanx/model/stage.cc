@@ -140,7 +140,8 @@ Task<Tensor> Stage::loss(Tensor x_TD, Pass pass, Tape& tape) {
   const TracePart part("head", "", TracePhase::forward);
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
   const Tensor normed_TD = co_await norm_->forward(x_TD, tape.scope("norm"));
-  const Tensor loss = co_await head_->loss(normed_TD, pass.batch->targets, tape.scope("loss"));
+  const LossRows how = loss_rows(pass);
+  const Tensor loss = co_await head_->loss(normed_TD, pass.batch->targets, how, tape.scope("loss"));
   if (mtp_ && pass.training) co_await mtp_->forward(std::move(x_TD), pass, tape.scope("mtp"));
   co_return loss;
 }

@@ -1,20 +1,27 @@
 #include "phalanx/model/token_table.h"
 
+#include <algorithm>
 #include <array>
 
+#include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/embedding.h"
 #include "phalanx/parallel/stream_products.h"
 
 namespace phalanx {
 namespace {
 
-// What cross-entropy leaves for backward.
+// What cross-entropy leaves for backward: either the input's gradient,
 struct SavedLoss {
-  Tensor logits_TV;  // of this rank's part
+  Tensor dx_TD;
+  Tensor logits_TV;  // or this rank's part of these
   Tensor log_sum_exp_T2;
 };
 
 }  // namespace
+
+LossRows loss_rows(const Pass& pass, double weight) {
+  return pass.training ? LossRows{pass.loss_rows, weight * pass.scale} : LossRows();
+}
 
 TokenTable::TokenTable(const Builder& b, const std::string& name)
     : tensor_(b.tensor),
@@ -44,16 +51,40 @@ Task<CrossEntropy> TokenTable::cross_entropy_of(Tensor logits_TV, Tensor targets
                                 logits_TV.dtype());
 }
 
-Task<Tensor> TokenTable::loss(Tensor x_TD, Tensor targets, Tape& tape) {
+Task<Tensor> TokenTable::loss(Tensor x_TD, Tensor targets, LossRows how, Tape& tape) {
+  if (how.rows > 0 && part_.is_whole()) co_return co_await loss_by_rows(x_TD, targets, how, tape);
   const Tensor logits_TV = co_await gathered_logits(tape.save(x_TD));
   const CrossEntropy loss = co_await cross_entropy_of(logits_TV, targets);
-  SavedLoss saved = {logits_TV, loss.log_sum_exp_T2};
+  SavedLoss saved = {{}, logits_TV, loss.log_sum_exp_T2};
   tape.save(std::move(saved));
   co_return loss.loss_sum;
 }
 
+Task<Tensor> TokenTable::loss_by_rows(Tensor x_TD, Tensor targets, LossRows how, Tape& tape) {
+  const Lease w = co_await w_.use();
+  const int64_t all = x_TD.rows();
+  const Tensor logits_TV =
+      Tensor::empty({std::min(all, how.rows), w.value().rows()}, x_TD.dtype(), x_TD.device());
+  const Tensor dx_TD = Tensor::empty(x_TD.shape(), x_TD.dtype(), x_TD.device());
+  Tensor loss = Tensor::zeros({1}, DType::f64, x_TD.device());
+  for (int64_t begin = 0; begin < all; begin += how.rows) {
+    const int64_t end = std::min(all, begin + how.rows);
+    const Tensor x = x_TD.slice(begin, end);
+    const Tensor part = logits_TV.slice(0, end - begin);
+    matmul_nt_into(part, x, w.value(), Into::replace);
+    add_into(loss, cross_entropy_gradient_into(part, targets.slice(begin, end), how.scale));
+    matmul_into(dx_TD.slice(begin, end), part, w.value(), Into::replace);
+    const auto [dw, into] = w_.grad_sum();
+    matmul_tn_into(dw, part, x, into);
+  }
+  SavedLoss saved = {dx_TD, {}, {}};
+  tape.save(std::move(saved));
+  co_return loss;
+}
+
 Task<Tensor> TokenTable::loss_backward(Tensor targets, double scale, Tape& tape) {
   const auto saved = tape.take<SavedLoss>();
+  if (saved.dx_TD.defined()) co_return saved.dx_TD;
   const Tensor dlogits_TV = saved.logits_TV;
   cross_entropy_backward_into(dlogits_TV, targets, saved.log_sum_exp_T2, scale, part_);
   GatherChunks rows = tensor_.gather_chunks(tape.take());

@@ -199,5 +199,15 @@ void cross_entropy_backward_into(Tensor logits, const Tensor& targets, const Ten
   HWY_DYNAMIC_DISPATCH(cross_entropy_backward_kernel)(logits, targets, log_sum_exp, scale, part.first);
 }
 
+Tensor cross_entropy_gradient_into(Tensor logits, const Tensor& targets, double scale) {
+  if constexpr (kHaveCuda) {
+    check_targets(logits, targets, {});
+    if (logits.on_cuda()) return cuda::cross_entropy_gradient_into(logits, targets, scale);
+  }
+  const CrossEntropy loss = cross_entropy(logits, targets);
+  cross_entropy_backward_into(std::move(logits), targets, loss.log_sum_exp_T2, scale);
+  return loss.loss_sum;
+}
+
 }  // namespace phalanx
 #endif

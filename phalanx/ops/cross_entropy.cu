@@ -60,6 +60,23 @@ __device__ int32_t target_of(const Arguments<T>& a, int64_t r) {
   return kIgnore;
 }
 
+// What a row's softmax is made of: its maximum, and Σ e^(x − max).
+struct RowSums {
+  double max;
+  double sum;
+};
+
+// On all threads of the team, of what each has seen.
+template <class A>
+__device__ RowSums sums_of_row(const LogSum<A>& mine, TeamScratch& scratch) {
+  const double max = team_reduce(static_cast<double>(mine.max), scratch, Max{});
+  // Nothing stays nothing, however far its own maximum lies from the row's.
+  const double rescaled = mine.sum == A(0) ? 0.0
+                                           : static_cast<double>(mine.sum) *
+                                                 exp(static_cast<double>(shift_of(mine.max)) - shift_of(max));
+  return {max, team_reduce(rescaled, scratch, Sum{})};
+}
+
 // One team a row, which is read once.
 template <class T, int N>
 __global__ void forward(Arguments<T> a) {
@@ -74,48 +91,90 @@ __global__ void forward(Arguments<T> a) {
   for (int64_t i = int64_t{threadIdx.x} * N; i < end; i += int64_t{blockDim.x} * N) {
     add(s, load<T, N>(x + i));
   }
-  const double max = team_reduce(static_cast<double>(s.max), scratch, Max{});
-  const double shift = shift_of(max);
-  // Nothing stays nothing, however far its own maximum lies from the row's.
-  const double rescaled =
-      s.sum == A(0) ? 0.0 : static_cast<double>(s.sum) * exp(static_cast<double>(shift_of(s.max)) - shift);
-  const double sum = team_reduce(rescaled, scratch, Sum{});
+  const RowSums row = sums_of_row(s, scratch);
   if (!mine || threadIdx.x != 0) return;
   const int32_t target = target_of(a, r);
   const int64_t local = target - a.first;
   const bool has_target = target != kIgnore && local >= 0 && local < a.width;
   const double of_target = has_target ? static_cast<double>(widen(x[local])) : 0.0;
   if (a.parts) {
-    a.parts[3 * r] = max;
-    a.parts[3 * r + 1] = sum;
+    a.parts[3 * r] = row.max;
+    a.parts[3 * r + 1] = row.sum;
     a.parts[3 * r + 2] = of_target;
     return;
   }
-  const double log_sum = log(sum);
-  a.log_sum_exp[2 * r] = static_cast<A>(max);
+  const double log_sum = log(row.sum);
+  a.log_sum_exp[2 * r] = static_cast<A>(row.max);
   a.log_sum_exp[2 * r + 1] = static_cast<A>(log_sum);
-  a.losses[r] = target == kIgnore ? 0.0 : max - of_target + log_sum;
+  a.losses[r] = target == kIgnore ? 0.0 : row.max - of_target + log_sum;
 }
+
+// The gradient of the logits that stand at column i, in their place. `column`: the target's, or none.
+template <class T, int N>
+struct Gradient {
+  using A = Arithmetic<T>;
+  A max;
+  A log_sum;
+  A scale;  // 0 where the target does not count
+  int64_t column;
+
+  __device__ Pack<T, N> operator()(Pack<T, N> x, int64_t i) const {
+    for (int k = 0; k < N; ++k) {
+      const A p = exp(widen(x.v[k]) - max - log_sum) * scale;
+      x.v[k] = narrow<T>(scale == A(0) ? A(0) : i + k == column ? p - scale : p);
+    }
+    return x;
+  }
+};
 
 template <class T, int N>
 __global__ void backward(Arguments<T> a) {
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (r >= a.rows) return;
-  const int32_t target = target_of(a, r);
-  const int64_t local = target - a.first;
   using A = Arithmetic<T>;
-  const A max = a.log_sum_exp[2 * r];
-  const A log_sum = a.log_sum_exp[2 * r + 1];
+  const int32_t target = target_of(a, r);
+  const Gradient<T, N> gradient = {a.log_sum_exp[2 * r], a.log_sum_exp[2 * r + 1],
+                                   target == kIgnore ? A(0) : a.scale, target - a.first};
   T* const row = a.logits + r * a.width;
 #pragma unroll kInFlight
   for (int64_t i = int64_t{threadIdx.x} * N; i < a.width; i += int64_t{blockDim.x} * N) {
-    auto x = load<T, N>(row + i);
-    for (int k = 0; k < N; ++k) {
-      const A p = exp(widen(x.v[k]) - max - log_sum) * a.scale;
-      x.v[k] = narrow<T>(target == kIgnore ? A(0) : i + k == local ? p - a.scale : p);
-    }
-    store(row + i, x);
+    store(row + i, gradient(load<T, N>(row + i), i));
   }
+}
+
+// Both: a block has a row, the first `kept` elements of it in shared memory; the others are read again, out
+// of the L2 cache.
+template <class T, int N>
+__global__ void __launch_bounds__(kMostThreads) forward_backward(Arguments<T> a, int64_t kept) {
+  using A = Arithmetic<T>;
+  extern __shared__ uint4 memory[];
+  __shared__ TeamScratch scratch;
+  auto* const cache = reinterpret_cast<Pack<T, N>*>(memory);
+  const int64_t r = blockIdx.x;
+  T* const row = a.logits + r * a.width;
+  const int64_t first = int64_t{threadIdx.x} * N;
+  const int64_t step = int64_t{blockDim.x} * N;
+  LogSum<A> s = {no_max<A>(), A(0)};
+#pragma unroll kInFlight
+  for (int64_t i = first; i < kept; i += step) {
+    const auto x = load<T, N>(row + i);
+    cache[i / N] = x;
+    add(s, x);
+  }
+  const int64_t behind = kept + first;
+#pragma unroll kInFlight
+  for (int64_t i = behind; i < a.width; i += step) add(s, load<T, N>(row + i));
+  const int32_t target = target_of(a, r);
+  const double of_target = target == kIgnore ? 0.0 : static_cast<double>(widen(row[target]));
+  const RowSums sums = sums_of_row(s, scratch);  // behind it, all have read the target's logit
+  const double log_sum = log(sums.sum);
+  if (threadIdx.x == 0) a.losses[r] = target == kIgnore ? 0.0 : sums.max - of_target + log_sum;
+  const Gradient<T, N> gradient = {static_cast<A>(sums.max), static_cast<A>(log_sum),
+                                   target == kIgnore ? A(0) : a.scale, target};
+#pragma unroll kInFlight
+  for (int64_t i = first; i < kept; i += step) store(row + i, gradient(cache[i / N], i));
+#pragma unroll kInFlight
+  for (int64_t i = behind; i < a.width; i += step) store(row + i, gradient(load<T, N>(row + i), i));
 }
 
 // One block: the sum of all rows' losses, in a fixed order.
@@ -182,6 +241,35 @@ Tensor cross_entropy_part(const Tensor& logits, const Tensor& targets, Vocabular
   });
   check_launch("cross_entropy_part");
   return sums;
+}
+
+Tensor cross_entropy_gradient_into(const Tensor& logits, const Tensor& targets, double scale) {
+  const Tensor sum = Tensor::zeros({1}, DType::f64, logits.device());
+  if (logits.rows() == 0) return sum;
+  const Tensor losses = Tensor::empty({logits.rows()}, DType::f64, logits.device());
+  CUstream_st* const stream = current_stream().native();
+  visit_stored(logits.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(logits.dim(1), {&logits}, [&](auto n) {
+      // With two blocks on an SM, one reads while the other writes.
+      constexpr int64_t kMostKept = (size_t{112} << 10) / sizeof(T) / n * n;
+      Arguments<T> a = arguments_of<T>(logits, targets, {});
+      a.losses = losses.device_data<double>();
+      a.scale = static_cast<Arithmetic<T>>(scale);
+      const int64_t kept = std::min(a.width, kMostKept);
+      const auto bytes = static_cast<size_t>(kept) * sizeof(T);
+      constexpr auto kKernel = forward_backward<T, n>;
+      check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(kMostKept * sizeof(T))),
+            "cross_entropy_gradient_into");
+      kKernel<<<static_cast<unsigned>(a.rows), kMostThreads, bytes, stream>>>(a, kept);
+      check_launch("cross_entropy_gradient_into");
+    });
+  });
+  add_losses<<<1, kMostThreads, 0, stream>>>(losses.device_data<double>(), logits.rows(),
+                                             sum.device_data<double>());
+  check_launch("cross_entropy_gradient_into");
+  return sum;
 }
 
 void cross_entropy_backward_into(const Tensor& logits, const Tensor& targets, const Tensor& log_sum_exp,

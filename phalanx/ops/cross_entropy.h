@@ -30,4 +30,8 @@ CrossEntropy merge_cross_entropy(const Tensor& parts_RT3, const Tensor& targets,
 void cross_entropy_backward_into(Tensor logits_TV, const Tensor& targets, const Tensor& log_sum_exp_T2,
                                  double scale, VocabularyPart part = {});
 
+/// Both at once, of all columns: Σ loss (f64 [1]), and the gradient of scale · loss_sum over the logits. A
+/// GPU reads each row from memory once.
+Tensor cross_entropy_gradient_into(Tensor logits_TV, const Tensor& targets, double scale);
+
 }  // namespace phalanx

@@ -48,7 +48,10 @@ BranchMemory LayerMemory::mlp(int layer) const {
 BranchMemory LayerMemory::dense(int64_t width, bool gated) const {
   const int64_t a = block(t_ * width);
   const int64_t h = gated ? block(2 * t_ * width) : a;
-  return {.saved = h + a, .working = h, .deferred = a + h, .undropped = a};  // working: da, dh, less a
+  // Beside what is saved da and dh, less a; of a GELU dh alone, which is there before a goes where rows come
+  // in chunks.
+  const int64_t working = gated || overlap_ ? h : 0;
+  return {.saved = h + a, .working = working, .deferred = a + h, .undropped = a};
 }
 
 BranchMemory LayerMemory::mla() const {

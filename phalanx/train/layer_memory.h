@@ -1,6 +1,8 @@
 // What one layer of a training step holds, in bytes, from the config alone.
 #pragma once
 
+#include <algorithm>
+
 #include "phalanx/comm/mesh.h"
 #include "phalanx/model/config.h"
 #include "phalanx/parallel/tensor_parallel.h"
@@ -37,6 +39,12 @@ class LayerMemory {
         overlap_(stream.overlap && layout.tp > 1) {}
 
   int slices() const { return slices_; }
+  /// The same with the loss made of so many rows at once (Pass::loss_rows).
+  LayerMemory with_loss_rows(int64_t rows) const {
+    LayerMemory layers = *this;
+    layers.loss_rows_ = rows;
+    return layers;
+  }
   /// The same for the slice of that number.
   LayerMemory at_slice(int slice) const {
     LayerMemory layers = *this;
@@ -74,9 +82,14 @@ class LayerMemory {
   BranchMemory mlp(int layer) const;
 
   /// Final norm, output head and loss: norm's, normed, logits and their log-sum-exp. Logits become their own
-  /// gradient, which lives through the whole backward.
-  int64_t logits() const { return block(t_ * ((c_.vocabulary + tp_ - 1) / tp_)) + block(2 * t_); }
-  int64_t head() const { return norm() + x() + logits(); }
+  /// gradient, which lives through the whole backward; where the loss is made of some rows at once, logits go
+  /// before it, and the normed rows' gradient stays.
+  bool by_rows() const { return loss_rows_ > 0 && tp_ == 1; }
+  int64_t logits() const {
+    const int64_t rows = by_rows() ? std::min(t_, loss_rows_) : t_;
+    return block(rows * ((c_.vocabulary + tp_ - 1) / tp_)) + block(2 * rows);
+  }
+  int64_t head() const { return norm() + x() + (by_rows() ? 0 : logits()); }
   /// Before the block of a depth of multi-token prediction, both norms; one's input the head before has
   /// saved.
   int64_t mtp_entry() const { return 2 * norm() + x(); }
@@ -113,6 +126,7 @@ class LayerMemory {
   int64_t item_;
   int slices_;
   int slice_ = 0;
+  int64_t loss_rows_ = 0;
   int64_t t_;    // rows inside a layer
   int64_t own_;  // of them this rank's
   int tp_;

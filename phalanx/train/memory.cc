@@ -54,6 +54,11 @@ class BackwardWalk {
 
   // A head's product with logits, its weights transposed or its input's gradient beside them.
   void head() {
+    if (layers_.by_rows()) {  // at the loss, which is the end of forward
+      at(layers_.logits() + layers_.x());
+      before_ -= layers_.head();
+      return;
+    }
     at(layers_.x() + layers_.reducing());
     before_ -= layers_.head();
     kept_ += layers_.logits() + (deferring_ ? layers_.normed() : 0);
@@ -217,8 +222,12 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   const int slices = config.train.slices;
   const int64_t tokens = share.microbatch * (model.context / slices) / layout.cp;
   const Kept bytes{config};
-  const LayerMemory layers(model, bytes.compute(), tokens, slices, layout, stream_config(config.parallel),
-                           ulysses_ranks(model, layout, config.parallel.ulysses));
+  TrainConfig with_model = config;
+  with_model.model = model;
+  const LayerMemory layers =
+      LayerMemory(model, bytes.compute(), tokens, slices, layout, stream_config(config.parallel),
+                  ulysses_ranks(model, layout, config.parallel.ulysses))
+          .with_loss_rows(loss_rows_of(with_model));
   const Schedule schedule = schedule_of(config, share.microbatches());
   const std::vector<StagePart> parts =
       parts_of_rank(schedule, pp_rank, model.layers, stage_layers(config.parallel));

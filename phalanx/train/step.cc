@@ -202,6 +202,7 @@ StepResult compute_gradients(Trainer& t, std::span<const Batch> microbatches, ui
                      .training = true,
                      .deterministic = t.deterministic,
                      .recompute = t.recompute,
+                     .loss_rows = t.loss_rows,
                      .watch = t.watch};
   TrainStages stages(t, microbatches, pass);
   t.pipeline.run(stages);

@@ -22,6 +22,7 @@ struct Trainer {
   double clip = 0;    ///< largest gradient norm; 0: no limit
   Recomputation recompute = {};
   bool deterministic = true;  ///< Pass::deterministic
+  int64_t loss_rows = 0;      ///< Pass::loss_rows
   RoutingWatch* watch = nullptr;
   ExpertPlaces* places = nullptr;           ///< null: experts stay where they are
   std::deque<Tape> tapes = {};              ///< by chunk, and in each by microbatch

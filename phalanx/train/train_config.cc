@@ -143,6 +143,10 @@ void add_run(ConfigTable& table, RunConfig& r) {
            "summed in dtype, or, on GPUs with weights in bf16, in bf16: of few microbatches");
   s.add("deterministic", &r.deterministic,
         "the same bits in every run; false: attention's backward on GPUs is faster");
+  s.add("loss_rows", &r.loss_rows,
+        "tokens whose logits exist at once, their gradient made with the loss; 0: on GPUs 1 GiB's, else all")
+      .at_least(0)
+      .at_most(kSteps);
   s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");
   s.add("slices", &r.slices, "parts of each microbatch, along its sequences").at_least(1).at_most(kSlices);
   s.choice("recompute", &r.recompute.what,

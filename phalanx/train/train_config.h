@@ -33,6 +33,7 @@ struct RunConfig {
   KeptWeights weights = KeptWeights::same;
   KeptWeights gradients = KeptWeights::same;
   bool deterministic = true;  ///< the same bits in every run; on CPUs always
+  int64_t loss_rows = 0;      ///< of a microbatch, whose logits exist at once; 0: loss_rows_of
   std::string schedule;       ///< of microbatches (schedule_entries); "": sequential, with pp > 1 1f1b
   int slices = 1;             ///< of each microbatch, along its sequences (model/slices.h)
   Recomputation recompute;    ///< what backward runs forward again (model/layer.h)
@@ -88,6 +89,9 @@ std::string to_toml(const TrainConfig& config);
 /// The layout that [parallel] asks for. Error: it has another number of ranks, or expert axes that do not
 /// fit.
 Layout layout_of(const ParallelConfig& config);
+/// Rows of a microbatch whose logits exist at once, with their gradient (Pass::loss_rows): train.loss_rows,
+/// or on a GPU what fits in 1 GiB of bf16. 0: all do. Given the model's vocabulary.
+int64_t loss_rows_of(const TrainConfig& config);
 
 /// The schedule of `microbatches`, cut into train.slices, on the layout's pp. `config` is checked().
 Schedule schedule_of(const TrainConfig& config, int64_t microbatches);

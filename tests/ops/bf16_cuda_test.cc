@@ -122,12 +122,14 @@ TEST_F(Bf16OnGpu, NormsKeepTheirMomentsInF32) {
 }
 
 TEST_F(Bf16OnGpu, TheLossIsThatOfTheSameLogits) {
-  for (const auto& [rows, vocabulary] : {std::pair(3, 5), {17, 128}, {9, 50257}}) {
+  for (const auto& [rows, vocabulary] : {std::pair(3, 5), {17, 128}, {9, 50257}, {5, 128256}}) {
     const Tensor logits = draw({rows, vocabulary}, 4);
     std::vector<int32_t> ids;
     for (int r = 0; r < rows; ++r) ids.push_back(static_cast<int32_t>(random_.integer(-1, vocabulary - 1)));
     const Tensor targets = indices(ids).to(kGpu);
     const Tensor logits_wide = wide(logits);
+    const Tensor both = copied(logits);
+    const double with_gradient = number_of(cross_entropy_gradient_into(both, targets, 0.7));
     const CrossEntropy loss = cross_entropy(logits, targets);
     EXPECT_EQ(loss.log_sum_exp_T2.dtype(), DType::f32);
     const double want = number_of(cross_entropy(logits_wide, targets).loss_sum);
@@ -135,6 +137,8 @@ TEST_F(Bf16OnGpu, TheLossIsThatOfTheSameLogits) {
     cross_entropy_backward_into(logits, targets, loss.log_sum_exp_T2, 0.7);
     cross_entropy_backward_into(logits_wide, targets, loss.log_sum_exp_T2, 0.7);
     expect_rounded(logits, logits_wide, "the gradient of the logits");
+    EXPECT_NEAR(with_gradient, want, 1e-5 * std::abs(want));
+    expect_near(both, logits_wide, 0, "the gradient with the loss");
   }
 }
 

@@ -62,6 +62,10 @@ void expect_as_reference(Random& random, const Shape& shape, DType dtype, double
     const Tensor dlogits = copy_here(logits);
     cross_entropy_backward_into(dlogits, here(indices(targets)), got.log_sum_exp_T2, scale);
     expect_close(values(dlogits), want.dlogits, within(32, dtype, scale), "dlogits");
+    const Tensor both = copy_here(logits);
+    const Tensor loss = cross_entropy_gradient_into(both, here(indices(targets)), scale);
+    expect_close({number_of(loss)}, {want.loss_sum}, within(16, dtype, terms), "loss with its gradient");
+    expect_close(values(both), want.dlogits, within(32, dtype, scale), "dlogits with the loss");
     // Off the targets nothing cancels; p = e^y has y's own rounding errors |y| times over.
     const double ulps = 16 + 16 * std::min(deviation, 30.0);
     expect_close(off_target(values(dlogits), targets), off_target(want.dlogits, targets),
@@ -78,6 +82,7 @@ TEST_P(CrossEntropyLoss, EqualsTheReference) {
     }
   }
   expect_as_reference(random, {2, 50257}, DType::f32, 2);
+  expect_as_reference(random, {3, 50260}, DType::f32, 2);
 }
 
 // Logits of any size, in any order of chunks: the running maximum is replaced on the way.

@@ -71,6 +71,28 @@ TEST_P(GradientTest, IsTheDerivativeOfTheLoss) {
   });
 }
 
+// The loss and its gradient together, of some rows at once, or of all and one after the other.
+TEST_P(GradientTest, IsTheSameWithTheLossMadeByRows) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  const Case& c = GetParam();
+  run_thread_ranks({.ranks = 1}, [&](Group& world) {
+    Rank rank(world, {}, c.config, DType::f64, "overlapped", seed);
+    const std::vector<Batch> micro = batches(rank.mesh, rank.model.context_share(), c.config, seed);
+    const StepResult whole = compute_gradients(rank.trainer, micro, 5);
+    const auto grads = [&] { return rank.store.grads().span<double>(); };
+    const std::vector<double> want(grads().begin(), grads().end());
+    for (const int64_t rows : {1, 7, 1000}) {
+      SCOPED_TRACE(rows);
+      rank.trainer.loss_rows = rows;
+      const StepResult by_rows = compute_gradients(rank.trainer, micro, 5);
+      EXPECT_NEAR(by_rows.loss, whole.loss, 1e-13 * whole.loss);
+      EXPECT_NEAR(by_rows.mtp_loss, whole.mtp_loss, 1e-13 * whole.loss);
+      for (size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(grads()[i], want[i], 1e-13) << i;
+    }
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, GradientTest,
                          testing::Values(Case{"gpt", gpt()}, Case{"llama", llama()}, Case{"mla", mla()},
                                          Case{"moe", moe()}, Case{"sigmoid", sigmoid_moe_with_dropout()},

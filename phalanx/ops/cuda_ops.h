@@ -25,13 +25,15 @@
 
 namespace phalanx::cuda {
 
-// ops/matmul.h: cuBLASLt. f32 products are f32 throughout (no TF32); those of bf16 may go to f32.
+// ops/matmul.h: cuBLASLt (cublaslt.h). f32 products are f32 throughout (no TF32); those of bf16 may go to
+// f32.
 Tensor matmul(const Tensor& x_MK, const Tensor& w_KN);
 Tensor matmul_nt(const Tensor& x_MK, const Tensor& w_NK);
 void matmul_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_KN, Into into);
 void matmul_nt_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, Into into);
 void linear_into(const Tensor& y_MN, const Tensor& x_MK, const Tensor& w_NK, const Tensor& b_N,
                  const Tensor& also_MN);
+void tune_products(bool on);
 // ops/gelu_linear.h, where cuBLASLt has it: K > 0.
 bool fuses_gelu(const Tensor& h_MN, Gelu kind);
 void linear_gelu_into(const GeluRows& out, const Tensor& x_MK, const Tensor& w_NK, const Tensor& b_N);

@@ -298,6 +298,10 @@ void matmul_tn_into(Tensor dw, const Tensor& dy, const Tensor& x, Into into) {
   product(Form::tn, "matmul_tn_into", dy, x, dw, into);
 }
 
+void tune_products([[maybe_unused]] bool on) {
+  if constexpr (kHaveCuda) cuda::tune_products(on);
+}
+
 Rows grouped_matmul(const Rows& x, const Tensor& w, const Tensor& offsets) {
   PHX_CHECK(x.data.dim(1) == w.dim(1), "grouped_matmul of {} and {}", x.data.shape(), w.shape());
   if constexpr (kHaveCuda) {

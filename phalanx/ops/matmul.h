@@ -26,6 +26,10 @@ void linear_into(Tensor y_MN, const Tensor& x_MK, const Tensor& w_NK, const Tens
 /// dw [N, K] += dy [M, N]ᵀ · x [M, K]: a linear layer's weight gradient.
 void matmul_tn_into(Tensor dw_NK, const Tensor& dy_MN, const Tensor& x_MK, Into into = Into::add);
 
+/// Of this thread from now on: on a GPU each shape's first product times what the library proposes, with the
+/// host waiting, and the fastest is taken. Bits may then differ from run to run. At first off.
+void tune_products(bool on);
+
 // The same for experts: rows grouped by expert, expert e owning rows offsets[e]…offsets[e+1]−1 (i64 [E+1])
 // and weight w[e]. Experts without rows are fine; rows before offsets[0] and behind offsets[E] are left
 // alone, and no expert's bits depend on the others. On a GPU offsets lie there too, and the host does not

@@ -6,6 +6,8 @@ namespace {
 
 constexpr int kMostPairs = 256;  // of a head: what fits a kernel's arguments
 constexpr int kThreads = 256;
+constexpr int kAngles = 1024;         // of a block
+constexpr int kPacks = 4 * kThreads;  // that a block turns, if its rows have so few
 
 struct Turns {
   double frequencies[kMostPairs];
@@ -18,8 +20,10 @@ template <class T>
 struct Arguments {
   T* x;
   const int32_t* positions;
+  int64_t rows;
   int64_t width;
   int64_t head_dim;
+  int rows_a_block;
   Fault* fault;
 };
 
@@ -27,42 +31,45 @@ __device__ void sine_and_cosine(double angle, double& sine, double& cosine) { si
 // The whole turns are taken off in f64.
 __device__ void sine_and_cosine(double angle, float& sine, float& cosine) {
   constexpr double kTurn = 6.283185307179586477;
-  sincosf(static_cast<float>(fma(-rint(angle / kTurn), kTurn, angle)), &sine, &cosine);
+  sincosf(static_cast<float>(fma(-rint(angle * (1 / kTurn)), kTurn, angle)), &sine, &cosine);
 }
 
-// A block a row: angles are computed once for all its heads. N pairs a thread at once.
+// A block has some rows: their angles are computed once for all heads. N pairs a thread at once.
 template <class T, int N>
-__global__ void rotate(Arguments<T> a, Turns turns) {
+__global__ void __launch_bounds__(kThreads) rotate(Arguments<T> a, Turns turns) {
   using A = Arithmetic<T>;
-  __shared__ A cosines[kMostPairs];
-  __shared__ A sines[kMostPairs];
-  const int64_t r = blockIdx.x;
-  const int32_t position = a.positions[r];
-  if (position < 0) {
-    if (threadIdx.x == 0) report(a.fault, FaultKind::position, position, 0);
-    return;
-  }
-  for (int i = static_cast<int>(threadIdx.x); i < turns.pairs; i += kThreads) {
+  alignas(16) __shared__ A cosines[kAngles];
+  alignas(16) __shared__ A sines[kAngles];
+  const int64_t first = int64_t{blockIdx.x} * a.rows_a_block;
+  const int rows = static_cast<int>(min(static_cast<int64_t>(a.rows_a_block), a.rows - first));
+  for (int i = static_cast<int>(threadIdx.x); i < rows * turns.pairs; i += kThreads) {
+    const int32_t position = a.positions[first + i / turns.pairs];
+    if (position < 0) report(a.fault, FaultKind::position, position, 0);
     A sine = 0;
     A cosine = 0;
-    sine_and_cosine(static_cast<double>(position) * turns.frequencies[i], sine, cosine);
+    sine_and_cosine(static_cast<double>(position) * turns.frequencies[i % turns.pairs], sine, cosine);
     cosines[i] = static_cast<A>(turns.factor) * cosine;
     sines[i] = static_cast<A>(turns.factor * turns.direction) * sine;
   }
   __syncthreads();
   const int packs = turns.pairs / N;
-  const int count = static_cast<int>(a.width / a.head_dim) * packs;
-  for (int j = static_cast<int>(threadIdx.x); j < count; j += kThreads) {
-    const int i = j % packs * N;
-    T* const low = a.x + r * a.width + (j / packs + 1) * a.head_dim - 2 * turns.pairs + i;
+  const int of_row = static_cast<int>(a.width / a.head_dim) * packs;
+  for (int j = static_cast<int>(threadIdx.x); j < rows * of_row; j += kThreads) {
+    const int r = j / of_row;
+    const int in_row = j % of_row;
+    const int i = in_row % packs * N;
+    const auto cosine = load<A, N>(cosines + r * turns.pairs + i);
+    const auto sine = load<A, N>(sines + r * turns.pairs + i);
+    const int64_t head = in_row / packs;
+    T* const low = a.x + (first + r) * a.width + (head + 1) * a.head_dim - 2 * turns.pairs + i;
     T* const high = low + turns.pairs;
     auto x = load<T, N>(low);
     auto y = load<T, N>(high);
     for (int k = 0; k < N; ++k) {
       const A xk = widen(x.v[k]);
       const A yk = widen(y.v[k]);
-      x.v[k] = narrow<T>(fma(-yk, sines[i + k], xk * cosines[i + k]));
-      y.v[k] = narrow<T>(fma(xk, sines[i + k], yk * cosines[i + k]));
+      x.v[k] = narrow<T>(fma(-yk, sine.v[k], xk * cosine.v[k]));
+      y.v[k] = narrow<T>(fma(xk, sine.v[k], yk * cosine.v[k]));
     }
     store(low, x);
     store(high, y);
@@ -83,16 +90,20 @@ void rope_into(const Tensor& x, const Tensor& positions, int64_t head_dim, const
   visit_stored(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     Stream& stream = current_stream();
-    const Arguments<T> arguments = {.x = x.device_data<T>(),
-                                    .positions = positions.device_data<int32_t>(),
-                                    .width = x.dim(1),
-                                    .head_dim = head_dim,
-                                    .fault = stream.fault()};
     // Heads, and their halves that turn, begin where packs may.
     constexpr int kFull = 16 / sizeof(T);
     const bool whole = turns.pairs % kFull == 0 && head_dim % kFull == 0;
     with_pack<T>(whole ? x.dim(1) : 1, {&x}, [&](auto n) {
-      rotate<T, n><<<static_cast<unsigned>(x.rows()), kThreads, 0, stream.native()>>>(arguments, turns);
+      const int64_t packs = std::max<int64_t>(1, x.dim(1) / head_dim * turns.pairs / n);
+      const int64_t rows = std::clamp<int64_t>(kPacks / packs, 1, kAngles / std::max(1, turns.pairs));
+      const Arguments<T> arguments = {.x = x.device_data<T>(),
+                                      .positions = positions.device_data<int32_t>(),
+                                      .rows = x.rows(),
+                                      .width = x.dim(1),
+                                      .head_dim = head_dim,
+                                      .rows_a_block = static_cast<int>(rows),
+                                      .fault = stream.fault()};
+      rotate<T, n><<<blocks_for(x.rows(), rows), kThreads, 0, stream.native()>>>(arguments, turns);
     });
   });
   check_launch("rope");

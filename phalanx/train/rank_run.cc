@@ -1,5 +1,6 @@
 #include "phalanx/train/rank_run.h"
 
+#include "phalanx/ops/matmul.h"
 #include "phalanx/train/memory.h"
 
 namespace phalanx {
@@ -51,6 +52,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       trainer_{mesh_,       parameters_,           model_, optimizer_, Pipeline(schedule_, mesh_),
                config.clip, config.train.recompute} {
   trainer_.deterministic = config.train.deterministic;
+  if (device_.is_cuda()) tune_products(!config.train.deterministic);
   trainer_.loss_rows = loss_rows_of(config_);
   if (config.parallel.rebalance_every > 0) trainer_.places = &places_;
   share_.context = model_.context_share();

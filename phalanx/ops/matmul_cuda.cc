@@ -1,0 +1,103 @@
+// ops/matmul.h on a GPU: what each product is to cuBLASLt.
+#include "phalanx/ops/cublaslt.h"
+#include "phalanx/ops/cuda_ops.h"
+
+namespace phalanx::cuda {
+
+Tensor matmul(const Tensor& x, const Tensor& w) {
+  const Tensor y = Tensor::empty({x.dim(0), w.dim(1)}, x.dtype(), x.device());
+  cuda::matmul_into(y, x, w, Into::replace);
+  return y;
+}
+
+void matmul_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
+  multiply({.dtype = x.dtype(),
+            .result = y.dtype(),
+            .transpose_a = false,
+            .transpose_b = false,
+            .accumulate = into == Into::add,
+            .m = x.dim(0),
+            .n = w.dim(1),
+            .k = w.dim(0)},
+           {x, w, y});
+}
+
+Tensor matmul_nt(const Tensor& x, const Tensor& w) {
+  const Tensor y = Tensor::empty({x.dim(0), w.dim(0)}, x.dtype(), x.device());
+  cuda::matmul_nt_into(y, x, w, Into::replace);
+  return y;
+}
+
+void matmul_nt_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
+  multiply({.dtype = x.dtype(),
+            .result = y.dtype(),
+            .transpose_a = false,
+            .transpose_b = true,
+            .accumulate = into == Into::add,
+            .m = x.dim(0),
+            .n = w.dim(0),
+            .k = w.dim(1)},
+           {x, w, y});
+}
+
+void linear_into(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& also) {
+  const bool whole = x.dim(1) > 0;
+  const bool fused = b.defined() && whole && y.dtype() != DType::f64;  // what cuBLASLt can
+  multiply({.dtype = x.dtype(),
+            .result = y.dtype(),
+            .transpose_a = false,
+            .transpose_b = true,
+            .accumulate = whole && also.defined(),
+            .epilogue = fused ? Epilogue::bias : Epilogue::none,
+            .m = x.dim(0),
+            .n = w.dim(0),
+            .k = w.dim(1)},
+           {.a = x, .b = w, .c = y, .bias = b, .also = also});
+  if (b.defined() && !fused) add_bias_into(y, b);
+  if (also.defined() && !whole) add_into(y, also);
+}
+
+bool fuses_gelu(const Tensor& h, Gelu kind) {
+  constexpr int64_t kRow = 16 / sizeof(bf16);  // of aux: whole accesses
+  return kind == Gelu::tanh && h.dtype() == DType::bf16 && h.dim(1) % kRow == 0;
+}
+
+void linear_gelu_into(const GeluRows& out, const Tensor& x, const Tensor& w, const Tensor& b) {
+  multiply({.dtype = x.dtype(),
+            .result = out.a.dtype(),
+            .transpose_a = false,
+            .transpose_b = true,
+            .accumulate = false,
+            .epilogue = b.defined() ? Epilogue::gelu_bias : Epilogue::gelu,
+            .m = x.dim(0),
+            .n = w.dim(0),
+            .k = w.dim(1)},
+           {.a = x, .b = w, .c = out.a, .bias = b, .aux = out.h});
+}
+
+void matmul_gelu_backward_into(const Tensor& dh, const Tensor& dy, const Tensor& w, const Tensor& h) {
+  multiply({.dtype = dy.dtype(),
+            .result = dh.dtype(),
+            .transpose_a = false,
+            .transpose_b = false,
+            .accumulate = false,
+            .epilogue = Epilogue::gelu_backward,
+            .m = dy.dim(0),
+            .n = w.dim(1),
+            .k = w.dim(0)},
+           {.a = dy, .b = w, .c = dh, .aux = h});
+}
+
+void matmul_tn_into(const Tensor& dw, const Tensor& dy, const Tensor& x, Into into) {
+  multiply({.dtype = x.dtype(),
+            .result = dw.dtype(),
+            .transpose_a = true,
+            .transpose_b = false,
+            .accumulate = into == Into::add,
+            .m = dy.dim(1),
+            .n = x.dim(1),
+            .k = dy.dim(0)},
+           {dy, x, dw});
+}
+
+}  // namespace phalanx::cuda

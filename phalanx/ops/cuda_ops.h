@@ -105,6 +105,7 @@ void embedding_backward_into(const Tensor& dtable_VD, const Tensor& dy_TD, const
 CrossEntropy cross_entropy(const Tensor& logits_TV, const Tensor& targets);
 Tensor cross_entropy_gradient_into(const Tensor& logits, const Tensor& targets, double scale);
 Tensor cross_entropy_part(const Tensor& logits_TV, const Tensor& targets, VocabularyPart part);
+CrossEntropy merge_cross_entropy(const Tensor& parts_RT3, const Tensor& targets, DType dtype);
 void cross_entropy_backward_into(const Tensor& logits_TV, const Tensor& targets, const Tensor& log_sum_exp_T2,
                                  double scale, VocabularyPart part);
 

@@ -142,6 +142,24 @@ TEST_F(Bf16OnGpu, TheLossIsThatOfTheSameLogits) {
   }
 }
 
+TEST_F(Bf16OnGpu, TheLossOfPartsOfTheVocabularyIsTheWholes) {
+  constexpr int64_t kVocabulary = 64;
+  const Tensor logits = draw({37, kVocabulary}, 4);
+  std::vector<int32_t> ids;
+  for (int r = 0; r < 37; ++r) ids.push_back(static_cast<int32_t>(random_.integer(-1, kVocabulary - 1)));
+  const Tensor targets = indices(ids).to(kGpu);
+  const CrossEntropy whole = cross_entropy(logits, targets);
+  const Tensor sums = cross_entropy_part(logits, targets, {.first = 0, .all = kVocabulary});
+  const Tensor parts = Tensor::empty({2, 37, 3}, DType::f64, kGpu);
+  copy_into(parts.view({74, 3}).slice(0, 37), sums);
+  const Tensor nothing =
+      cross_entropy_part(zeros({37, 0}, DType::bf16), targets, {.first = kVocabulary, .all = kVocabulary});
+  copy_into(parts.view({74, 3}).slice(37, 74), nothing);
+  const CrossEntropy merged = merge_cross_entropy(parts, targets, DType::bf16);
+  EXPECT_EQ(number_of(merged.loss_sum), number_of(whole.loss_sum));
+  EXPECT_TRUE(same_bits(merged.log_sum_exp_T2, whole.log_sum_exp_T2));
+}
+
 TEST_F(Bf16OnGpu, EmbeddingsGradientMayBeInF32) {
   for (const int64_t width : {3, 64, 200}) {
     constexpr int64_t kVocabulary = 30;

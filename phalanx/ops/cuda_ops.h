@@ -82,6 +82,10 @@ void attention_backward(const AttentionBackward& in, const AttentionGradients& o
 /// Sets all to −∞.
 void fill_infinity(const Tensor& log_sum_exp_TH);
 
+// ops/head_runs.h: of heads in so many runs.
+Tensor pack_heads(const Tensor& x_THd, int runs, int ranks);
+Tensor unpack_heads(const Tensor& y, int runs, int ranks);
+
 // ops/layernorm.h
 LayerNormed layernorm(const Tensor& x_TD, const Tensor& w_D, const Tensor& b_D, double eps);
 Tensor layernorm_backward(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& w_D, const LayerNormed& kept,

@@ -9,6 +9,7 @@
 #include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/embedding.h"
 #include "phalanx/ops/gelu_linear.h"
+#include "phalanx/ops/head_runs.h"
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/rmsnorm.h"
@@ -158,6 +159,22 @@ TEST_F(Bf16OnGpu, TheLossOfPartsOfTheVocabularyIsTheWholes) {
   const CrossEntropy merged = merge_cross_entropy(parts, targets, DType::bf16);
   EXPECT_EQ(number_of(merged.loss_sum), number_of(whole.loss_sum));
   EXPECT_TRUE(same_bits(merged.log_sum_exp_T2, whole.log_sum_exp_T2));
+}
+
+TEST_F(Bf16OnGpu, HeadsTravelAsTheyAreAndAreSummedInF32) {
+  struct Case {
+    int heads;
+    int ranks;
+    int64_t head_dim;
+    int64_t rows;
+  };
+  for (const Case& c : {Case{8, 4, 64, 33}, Case{2, 4, 24, 7}, Case{1, 4, 3, 5}, Case{4, 2, 8, 0}}) {
+    const Tensor x = draw({c.rows, c.heads * c.head_dim});
+    const Tensor packed = pack_heads(x, c.heads, c.ranks);
+    expect_rounded(packed, pack_heads(wide(x), c.heads, c.ranks), "packed");
+    const Tensor y = draw(packed.shape());
+    expect_rounded(unpack_heads(y, c.heads, c.ranks), unpack_heads(wide(y), c.heads, c.ranks), "unpacked");
+  }
 }
 
 TEST_F(Bf16OnGpu, EmbeddingsGradientMayBeInF32) {

@@ -36,5 +36,6 @@ INSTANTIATE_TEST_SUITE_P(Cpu, Capacity, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, ChoiceMargins, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, ChooseInstead, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, VocabularyParts, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, HeadRuns, kOnCpu);
 
 }  // namespace phalanx::test

@@ -28,7 +28,8 @@ BranchMemory LayerMemory::attention() const {
   // dy; of y, q, k and v; then parts of dq (ops/attention.h) and what is on its way around the ring, or dx
   // by q, k and v and two sums of those, less the normed input.
   const int64_t inputs = sequence_ ? 2 * gathered() : 4 * x();
-  const int64_t attending = (longest_square() >= 512 ? 2 * q : 0) + (1 + travelling()) * seen() * kv();
+  const int64_t attending = (longest_square() >= 512 ? 2 * q : 0) + (sums_apart() ? q : 0) +
+                            seen() * ((1 + travelling() - gradients()) * kv() + gradients() * kv_gradients());
   m.working = x() + 2 * q + std::max(attending, own_kv + inputs) + dropped();
   m.deferred = normed() + 2 * q + own_kv + x() + gathered();  // normed, y, dq, dk, dv, dy and that gathered
   m.undropped = x();

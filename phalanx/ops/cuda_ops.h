@@ -14,6 +14,7 @@
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/ops/dropout.h"
 #include "phalanx/ops/gelu_linear.h"
+#include "phalanx/ops/latent_kv.h"
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/optimizer.h"
@@ -85,6 +86,10 @@ void fill_infinity(const Tensor& log_sum_exp_TH);
 // ops/head_runs.h: of heads in so many runs.
 Tensor pack_heads(const Tensor& x_THd, int runs, int ranks);
 Tensor unpack_heads(const Tensor& y, int runs, int ranks);
+
+// ops/latent_kv.h: the shared columns' gradient is summed in arithmetic's dtype.
+KeysAndValues expand_kv(const Tensor& kv_THd, const Tensor& k_rope_Td, const LatentHeads& shape);
+LatentGradients expand_kv_backward(const Tensor& dk_THd, const Tensor& dv_THd, const LatentHeads& shape);
 
 // ops/layernorm.h
 LayerNormed layernorm(const Tensor& x_TD, const Tensor& w_D, const Tensor& b_D, double eps);

@@ -10,6 +10,7 @@
 #include "phalanx/ops/embedding.h"
 #include "phalanx/ops/gelu_linear.h"
 #include "phalanx/ops/head_runs.h"
+#include "phalanx/ops/latent_kv.h"
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/rmsnorm.h"
@@ -174,6 +175,22 @@ TEST_F(Bf16OnGpu, HeadsTravelAsTheyAreAndAreSummedInF32) {
     expect_rounded(packed, pack_heads(wide(x), c.heads, c.ranks), "packed");
     const Tensor y = draw(packed.shape());
     expect_rounded(unpack_heads(y, c.heads, c.ranks), unpack_heads(wide(y), c.heads, c.ranks), "unpacked");
+  }
+}
+
+TEST_F(Bf16OnGpu, LatentKeysAreCopiedAndTheirSumsRoundOnce) {
+  for (const LatentHeads& s :
+       {LatentHeads{3, 16, 8, 24}, LatentHeads{16, 128, 64, 128}, LatentHeads{5, 6, 2, 7}}) {
+    const Tensor kv = draw({19, s.heads * (s.nope + s.values)});
+    const Tensor k_rope = draw({19, s.rope});
+    const KeysAndValues out = expand_kv(kv, k_rope, s);
+    const KeysAndValues out_wide = expand_kv(wide(kv), wide(k_rope), s);
+    expect_rounded(out.k_THd, out_wide.k_THd, "k");
+    expect_rounded(out.v_THd, out_wide.v_THd, "v");
+    const LatentGradients d = expand_kv_backward(out.k_THd, out.v_THd, s);
+    const LatentGradients d_wide = expand_kv_backward(out_wide.k_THd, out_wide.v_THd, s);
+    expect_rounded(d.dkv_THd, d_wide.dkv_THd, "dkv");
+    expect_rounded(d.dk_rope_Td, d_wide.dk_rope_Td, "dk_rope");
   }
 }
 

@@ -98,5 +98,6 @@ class ChoiceMargins : public OnDevice {};
 class ChooseInstead : public OnDevice {};
 class VocabularyParts : public OnDevice {};
 class HeadRuns : public OnDevice {};
+class LatentKv : public OnDevice {};
 
 }  // namespace phalanx::test

@@ -113,6 +113,8 @@ class LayerMemory {
   int gradients() const { return ring_ == 1 ? 1 : 3; }
   // Attention's gradients are summed in another dtype than the one computed in.
   bool sums_apart() const { return item_ == 2 && (ring_ > 1 || slices_ > 1); }
+  // What such sums take more, beside q's of so many bytes.
+  int64_t wide_sums(int64_t q) const { return sums_apart() ? q + gradients() * seen() * kv() : 0; }
 
   // With dropout, a branch's dy is not the residual's.
   int64_t dropped() const { return c_.dropout > 0 ? x() : 0; }

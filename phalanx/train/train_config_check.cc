@@ -84,7 +84,6 @@ void check_device(const TrainConfig& c, const Layout& layout) {
   const auto refuse = [](std::string_view what) {
     throw Error("train.device cuda: {} is for CPUs so far", what);
   };
-  if (c.model.attention == AttentionKind::mla) refuse("model.attention mla");
   if (c.model.mlp == MlpKind::moe && layout.ep > 1) refuse(format("ep = {} of parallel.layout", layout.ep));
   if (c.model.mlp == MlpKind::moe && layout.etp > 1)
     refuse(format("etp = {} of parallel.layout", layout.etp));

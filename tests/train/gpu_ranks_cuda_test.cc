@@ -92,7 +92,7 @@ std::string name_of(const testing::TestParamInfo<std::tuple<Model, DType, Cases>
 INSTANTIATE_TEST_SUITE_P(Models, GpuLayouts,
                          testing::Combine(testing::Values(Model{"gpt", small_gpt},
                                                           Model{"llama", small_llama},
-                                                          Model{"moe", small_moe}),
+                                                          Model{"moe", small_moe}, Model{"mla", small_mla}),
                                           testing::Values(DType::f64, DType::f32, DType::bf16),
                                           testing::ValuesIn(all_cases())),
                          name_of);

@@ -74,12 +74,10 @@ std::vector<VerifyCase> part_of(const std::vector<VerifyCase>& cases, const std:
   return own;
 }
 
-std::vector<VerifyCase> all_cases(const Options& o, const ModelConfig& model) {
-  const bool exhaustive = o.layouts == "exhaustive";
-  if (o.layouts == "all" || exhaustive) {
+std::vector<Layout> layouts_of(const Options& o, const ModelConfig& model) {
+  if (o.layouts == "all" || o.layouts == "exhaustive") {
     const int ranks = o.config.ranks != 0 ? o.config.ranks : o.config.load().parallel.ranks;
-    return verify_cases(model, layouts_of_model(model, ranks),
-                        exhaustive ? Coverage::exhaustive : Coverage::pairs);
+    return layouts_of_model(model, ranks);
   }
   if (o.layouts.empty()) {
     throw Error("--layouts is empty: all, exhaustive, or a list such as \"dp=2;dp=4,ep=2\"");
@@ -90,11 +88,24 @@ std::vector<VerifyCase> all_cases(const Options& o, const ModelConfig& model) {
     at += item.size() + 1;
     layouts.push_back(layout_of({.layout = item}));
   }
-  return verify_cases(model, layouts, Coverage::pairs);
+  return layouts;
 }
 
-std::vector<VerifyCase> cases_of(const Options& o, const ModelConfig& model) {
-  const std::vector<VerifyCase> cases = all_cases(o, model);
+// Those that GPUs compute; says which are left out.
+std::vector<Layout> on_gpus(std::vector<Layout> layouts) {
+  const auto left_out = std::erase_if(layouts, [](const Layout& l) { return l.ep > 1 || l.etp > 1; });
+  if (left_out == 0) return layouts;
+  const std::string why = "with ep or etp: experts over several ranks are for CPUs so far";
+  if (layouts.empty()) throw Error("--device cuda: all layouts are {}", why);
+  note(format("{} layouts are left out {}", left_out, why));
+  return layouts;
+}
+
+std::vector<VerifyCase> cases_of(const Options& o, const TrainConfig& config) {
+  std::vector<Layout> layouts = layouts_of(o, config.model);
+  if (config.train.device == Device::Kind::cuda) layouts = on_gpus(std::move(layouts));
+  const Coverage coverage = o.layouts == "exhaustive" ? Coverage::exhaustive : Coverage::pairs;
+  const std::vector<VerifyCase> cases = verify_cases(config.model, layouts, coverage);
   return o.part.empty() ? cases : part_of(cases, o.part);
 }
 
@@ -125,13 +136,14 @@ void run_verify(const Options& o) {
   options.model.vocabulary = o.vocabulary;
   options.documents = !config.data.documents.empty();
   options.device = config.train.device;
-  options.narrow = config.train.weights == KeptWeights::bf16 || o.dtype == "bf16";
+  const bool on_cpu = options.device == Device::Kind::cpu;  // GPUs with narrow weights compute in bf16
+  options.narrow = o.dtype == "bf16" || (on_cpu && config.train.weights == KeptWeights::bf16);
   options.dtype = o.dtype == "f64" ? DType::f64 : DType::f32;
-  if (o.dtype == "bf16" && options.device == Device::Kind::cpu) {
+  if (o.dtype == "bf16" && on_cpu) {
     throw Error("--dtype bf16 is for GPUs, which compute in it: --device cuda");
   }
   options.seed = o.seed;
-  const std::vector<VerifyCase> cases = cases_of(o, config.model);
+  const std::vector<VerifyCase> cases = cases_of(o, config);
   const bool table = o.json != "-";
   if (table && !o.json.empty()) check_can_write(o.json);
   if (table) {
@@ -176,7 +188,8 @@ void add_verify(CLI::App& app) {
   command.footer(
       "Examples:\n"
       "  phalanx verify configs/demo_moe.toml --ranks 4 --layouts all\n"
-      "  phalanx verify configs/llama_small.toml --ranks 4 --layouts all --device cuda --dtype bf16");
+      "  phalanx verify configs/llama_small.toml --ranks 4 --device cuda --dtype bf16 --set "
+      "model.head_dim=8");
   command.callback([options] { run_verify(*options); });
 }
 

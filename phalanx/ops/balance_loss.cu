@@ -1,5 +1,6 @@
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/expert_rows.cuh"
+#include "phalanx/ops/sum_parts.cuh"
 
 namespace phalanx::cuda {
 namespace {
@@ -118,15 +119,6 @@ __global__ void rows_kernel(Arguments<T> a) {
   }
 }
 
-// One block: the sum of all parts, in a fixed order.
-__global__ void sum_kernel(const double* parts, int64_t count, double* sum) {
-  __shared__ TeamScratch scratch;
-  double mine = 0;
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) mine += parts[i];
-  mine = team_reduce(mine, scratch, Sum{});
-  if (threadIdx.x == 0) *sum = mine;
-}
-
 template <class T>
 Arguments<T> arguments_of(const Routing& routing, const Sequences& sequences, const Tensor& counts_BE) {
   const int64_t experts = routing.scores_TE.dim(1);
@@ -178,9 +170,8 @@ Tensor balance_loss(const Routing& routing, const Tensor& offsets, const Tensor&
     a.parts = parts.device_data<double>();
     if (parts_of > 0) launch<T, false>(a, sequences.blocks);
   });
-  sum_kernel<<<1, kMostThreads, 0, current_stream().native()>>>(parts.device_data<double>(), parts_of,
-                                                                sum.device_data<double>());
   check_launch("balance_loss");
+  sum_parts(parts, sum);
   return sum;
 }
 

@@ -180,6 +180,9 @@ CrossEntropy merge_cross_entropy(const Tensor& parts_RT3, const Tensor& targets,
   PHX_CHECK(parts_RT3.shape().rank() == 3 && parts_RT3.dim(0) > 0 && parts_RT3.dim(1) == targets.numel() &&
                 parts_RT3.dim(2) == 3,
             "parts {} of {} rows", parts_RT3.shape(), targets.numel());
+  if constexpr (kHaveCuda) {
+    if (parts_RT3.on_cuda()) return cuda::merge_cross_entropy(parts_RT3, targets, dtype);
+  }
   const CrossEntropy out = {Tensor::empty({1}, DType::f64), Tensor::empty({targets.numel(), 2}, dtype)};
   out.loss_sum.data<double>()[0] = visit_float(dtype, [&](auto t) {
     return merge(parts_RT3, targets.span<const int32_t>(), out.log_sum_exp_T2.data<decltype(t)>());

@@ -14,6 +14,7 @@
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/ops/dropout.h"
 #include "phalanx/ops/gelu_linear.h"
+#include "phalanx/ops/latent_kv.h"
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/optimizer.h"
@@ -84,6 +85,14 @@ void attention_backward(const AttentionBackward& in, const AttentionGradients& o
 /// Sets all to −∞.
 void fill_infinity(const Tensor& log_sum_exp_TH);
 
+// ops/head_runs.h: of heads in so many runs.
+Tensor pack_heads(const Tensor& x_THd, int runs, int ranks);
+Tensor unpack_heads(const Tensor& y, int runs, int ranks);
+
+// ops/latent_kv.h: the shared columns' gradient is summed in arithmetic's dtype.
+KeysAndValues expand_kv(const Tensor& kv_THd, const Tensor& k_rope_Td, const LatentHeads& shape);
+LatentGradients expand_kv_backward(const Tensor& dk_THd, const Tensor& dv_THd, const LatentHeads& shape);
+
 // ops/layernorm.h
 LayerNormed layernorm(const Tensor& x_TD, const Tensor& w_D, const Tensor& b_D, double eps);
 Tensor layernorm_backward(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& w_D, const LayerNormed& kept,
@@ -107,6 +116,7 @@ void embedding_backward_into(const Tensor& dtable_VD, const Tensor& dy_TD, const
 CrossEntropy cross_entropy(const Tensor& logits_TV, const Tensor& targets);
 Tensor cross_entropy_gradient_into(const Tensor& logits, const Tensor& targets, double scale);
 Tensor cross_entropy_part(const Tensor& logits_TV, const Tensor& targets, VocabularyPart part);
+CrossEntropy merge_cross_entropy(const Tensor& parts_RT3, const Tensor& targets, DType dtype);
 void cross_entropy_backward_into(const Tensor& logits_TV, const Tensor& targets, const Tensor& log_sum_exp_T2,
                                  double scale, VocabularyPart part);
 

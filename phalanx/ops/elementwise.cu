@@ -1,6 +1,7 @@
 #include "phalanx/ops/elementwise.cuh"
 
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/sum_parts.cuh"
 
 namespace phalanx::cuda {
 namespace {
@@ -37,14 +38,6 @@ __global__ void squares(const T* x, int64_t count, double* parts) {
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-__global__ void sum_parts(const double* parts, int64_t count, double* to) {
-  __shared__ TeamScratch scratch;
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kMostThreads) sum += parts[i];
-  sum = team_reduce(sum, scratch, Sum{});
-  if (threadIdx.x == 0) *to = sum;
-}
-
 }  // namespace
 
 Tensor add(const Tensor& a, const Tensor& b) {
@@ -69,8 +62,7 @@ Tensor sum_of_squares(const Tensor& x) {
         <<<static_cast<unsigned>(parts), kMostThreads, 0, stream>>>(x.device_data<T>(), x.numel(), part);
   });
   check_launch("sum_of_squares");
-  sum_parts<<<1, kMostThreads, 0, stream>>>(part, parts, sum.device_data<double>());
-  check_launch("sum_of_squares");
+  sum_parts(of_parts, sum);
   return sum;
 }
 

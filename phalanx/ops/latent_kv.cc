@@ -5,6 +5,7 @@
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/trace.h"
 #include "phalanx/ops/blocks.h"
+#include "phalanx/ops/cuda_ops.h"
 
 namespace phalanx {
 namespace {
@@ -47,6 +48,9 @@ void expand_backward(const Tensor& dk, const Tensor& dv, const LatentGradients& 
 KeysAndValues expand_kv(const Tensor& kv, const Tensor& k_rope, const LatentHeads& s) {
   check(kv, kv.rows(), s.heads * (s.nope + s.values), "kv");
   check(k_rope, kv.rows(), s.rope, "k_rope");
+  if constexpr (kHaveCuda) {
+    if (kv.on_cuda()) return cuda::expand_kv(kv, k_rope, s);
+  }
   const KeysAndValues out = {Tensor::empty({kv.rows(), s.heads * (s.nope + s.rope)}, kv.dtype()),
                              Tensor::empty({kv.rows(), s.heads * s.values}, kv.dtype())};
   const TraceSpan span(TraceKind::elementwise, "expand_kv", 2 * out.k_THd.bytes());
@@ -57,6 +61,9 @@ KeysAndValues expand_kv(const Tensor& kv, const Tensor& k_rope, const LatentHead
 LatentGradients expand_kv_backward(const Tensor& dk, const Tensor& dv, const LatentHeads& s) {
   check(dk, dk.rows(), s.heads * (s.nope + s.rope), "dk");
   check(dv, dk.rows(), s.heads * s.values, "dv");
+  if constexpr (kHaveCuda) {
+    if (dk.on_cuda()) return cuda::expand_kv_backward(dk, dv, s);
+  }
   const LatentGradients out = {Tensor::empty({dk.rows(), s.heads * (s.nope + s.values)}, dk.dtype()),
                                Tensor::empty({dk.rows(), s.rope}, dk.dtype())};
   const TraceSpan span(TraceKind::elementwise, "expand_kv_backward", 2 * dk.bytes());

@@ -1,65 +1,9 @@
 #include "phalanx/parallel/context_parallel.h"
 
-#include <algorithm>
-#include <cstring>
-
-#include "phalanx/base/parallel_for.h"
-#include "phalanx/base/trace.h"
+#include "phalanx/ops/head_runs.h"
 
 namespace phalanx {
 namespace {
-
-constexpr int64_t kRows = 64;  // of one task
-
-// How heads lie in a row: in `parts` runs of so many elements, one for each rank or shared by neighbours.
-struct Runs {
-  int ranks;
-  int parts;
-  int64_t width;
-
-  Runs(int all_heads, int over, int64_t row)
-      : ranks(over), parts(std::min(all_heads, over)), width(row / parts) {
-    PHX_CHECK(all_heads % parts == 0 && ranks % parts == 0, "{} heads over {} ranks", all_heads, ranks);
-  }
-  int64_t first(int rank) const { return int64_t{rank} * parts / ranks * width; }
-};
-
-// [R, T/cp, heads(heads) · d]: for each rank the columns of its heads.
-Tensor packed(const Tensor& x, const Runs& runs) {
-  const Tensor out = Tensor::empty({runs.ranks * x.rows(), runs.width}, x.dtype());
-  const TraceSpan span(TraceKind::elementwise, "pack_heads", 2 * out.bytes());
-  const size_t item = dtype_size(x.dtype());
-  const size_t bytes = static_cast<size_t>(runs.width) * item;
-  parallel_for(out.rows(), kRows, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t from = i % x.rows() * x.dim(1) + runs.first(static_cast<int>(i / x.rows()));
-      std::memcpy(out.raw() + static_cast<size_t>(i) * bytes, x.raw() + static_cast<size_t>(from) * item,
-                  bytes);
-    }
-  });
-  return out;
-}
-
-// The reverse; what several ranks have sent for one run is summed, in rank order.
-Tensor unpacked(const Tensor& y, const Runs& runs) {
-  const int64_t rows = y.rows() / runs.ranks;
-  const Tensor out = Tensor::empty({rows, runs.width * runs.parts}, y.dtype());
-  const TraceSpan span(TraceKind::elementwise, "unpack_heads", 2 * y.bytes());
-  visit_float(y.dtype(), [&](auto t) {
-    using T = decltype(t);
-    parallel_for(rows, kRows, [&](int64_t begin, int64_t end) {
-      for (int rank = 0; rank < runs.ranks; ++rank) {
-        const bool adds = rank > 0 && runs.first(rank) == runs.first(rank - 1);
-        for (int64_t i = begin; i < end; ++i) {
-          const T* from = y.data<const T>() + (rank * rows + i) * runs.width;
-          T* to = out.data<T>() + i * out.dim(1) + runs.first(rank);
-          for (int64_t k = 0; k < runs.width; ++k) to[k] = adds ? to[k] + from[k] : from[k];
-        }
-      }
-    });
-  });
-  return out;
-}
 
 // Every `stride`-th of the mesh's ranks of cp, from `first` on.
 Group& ranks_of_cp(Mesh& mesh, const char* name, int first, int count, int stride) {
@@ -87,19 +31,17 @@ ContextParallel::ContextParallel(Mesh& mesh, int ulysses)
 
 Task<Tensor> ContextParallel::to_heads(Tensor x, int heads) {
   if (share_.ulysses == 1) co_return x;
-  const Runs runs(heads, share_.ulysses, x.dim(1));
   const PooledVector<int64_t> rows(static_cast<size_t>(share_.ulysses), x.rows());
-  Work work = ulysses_.all_to_all(packed(x, runs), rows, rows);
+  Work work = ulysses_.all_to_all(pack_heads(x, heads, share_.ulysses), rows, rows);
   co_return co_await work;
 }
 
 Task<Tensor> ContextParallel::to_rows(Tensor y, int heads) {
   if (share_.ulysses == 1) co_return y;
-  const Runs runs(heads, share_.ulysses, y.dim(1) * std::min(heads, share_.ulysses));
   const PooledVector<int64_t> rows(static_cast<size_t>(share_.ulysses), y.rows() / share_.ulysses);
   Work work = ulysses_.all_to_all(y, rows, rows);
   const Tensor received = co_await work;
-  co_return unpacked(received, runs);
+  co_return unpack_heads(received, heads, share_.ulysses);
 }
 
 AttentionConfig ContextParallel::own_heads(AttentionConfig all) const {

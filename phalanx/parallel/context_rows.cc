@@ -1,7 +1,6 @@
 #include "phalanx/parallel/context_rows.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace phalanx {
 
@@ -41,12 +40,11 @@ Tensor rows_in(const Tensor& all, std::span<const RowRun> runs) {
   if (runs.size() == 1) return all.slice(runs[0].begin, runs[0].end);
   int64_t rows = 0;
   for (const RowRun& run : runs) rows += run.rows();
-  const Tensor own = Tensor::empty(all.shape().with_rows(rows), all.dtype());
-  std::byte* to = own.raw();
+  const Tensor own = Tensor::empty(all.shape().with_rows(rows), all.dtype(), all.device());
+  int64_t at = 0;
   for (const RowRun& run : runs) {
-    const Tensor from = all.slice(run.begin, run.end);
-    std::memcpy(to, from.raw(), from.bytes());
-    to += from.bytes();
+    copy_into(own.slice(at, at + run.rows()), all.slice(run.begin, run.end));
+    at += run.rows();
   }
   return own;
 }

@@ -21,12 +21,8 @@ struct KvBlock {
 };
 
 inline KvBlock empty_like(const KvBlock& block) {
-  return {Tensor::empty(block.k_SGd.shape(), block.k_SGd.dtype()),
-          Tensor::empty(block.v_SGd.shape(), block.v_SGd.dtype())};
-}
-inline KvBlock zeros_like(const KvBlock& block) {
-  return {Tensor::zeros(block.k_SGd.shape(), block.k_SGd.dtype()),
-          Tensor::zeros(block.v_SGd.shape(), block.v_SGd.dtype())};
+  const auto like = [](const Tensor& t) { return Tensor::empty(t.shape(), t.dtype(), t.device()); };
+  return {like(block.k_SGd), like(block.v_SGd)};
 }
 inline void add_into(const KvBlock& sum, const KvBlock& block) {
   add_into(sum.k_SGd, block.k_SGd);

@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "phalanx/ops/cast.h"
 #include "phalanx/parallel/context_rows.h"
 
 namespace phalanx {
@@ -19,6 +20,25 @@ KvBlocks of_each(const KvBlocks& blocks, F f) {
 
 KvBlocks all_like(const KvBlocks& blocks) {
   return of_each(blocks, [](const KvBlock& b) { return empty_like(b); });
+}
+
+// Of sums of several parts over tensors of this dtype.
+DType sum_dtype(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
+
+Tensor no_gradient(const Tensor& of) { return Tensor::zeros(of.shape(), sum_dtype(of.dtype()), of.device()); }
+
+KvBlocks no_gradients(const KvBlocks& blocks) {
+  return of_each(blocks, [](const KvBlock& b) {
+    return KvBlock{no_gradient(b.k_SGd), no_gradient(b.v_SGd)};
+  });
+}
+
+// A sum in the dtype of what it is the sum over.
+Tensor as_summands(const Tensor& sum, DType dtype) {
+  if (sum.dtype() == dtype) return sum;
+  Tensor rounded = Tensor::empty(sum.shape(), dtype, sum.device());
+  narrow_into(rounded, sum);
+  return rounded;
 }
 
 // Blocks on their way: `sent` to the next rank, `received` from the one before.
@@ -135,7 +155,8 @@ Task<Attended> RingAttention::forward(Tensor q, Tensor k, Tensor v, SequenceRows
     blocks = std::move(next);
   }
   queries.attend(sums, q, blocks, last);
-  co_return sums;
+  const Attended out = {as_summands(sums.y_THd, q.dtype()), sums.log_sum_exp_TH};
+  co_return out;
 }
 
 Task<AttentionGradients> RingAttention::backward(AttentionBackward in, SequenceRows rows,
@@ -144,7 +165,8 @@ Task<AttentionGradients> RingAttention::backward(AttentionBackward in, SequenceR
     co_return attention_backward(in.dy_THd, in.q_THd, in.k_SGd, in.v_SGd, in.forward, rows.offsets, config);
   }
   const Queries queries = {ring_, rows, config};
-  const Tensor dq = Tensor::zeros(in.q_THd.shape(), in.q_THd.dtype(), in.q_THd.device());
+  const DType dtype = in.q_THd.dtype();
+  const Tensor dq = no_gradient(in.q_THd);
   KvBlocks blocks = own_blocks(rows, in.k_SGd, in.v_SGd);
   KvBlocks gradients;  // of the blocks that this rank had a step ago
   for (int step = 0; step < ring_.size(); ++step) {
@@ -153,7 +175,7 @@ Task<AttentionGradients> RingAttention::backward(AttentionBackward in, SequenceR
     const KvBlocks leaving = next.empty() ? KvBlocks() : blocks;
     std::optional<Work> work;
     if (ring_.size() > 1) work = pass_on(ring_, {leaving, next}, {gradients, earlier});
-    gradients = of_each(blocks, [](const KvBlock& b) { return zeros_like(b); });
+    gradients = no_gradients(blocks);
     queries.attend_backward(dq, gradients, in, blocks, step);
     if (work) {
       Work& passing = *work;  // g++ 12.2 would copy *work
@@ -169,7 +191,8 @@ Task<AttentionGradients> RingAttention::backward(AttentionBackward in, SequenceR
     gradients = home;
   }
   const KvBlock own = settle(gradients, rows);
-  const AttentionGradients out = {dq, own.k_SGd, own.v_SGd};
+  const AttentionGradients out = {as_summands(dq, dtype), as_summands(own.k_SGd, dtype),
+                                  as_summands(own.v_SGd, dtype)};
   co_return out;
 }
 

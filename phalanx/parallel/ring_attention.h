@@ -5,8 +5,9 @@
 //
 // Bytes: a block is B = T/ring · G · (d + e) elements of k and v, of T rows and G KV heads, d columns of k
 // and e of v. A rank sends B · (ring − 1) forward, and B · (2·ring − 1) backward, ring of them gradients.
-// Of a microbatch cut into slices of T rows, with slice s (from 0) travel the blocks of those before it:
-// s + 1 times as much.
+// Over bf16 sums of several parts are f32, gradients on their way too, and are rounded once, in the end. Of a
+// microbatch cut into slices of T rows, with slice s (from 0) travel the blocks of those before it: s + 1
+// times as much.
 #pragma once
 
 #include "phalanx/base/task.h"

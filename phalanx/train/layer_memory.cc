@@ -28,7 +28,8 @@ BranchMemory LayerMemory::attention() const {
   // dy; of y, q, k and v; then parts of dq (ops/attention.h) and what is on its way around the ring, or dx
   // by q, k and v and two sums of those, less the normed input.
   const int64_t inputs = sequence_ ? 2 * gathered() : 4 * x();
-  const int64_t attending = (longest_square() >= 512 ? 2 * q : 0) + (1 + travelling()) * seen() * kv();
+  const int64_t attending =
+      (longest_square() >= 512 ? 2 * q : 0) + (1 + travelling()) * seen() * kv() + wide_sums(q);
   m.working = x() + 2 * q + std::max(attending, own_kv + inputs) + dropped();
   m.deferred = normed() + 2 * q + own_kv + x() + gathered();  // normed, y, dq, dk, dv, dy and that gathered
   m.undropped = x();
@@ -78,7 +79,7 @@ BranchMemory LayerMemory::mla() const {
   // dy; of y, v, q and k; then parts of dq and what is on its way around the ring, or the gradients of kv
   // and k_rope, and of one latent after the other.
   const int64_t attending =
-      (longest_square() >= 512 ? 2 * q : 0) + (seen() - 1 + travelling() * seen()) * (q + y);
+      (longest_square() >= 512 ? 2 * q : 0) + (seen() - 1 + travelling() * seen()) * (q + y) + wide_sums(q);
   const int64_t queries = std::max(q_gathered + q_all, 2 * q_own + x());
   const int64_t keys = x() + std::max(kv_gathered + kv_all, 2 * kv_own);
   m.working = x() + 2 * (q + y) + std::max(attending, kv + k_rope + std::max(queries, keys)) + dropped();

@@ -72,8 +72,10 @@ class LayerMemory {
 
   /// One slice's k and v inside attention, of the heads that the rank has there: Ulysses may share heads.
   int64_t kv() const;
+  /// Their gradients, which several parts sum where there are slices or a ring: over bf16 in f32.
+  int64_t kv_gradients() const { return sums_apart() ? 2 * kv() : kv(); }
   /// What the last slice's backward leaves of a layer: gradients of the k and v of all slices before it.
-  int64_t first_given() const { return slice_ + 1 == slices_ ? slice_ * kv() : 0; }
+  int64_t first_given() const { return slice_ + 1 == slices_ ? slice_ * kv_gradients() : 0; }
   /// What recomputation cannot drop: later slices see k and v.
   int64_t kept_for_later() const { return slices_ > 1 ? kv() : 0; }
 
@@ -107,6 +109,12 @@ class LayerMemory {
   // Blocks of k and v, or of their gradients, that backward holds beside the rank's own: of another rank, the
   // next one, and gradients that leave and arrive.
   int travelling() const { return ring_ == 1 ? 0 : ring_ == 2 ? 3 : 4; }
+  // Of those and the own one, gradients.
+  int gradients() const { return ring_ == 1 ? 1 : 3; }
+  // Attention's gradients are summed in another dtype than the one computed in.
+  bool sums_apart() const { return item_ == 2 && (ring_ > 1 || slices_ > 1); }
+  // What such sums take more, beside q's of so many bytes.
+  int64_t wide_sums(int64_t q) const { return sums_apart() ? q + gradients() * seen() * kv() : 0; }
 
   // With dropout, a branch's dy is not the residual's.
   int64_t dropped() const { return c_.dropout > 0 ? x() : 0; }

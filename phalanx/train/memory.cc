@@ -168,7 +168,7 @@ Live peak_of(const Steps& steps, const LayerMemory& layers, const ModelConfig& c
       add(now);
       if (backward.left > 0) live[passage] = backward.left;
       given[{passage.first, passage.second / slices}] =
-          (end_block(c, part) - part.first_layer) * slice * layers.kv();
+          (end_block(c, part) - part.first_layer) * slice * layers.kv_gradients();
     }
     if (s.op == StepOp::FB) live[{s.chunk, s.microbatch}] = saved_by(layers, c, part_of(s.chunk), again);
     add({});
@@ -280,15 +280,31 @@ void check_memory(const MemoryAccount& account, uint64_t machine) {
 
 namespace {
 
-// The settings nearest to the config's with which a rank fits into so many bytes; "" if none do.
-std::string what_fits(const TrainConfig& config, int64_t vocabulary, int pp_rank, int64_t room) {
+// Of ranks that share a GPU, all together.
+MemoryAccount account_of(const TrainConfig& config, int64_t vocabulary, std::span<const int> pp_ranks) {
+  std::map<int, MemoryAccount> by_stage;
+  MemoryAccount sum;
+  for (const int pp_rank : pp_ranks) {
+    const auto [at, is_new] = by_stage.try_emplace(pp_rank);
+    if (is_new) at->second = memory_account(config, vocabulary, pp_rank);
+    for (const auto part : {&MemoryAccount::weights, &MemoryAccount::gradients, &MemoryAccount::optimizer,
+                            &MemoryAccount::batch, &MemoryAccount::activations, &MemoryAccount::working}) {
+      sum.*part += at->second.*part;
+    }
+  }
+  return sum;
+}
+
+// The settings nearest to the config's with which the ranks fit into so many bytes; "" if none do.
+std::string what_fits(const TrainConfig& config, int64_t vocabulary, std::span<const int> pp_ranks,
+                      int64_t room) {
   for (const Recompute what : {config.train.recompute.what, Recompute::full}) {
     TrainConfig other = config;
     other.train.recompute = {.what = what};
     for (int64_t rows = config.train.microbatch; rows > 0; --rows) {
       if (config.train.microbatch % rows != 0) continue;
       other.train.microbatch = rows;
-      if (memory_account(other, vocabulary, pp_rank).total() > room) continue;
+      if (account_of(other, vocabulary, pp_ranks).total() > room) continue;
       const bool again = what != config.train.recompute.what;
       return format("it fits with train.microbatch={}{}", rows, again ? " and train.recompute=full" : "");
     }
@@ -298,15 +314,17 @@ std::string what_fits(const TrainConfig& config, int64_t vocabulary, int pp_rank
 
 }  // namespace
 
-void check_gpu_memory(const TrainConfig& config, int64_t vocabulary, int pp_rank, uint64_t bytes) {
+void check_gpu_memory(const TrainConfig& config, int64_t vocabulary, std::span<const int> pp_ranks,
+                      uint64_t bytes) {
   constexpr int64_t kOfCuda = int64_t{1} << 30;  // its context, kernels and the libraries' workspaces
-  const MemoryAccount account = memory_account(config, vocabulary, pp_rank);
+  const MemoryAccount account = account_of(config, vocabulary, pp_ranks);
   const int64_t room = static_cast<int64_t>(bytes) - kOfCuda;
   if (account.total() <= room) return;
-  const std::string fits = what_fits(config, vocabulary, pp_rank, room);
+  const std::string fits = what_fits(config, vocabulary, pp_ranks, room);
   throw Error(
-      "a step needs about {} of the GPU, which has {}: weights, gradients and optimizer state {}, "
+      "a step{} needs about {} of the GPU, which has {}: weights, gradients and optimizer state {}, "
       "activations {}; {}",
+      pp_ranks.size() == 1 ? "" : format(" of the {} ranks that share it", pp_ranks.size()),
       human_bytes(static_cast<uint64_t>(account.total() + kOfCuda)), human_bytes(bytes),
       human_bytes(static_cast<uint64_t>(account.kept())),
       human_bytes(static_cast<uint64_t>(account.activations + account.working)),

@@ -1,6 +1,8 @@
 // How much memory one rank's training step takes, from the config alone.
 #pragma once
 
+#include <span>
+
 #include "phalanx/train/train_config.h"
 
 namespace phalanx {
@@ -26,8 +28,9 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
 /// the `machine` bytes of its machine.
 void check_memory(const MemoryAccount& account, uint64_t machine);
 
-/// Error: a step of such a rank does not fit into its GPU's memory; says how much it needs, and with which
-/// microbatch or recomputation it fits.
-void check_gpu_memory(const TrainConfig& config, int64_t vocabulary, int pp_rank, uint64_t bytes);
+/// Error: a step of the ranks that share a GPU, whose coordinates of pp are given, does not fit into its
+/// memory of so many bytes; says how much it needs, and with which microbatch or recomputation it fits.
+void check_gpu_memory(const TrainConfig& config, int64_t vocabulary, std::span<const int> pp_ranks,
+                      uint64_t bytes);
 
 }  // namespace phalanx

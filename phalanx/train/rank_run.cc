@@ -15,14 +15,24 @@ RowShare share_of(const RunConfig& config, const Mesh& mesh) {
   return row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
 }
 
+// The coordinates of pp of the ranks, threads of this process, that share a GPU.
+std::vector<int> pp_ranks_on(Device device, const Mesh& mesh) {
+  std::vector<int> pp_ranks;
+  for (int rank = 0; rank < mesh.world().size(); ++rank) {
+    if (device_of_rank(device.kind, rank) != device) continue;
+    pp_ranks.push_back(mesh.coordinates_of(rank)[static_cast<size_t>(Axis::pp)]);
+  }
+  return pp_ranks;
+}
+
 // The parameters exist once the model is built, and the optimizer's state takes their layout.
 ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& config, const Mesh& mesh) {
-  const int pp_rank = mesh.coordinate(Axis::pp);
-  const uint64_t room = memory_of(parameters.device());
-  if (parameters.device().is_cuda()) {
-    check_gpu_memory(config, config.model.vocabulary, pp_rank, room);
+  const Device device = parameters.device();
+  const uint64_t room = memory_of(device);
+  if (device.is_cuda()) {
+    check_gpu_memory(config, config.model.vocabulary, pp_ranks_on(device, mesh), room);
   } else {
-    check_memory(memory_account(config, config.model.vocabulary, pp_rank), room);
+    check_memory(memory_account(config, config.model.vocabulary, mesh.coordinate(Axis::pp)), room);
   }
   parameters.initialise(config.train.seed);
   return parameters;

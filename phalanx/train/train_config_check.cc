@@ -81,10 +81,18 @@ void check_device(const TrainConfig& c, const Layout& layout) {
     throw Error("train.gradients bf16 is for optimizer.kind adamw");
   }
   if (on_cpu) return;
-  const auto refuse = [](const char* what) { throw Error("train.device cuda: {} is for CPUs so far", what); };
-  if (c.model.attention == AttentionKind::mla) refuse("model.attention mla");
-  if (layout.ranks() > 1) refuse("a parallel.layout of several ranks");
+  const auto refuse = [](std::string_view what) {
+    throw Error("train.device cuda: {} is for CPUs so far", what);
+  };
+  if (c.model.mlp == MlpKind::moe && layout.ep > 1) refuse(format("ep = {} of parallel.layout", layout.ep));
+  if (c.model.mlp == MlpKind::moe && layout.etp > 1)
+    refuse(format("etp = {} of parallel.layout", layout.etp));
   if (!c.optimizer.offload.empty()) refuse("optimizer.offload");
+  if (layout.ranks() > 1 && c.parallel.transport != TransportKind::threads) {
+    throw Error(
+        "train.device cuda: ranks on GPUs are threads so far: parallel.transport = \"threads\", not {}",
+        transport_name(c.parallel.transport));
+  }
 }
 
 Layout parsed(const std::string& layout) {

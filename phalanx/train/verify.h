@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct VerifyCase {
 struct VerifyOptions {
   ModelConfig model;  ///< resolved
   Device::Kind device = Device::Kind::cpu;
+  std::optional<Device::Kind> reference = {};  ///< where the one rank computes; none: on `device` too
   DType dtype = DType::f64;
   bool documents = false;  ///< sequences hold several, of random lengths
   bool narrow = false;     ///< weights kept in bf16, one rank's too; GPUs then compute in bf16
@@ -38,7 +40,9 @@ struct VerifyOptions {
   double tolerance = 0;  ///< largest gradient error that passes; 0: 1e-12 in f64, 1e-5 in f32, 2e-2 in bf16
 };
 
-/// The error of a gradient g against one rank's g0 is ‖g − g0‖ / max(‖g0‖, 1e-6 · ‖all g0‖).
+/// The error of a gradient g against one rank's g0 is ‖g − g0‖ / max(‖g0‖, 1e-6 · ‖all g0‖); of a bias of
+/// keys that nothing turns, which is 0 but for rounding, ‖g − g0‖ / ‖all g0‖, and its weights are not
+/// compared.
 struct VerifyRow {
   VerifyCase run;
   double max_rel_grad_err = 0;
@@ -49,8 +53,8 @@ struct VerifyRow {
   double loss_err = 0;       ///< relative
   double grad_norm_err = 0;  ///< relative
   double weights_err = 0;    ///< the same error of the weights after three steps: AdamW in f64, SGD in f32
-  /// f32: tokens, over layers and steps, for which one rank's choice of experts was closer than 1e-5, the
-  /// case's another, and one rank's was replayed.
+  /// f32, bf16: tokens, over layers and steps, for which one rank's choice of experts was closer than 1e-5
+  /// (in bf16 2e-2), the case's another, and one rank's was replayed.
   int64_t replayed = 0;
   double seconds = 0;
   bool pass = false;

@@ -9,6 +9,8 @@
 #include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/embedding.h"
 #include "phalanx/ops/gelu_linear.h"
+#include "phalanx/ops/head_runs.h"
+#include "phalanx/ops/latent_kv.h"
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/rmsnorm.h"
@@ -139,6 +141,56 @@ TEST_F(Bf16OnGpu, TheLossIsThatOfTheSameLogits) {
     expect_rounded(logits, logits_wide, "the gradient of the logits");
     EXPECT_NEAR(with_gradient, want, 1e-5 * std::abs(want));
     expect_near(both, logits_wide, 0, "the gradient with the loss");
+  }
+}
+
+TEST_F(Bf16OnGpu, TheLossOfPartsOfTheVocabularyIsTheWholes) {
+  constexpr int64_t kVocabulary = 64;
+  const Tensor logits = draw({37, kVocabulary}, 4);
+  std::vector<int32_t> ids;
+  for (int r = 0; r < 37; ++r) ids.push_back(static_cast<int32_t>(random_.integer(-1, kVocabulary - 1)));
+  const Tensor targets = indices(ids).to(kGpu);
+  const CrossEntropy whole = cross_entropy(logits, targets);
+  const Tensor sums = cross_entropy_part(logits, targets, {.first = 0, .all = kVocabulary});
+  const Tensor parts = Tensor::empty({2, 37, 3}, DType::f64, kGpu);
+  copy_into(parts.view({74, 3}).slice(0, 37), sums);
+  const Tensor nothing =
+      cross_entropy_part(zeros({37, 0}, DType::bf16), targets, {.first = kVocabulary, .all = kVocabulary});
+  copy_into(parts.view({74, 3}).slice(37, 74), nothing);
+  const CrossEntropy merged = merge_cross_entropy(parts, targets, DType::bf16);
+  EXPECT_EQ(number_of(merged.loss_sum), number_of(whole.loss_sum));
+  EXPECT_TRUE(same_bits(merged.log_sum_exp_T2, whole.log_sum_exp_T2));
+}
+
+TEST_F(Bf16OnGpu, HeadsTravelAsTheyAreAndAreSummedInF32) {
+  struct Case {
+    int heads;
+    int ranks;
+    int64_t head_dim;
+    int64_t rows;
+  };
+  for (const Case& c : {Case{8, 4, 64, 33}, Case{2, 4, 24, 7}, Case{1, 4, 3, 5}, Case{4, 2, 8, 0}}) {
+    const Tensor x = draw({c.rows, c.heads * c.head_dim});
+    const Tensor packed = pack_heads(x, c.heads, c.ranks);
+    expect_rounded(packed, pack_heads(wide(x), c.heads, c.ranks), "packed");
+    const Tensor y = draw(packed.shape());
+    expect_rounded(unpack_heads(y, c.heads, c.ranks), unpack_heads(wide(y), c.heads, c.ranks), "unpacked");
+  }
+}
+
+TEST_F(Bf16OnGpu, LatentKeysAreCopiedAndTheirSumsRoundOnce) {
+  for (const LatentHeads& s :
+       {LatentHeads{3, 16, 8, 24}, LatentHeads{16, 128, 64, 128}, LatentHeads{5, 6, 2, 7}}) {
+    const Tensor kv = draw({19, s.heads * (s.nope + s.values)});
+    const Tensor k_rope = draw({19, s.rope});
+    const KeysAndValues out = expand_kv(kv, k_rope, s);
+    const KeysAndValues out_wide = expand_kv(wide(kv), wide(k_rope), s);
+    expect_rounded(out.k_THd, out_wide.k_THd, "k");
+    expect_rounded(out.v_THd, out_wide.v_THd, "v");
+    const LatentGradients d = expand_kv_backward(out.k_THd, out.v_THd, s);
+    const LatentGradients d_wide = expand_kv_backward(out_wide.k_THd, out_wide.v_THd, s);
+    expect_rounded(d.dkv_THd, d_wide.dkv_THd, "dkv");
+    expect_rounded(d.dk_rope_Td, d_wide.dk_rope_Td, "dk_rope");
   }
 }
 

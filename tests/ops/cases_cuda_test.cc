@@ -174,5 +174,7 @@ INSTANTIATE_TEST_SUITE_P(Gpu, Capacity, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, ChoiceMargins, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, ChooseInstead, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, VocabularyParts, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, HeadRuns, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, LatentKv, kOnGpu);
 
 }  // namespace phalanx::test

@@ -36,5 +36,7 @@ INSTANTIATE_TEST_SUITE_P(Cpu, Capacity, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, ChoiceMargins, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, ChooseInstead, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, VocabularyParts, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, HeadRuns, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, LatentKv, kOnCpu);
 
 }  // namespace phalanx::test

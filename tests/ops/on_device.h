@@ -97,5 +97,7 @@ class Capacity : public OnDevice {};
 class ChoiceMargins : public OnDevice {};
 class ChooseInstead : public OnDevice {};
 class VocabularyParts : public OnDevice {};
+class HeadRuns : public OnDevice {};
+class LatentKv : public OnDevice {};
 
 }  // namespace phalanx::test

@@ -84,7 +84,7 @@ TEST_P(VocabularyParts, PartsOfACrossEntropyMergeToIt) {
               cross_entropy_part(here(own), here(targets), {.first = cut[at], .all = kVocabulary}).to(kCpu);
           std::ranges::copy(s.span<double>(), sums.data<double>() + p * 40 * 3);
         }
-        const CrossEntropy merged = merge_cross_entropy(sums, targets, dtype);
+        const CrossEntropy merged = merge_cross_entropy(here(sums), here(targets), dtype);
         expect_close({number_of(merged.loss_sum)}, {number_of(whole.loss_sum)}, within(16, dtype, 40),
                      "loss");
         expect_close(values(merged.log_sum_exp_T2), values(whole.log_sum_exp_T2), within(16, dtype, 1),

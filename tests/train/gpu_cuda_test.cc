@@ -135,7 +135,7 @@ TEST_P(TrainOnGpu, IsDeterministic) {
 
 INSTANTIATE_TEST_SUITE_P(Models, TrainOnGpu,
                          testing::Values(Case{"gpt", small_gpt}, Case{"llama", small_llama},
-                                         Case{"moe", small_moe}),
+                                         Case{"moe", small_moe}, Case{"mla", small_mla}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

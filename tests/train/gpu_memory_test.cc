@@ -63,9 +63,9 @@ TEST(GpuMemory, NarrowGradientsTakeHalf) {
               0.01);
 }
 
-std::string refusal(const TrainConfig& config, double gib) {
+std::string refusal(const TrainConfig& config, double gib, const std::vector<int>& pp_ranks = {0}) {
   try {
-    check_gpu_memory(config, 50304, 0, static_cast<uint64_t>(gib * kGib));
+    check_gpu_memory(config, 50304, pp_ranks, static_cast<uint64_t>(gib * kGib));
   } catch (const Error& e) {
     return e.what();
   }
@@ -80,6 +80,20 @@ TEST(GpuMemory, WhatDoesNotFitIsRefusedWithWhatDoes) {
   EXPECT_NE(less.find("it fits with train.microbatch=32"), std::string::npos) << less;
   const std::string least = refusal(config, 2);
   EXPECT_NE(least.find("smaller model.width"), std::string::npos) << least;
+}
+
+TEST(GpuMemory, RanksThatShareAGpuFitTogether) {
+  TrainConfig config = gpt2();
+  config.parallel = {.ranks = 2, .layout = "pp=2"};
+  config.train.microbatch = 8;
+  config.train.schedule = "";
+  config = checked(config);
+  const double first = static_cast<double>(memory_account(config, 50304, 0).total()) / kGib;
+  const double last = static_cast<double>(memory_account(config, 50304, 1).total()) / kGib;
+  EXPECT_EQ(refusal(config, first + last + 1.1, {0, 1}), "");
+  const std::string told = refusal(config, first + last + 0.9, {0, 1});
+  EXPECT_NE(told.find("a step of the 2 ranks that share it needs about"), std::string::npos) << told;
+  EXPECT_EQ(refusal(config, std::max(first, last) + 1.1, {1}), "");
 }
 
 }  // namespace

@@ -54,6 +54,16 @@ ModelConfig tied_depth() {
   return resolved(c);
 }
 
+// The gradient of the keys' biases is rounding.
+ModelConfig with_biases() {
+  ModelConfig c = tied_depth();
+  c.bias = true;
+  c.mlp = MlpKind::gelu;
+  c.dropout = 0;
+  c.mtp = 0;
+  return c;
+}
+
 struct Model {
   const char* name;
   ModelConfig config;
@@ -110,7 +120,8 @@ INSTANTIATE_TEST_SUITE_P(Experts, VerifyModels,
                                             ::testing::ValuesIn(kLayouts)),
                          name_of);
 INSTANTIATE_TEST_SUITE_P(Dense, VerifyModels,
-                         ::testing::Combine(::testing::Values(Model{"tied_mtp", tied_depth()}),
+                         ::testing::Combine(::testing::Values(Model{"tied_mtp", tied_depth()},
+                                                              Model{"biases", with_biases()}),
                                             ::testing::ValuesIn(kDenseLayouts)),
                          name_of);
 

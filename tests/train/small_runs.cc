@@ -41,7 +41,7 @@ TrainConfig small_mla(const Layout& layout, const char* schedule) {
   TrainConfig c = small(layout, schedule);
   c.model.attention = AttentionKind::mla;
   c.model.mla = {
-      .q_lora_rank = 20, .kv_lora_rank = 24, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 16};
+      .q_lora_rank = 20, .kv_lora_rank = 24, .qk_nope_head_dim = 12, .qk_rope_head_dim = 8, .v_head_dim = 16};
   return checked(c);
 }
 

@@ -1,7 +1,7 @@
 #include <limits>
 
-#include "phalanx/ops/cuda_kernels.cuh"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/sum_parts.cuh"
 
 namespace phalanx::cuda {
 namespace {
@@ -23,17 +23,35 @@ __device__ T shift_of(T max) {
   return max == no_max<T>() ? T{0} : max;  // logits that are all −∞ have no maximum to subtract
 }
 
-template <class T, int N>
-__device__ void add(LogSum<Arithmetic<T>>& s, const Pack<T, N>& x) {
+__device__ float exp2_fast(float x) {
+  float y = 0;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+struct Exp {
+  template <class A>
+  __device__ A operator()(A x) const {
+    return exp(x);
+  }
+};
+
+// By the unit that has 2^x, wrong by 2^-22 and by 2^-24 · |x|: for what goes to bf16.
+struct FastExp {
+  __device__ float operator()(float x) const { return exp2_fast(x * 1.44269504F); }
+};
+
+template <class T, int N, class E>
+__device__ void add(LogSum<Arithmetic<T>>& s, const Pack<T, N>& x, E exponential) {
   using A = Arithmetic<T>;
   A max = widen(x.v[0]);
-  for (int k = 1; k < N; ++k) max = widen(x.v[k]) > max ? widen(x.v[k]) : max;
+  for (int k = 1; k < N; ++k) max = fmax(max, widen(x.v[k]));
   if (max > s.max) {
-    s.sum *= exp(s.max - max);
+    s.sum *= exponential(s.max - max);
     s.max = max;
   }
   const A shift = shift_of(s.max);
-  for (int k = 0; k < N; ++k) s.sum += exp(widen(x.v[k]) - shift);
+  for (int k = 0; k < N; ++k) s.sum += exponential(widen(x.v[k]) - shift);
 }
 
 template <class T>
@@ -89,7 +107,7 @@ __global__ void forward(Arguments<T> a) {
   LogSum<A> s = {no_max<A>(), A(0)};
 #pragma unroll kInFlight
   for (int64_t i = int64_t{threadIdx.x} * N; i < end; i += int64_t{blockDim.x} * N) {
-    add(s, load<T, N>(x + i));
+    add(s, load<T, N>(x + i), Exp());
   }
   const RowSums row = sums_of_row(s, scratch);
   if (!mine || threadIdx.x != 0) return;
@@ -110,21 +128,25 @@ __global__ void forward(Arguments<T> a) {
 }
 
 // The gradient of the logits that stand at column i, in their place. `column`: the target's, or none.
-template <class T, int N>
+template <class T, int N, class E>
 struct Gradient {
   using A = Arithmetic<T>;
-  A max;
-  A log_sum;
-  A scale;  // 0 where the target does not count
+  A log_sum_exp[2];  // as it is kept
+  A scale;           // 0 where the target does not count
   int64_t column;
+  E exponential = {};
 
-  __device__ Pack<T, N> operator()(Pack<T, N> x, int64_t i) const {
+  __device__ Pack<T, N> operator()(const Pack<T, N>& x, int64_t i) const {
+    if (scale == A(0)) return {};
+    Pack<T, N> out;
+    for (int k = 0; k < N; ++k) out.v[k] = narrow<T>(share(x.v[k]));
+    if (column < i || column >= i + N) return out;
     for (int k = 0; k < N; ++k) {
-      const A p = exp(widen(x.v[k]) - max - log_sum) * scale;
-      x.v[k] = narrow<T>(scale == A(0) ? A(0) : i + k == column ? p - scale : p);
+      if (i + k == column) out.v[k] = narrow<T>(share(x.v[k]) - scale);
     }
-    return x;
+    return out;
   }
+  __device__ A share(T x) const { return exponential(widen(x) - log_sum_exp[0] - log_sum_exp[1]) * scale; }
 };
 
 template <class T, int N>
@@ -133,8 +155,8 @@ __global__ void backward(Arguments<T> a) {
   if (r >= a.rows) return;
   using A = Arithmetic<T>;
   const int32_t target = target_of(a, r);
-  const Gradient<T, N> gradient = {a.log_sum_exp[2 * r], a.log_sum_exp[2 * r + 1],
-                                   target == kIgnore ? A(0) : a.scale, target - a.first};
+  const Gradient<T, N, Exp> gradient = {
+      {a.log_sum_exp[2 * r], a.log_sum_exp[2 * r + 1]}, target == kIgnore ? A(0) : a.scale, target - a.first};
   T* const row = a.logits + r * a.width;
 #pragma unroll kInFlight
   for (int64_t i = int64_t{threadIdx.x} * N; i < a.width; i += int64_t{blockDim.x} * N) {
@@ -147,6 +169,7 @@ __global__ void backward(Arguments<T> a) {
 template <class T, int N>
 __global__ void __launch_bounds__(kMostThreads) forward_backward(Arguments<T> a, int64_t kept) {
   using A = Arithmetic<T>;
+  using E = std::conditional_t<std::is_same_v<T, bf16>, FastExp, Exp>;
   extern __shared__ uint4 memory[];
   __shared__ TeamScratch scratch;
   auto* const cache = reinterpret_cast<Pack<T, N>*>(memory);
@@ -159,31 +182,22 @@ __global__ void __launch_bounds__(kMostThreads) forward_backward(Arguments<T> a,
   for (int64_t i = first; i < kept; i += step) {
     const auto x = load<T, N>(row + i);
     cache[i / N] = x;
-    add(s, x);
+    add(s, x, E());
   }
   const int64_t behind = kept + first;
 #pragma unroll kInFlight
-  for (int64_t i = behind; i < a.width; i += step) add(s, load<T, N>(row + i));
+  for (int64_t i = behind; i < a.width; i += step) add(s, load<T, N>(row + i), E());
   const int32_t target = target_of(a, r);
   const double of_target = target == kIgnore ? 0.0 : static_cast<double>(widen(row[target]));
   const RowSums sums = sums_of_row(s, scratch);  // behind it, all have read the target's logit
   const double log_sum = log(sums.sum);
   if (threadIdx.x == 0) a.losses[r] = target == kIgnore ? 0.0 : sums.max - of_target + log_sum;
-  const Gradient<T, N> gradient = {static_cast<A>(sums.max), static_cast<A>(log_sum),
-                                   target == kIgnore ? A(0) : a.scale, target};
+  const Gradient<T, N, E> gradient = {
+      {static_cast<A>(sums.max), static_cast<A>(log_sum)}, target == kIgnore ? A(0) : a.scale, target};
 #pragma unroll kInFlight
   for (int64_t i = first; i < kept; i += step) store(row + i, gradient(cache[i / N], i));
 #pragma unroll kInFlight
   for (int64_t i = behind; i < a.width; i += step) store(row + i, gradient(load<T, N>(row + i), i));
-}
-
-// One block: the sum of all rows' losses, in a fixed order.
-__global__ void add_losses(const double* losses, int64_t rows, double* sum) {
-  __shared__ TeamScratch scratch;
-  double mine = 0;
-  for (int64_t r = threadIdx.x; r < rows; r += blockDim.x) mine += losses[r];
-  mine = team_reduce(mine, scratch, Sum{});
-  if (threadIdx.x == 0) *sum = mine;
 }
 
 template <class T>
@@ -221,9 +235,7 @@ CrossEntropy cross_entropy(const Tensor& logits, const Tensor& targets) {
       check_launch("cross_entropy");
     });
   });
-  add_losses<<<1, kMostThreads, 0, stream>>>(losses.device_data<double>(), logits.rows(),
-                                             out.loss_sum.device_data<double>());
-  check_launch("cross_entropy");
+  sum_parts(losses, out.loss_sum);
   return out;
 }
 
@@ -266,9 +278,7 @@ Tensor cross_entropy_gradient_into(const Tensor& logits, const Tensor& targets, 
       check_launch("cross_entropy_gradient_into");
     });
   });
-  add_losses<<<1, kMostThreads, 0, stream>>>(losses.device_data<double>(), logits.rows(),
-                                             sum.device_data<double>());
-  check_launch("cross_entropy_gradient_into");
+  sum_parts(losses, sum);
   return sum;
 }
 

@@ -154,6 +154,30 @@ __device__ double team_reduce(double value, TeamScratch& scratch, Op op) {
   return value;
 }
 
+/// Two sums at once.
+struct Two {
+  double a;
+  double b;
+};
+struct TwoScratch {
+  Two warp[kMostThreads / kWarp];
+};
+__device__ inline Two team_sums(Two value, TwoScratch& scratch) {
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    value.a += __shfl_xor_sync(~0u, value.a, step);
+    value.b += __shfl_xor_sync(~0u, value.b, step);
+  }
+  const int warps = blockDim.x / kWarp;
+  if (warps == 1) return value;
+  Two* const mine = scratch.warp + threadIdx.y * warps;
+  __syncthreads();  // a previous call's values have been read
+  if (threadIdx.x % kWarp == 0) mine[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  value = mine[0];
+  for (int w = 1; w < warps; ++w) value = {value.a + mine[w].a, value.b + mine[w].b};
+  return value;
+}
+
 struct Sum {
   __device__ double operator()(double a, double b) const { return a + b; }
 };

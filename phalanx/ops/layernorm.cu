@@ -61,32 +61,33 @@ struct BackwardArguments {
   const Arithmetic<T>* mean;
   const Arithmetic<T>* inv_std;
   T* dx;
-  Arithmetic<T>* parts;  // [parts, 2·width]: what each team adds to dw and db
+  Arithmetic<T>* parts;  // [parts, 2·width]: what each block adds to dw and db
   int64_t rows;
   int64_t width;
-  int64_t rows_a_part;
+  int64_t rows_a_team;
 };
 
 // With n the normed row: dx = inv_std · (dy·w − mean(dy·w) − n · mean(dy·w·n)), dw = Σ dy·n, db = Σ dy. Each
-// team takes rows_a_part rows one after another; the columns of its sums belong to one thread each.
+// team takes rows_a_team rows one after another; the columns of its sums belong to one thread each.
 template <class T, int N, int P>
 __global__ void __launch_bounds__(kMostThreads) backward(BackwardArguments<T> a) {
   using A = Arithmetic<T>;
-  __shared__ TeamScratch scratch;
-  const int64_t part = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  __shared__ TwoScratch scratch;
+  const int64_t team = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const RowPacks<N, P> columns = {a.width};
   Pack<A, N> dw[P] = {};
   Pack<A, N> db[P] = {};
-  for (int64_t r = part * a.rows_a_part; r < (part + 1) * a.rows_a_part; ++r) {
+  for (int64_t r = team * a.rows_a_team; r < (team + 1) * a.rows_a_team; ++r) {
     const RowPacks<N, P> row = {r < a.rows ? a.width : 0};
     Pack<T, N> x[P];
     Pack<T, N> dy[P];
     row.load_row(a.x + r * a.width, x);
     row.load_row(a.dy + r * a.width, dy);
+    Pack<T, N> also[P] = {};
+    if (a.also) row.load_row(a.also + r * a.width, also);
     const A mean = r < a.rows ? a.mean[r] : A(0);
     const A inv = r < a.rows ? a.inv_std[r] : A(0);
-    double sum_gw = 0;
-    double sum_gwn = 0;
+    Two sums = {0, 0};  // of dy·w, and of that times n
     row.each([&](int p, int64_t i) {
       const auto w = load<T, N>(a.w + i);
       A pack_gw = 0;
@@ -96,30 +97,30 @@ __global__ void __launch_bounds__(kMostThreads) backward(BackwardArguments<T> a)
         pack_gw += gw;
         pack_gwn = fma(gw, (widen(x[p].v[k]) - mean) * inv, pack_gwn);
       }
-      sum_gw += static_cast<double>(pack_gw);
-      sum_gwn += static_cast<double>(pack_gwn);
+      sums.a += static_cast<double>(pack_gw);
+      sums.b += static_cast<double>(pack_gwn);
     });
-    const auto mean_gw = static_cast<A>(team_reduce(sum_gw, scratch, Sum{}) / static_cast<double>(a.width));
-    const auto mean_gwn = static_cast<A>(team_reduce(sum_gwn, scratch, Sum{}) / static_cast<double>(a.width));
+    sums = team_sums(sums, scratch);
+    const auto mean_gw = static_cast<A>(sums.a / static_cast<double>(a.width));
+    const auto mean_gwn = static_cast<A>(sums.b / static_cast<double>(a.width));
     row.each([&](int p, int64_t i) {
       const auto w = load<T, N>(a.w + i);
-      const auto also = a.also ? load<T, N>(a.also + r * a.width + i) : Pack<T, N>{};
       Pack<T, N> out;
       for (int k = 0; k < N; ++k) {
         const A g = widen(dy[p].v[k]);
         const A normed = (widen(x[p].v[k]) - mean) * inv;
         dw[p].v[k] = fma(g, normed, dw[p].v[k]);
         db[p].v[k] += g;
-        out.v[k] = narrow<T>(fma(inv, g * widen(w.v[k]) - mean_gw - normed * mean_gwn, widen(also.v[k])));
+        out.v[k] = narrow<T>(fma(inv, g * widen(w.v[k]) - mean_gw - normed * mean_gwn, widen(also[p].v[k])));
       }
       store(a.dx + r * a.width + i, out);
     });
   }
-  A* const to = a.parts + part * 2 * a.width;
-  columns.each([&](int p, int64_t i) {
-    store(to + i, dw[p]);
-    store(to + a.width + i, db[p]);
-  });
+  extern __shared__ uint4 memory[];
+  A* const shared = reinterpret_cast<A*>(memory);
+  A* const to = a.parts + int64_t{blockIdx.x} * 2 * a.width;
+  store_part(columns, dw, shared, to);
+  store_part(columns, db, shared + a.width, to + a.width);
 }
 
 template <class T>
@@ -171,7 +172,7 @@ Tensor layernorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, co
     with_pack<T>(width, {&x, &w, &dy, also.defined() ? &also : &dx, &dx}, [&](auto n) {
       with_row_packs(width, n, [&](dim3 threads, auto p) {
         const NormParts of_rows(x.rows(), threads);
-        const Tensor parts = Tensor::empty({of_rows.count, 2 * width}, dtype_of<A>, x.device());
+        const Tensor parts = Tensor::empty({int64_t{of_rows.blocks}, 2 * width}, dtype_of<A>, x.device());
         const BackwardArguments<T> arguments = {.dy = dy.device_data<T>(),
                                                 .x = x.device_data<T>(),
                                                 .w = w.device_data<T>(),
@@ -182,8 +183,9 @@ Tensor layernorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, co
                                                 .parts = parts.device_data<A>(),
                                                 .rows = x.rows(),
                                                 .width = width,
-                                                .rows_a_part = of_rows.rows_a_part};
-        backward<T, n, p><<<of_rows.blocks, threads, 0, current_stream().native()>>>(arguments);
+                                                .rows_a_team = of_rows.rows_a_team};
+        const size_t shared = part_bytes<A>(threads, width, 2);
+        backward<T, n, p><<<of_rows.blocks, threads, shared, current_stream().native()>>>(arguments);
         check_launch("layernorm_backward");
         add_parts<T>(sums.dw_D, parts);
         if (sums.db_D.defined()) add_parts<T>(sums.db_D, parts, width);

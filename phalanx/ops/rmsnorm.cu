@@ -39,27 +39,29 @@ struct BackwardArguments {
   const T* also;  // or null
   const Arithmetic<T>* inv_rms;
   T* dx;
-  Arithmetic<T>* parts;  // [parts, width]: what each team adds to dw
+  Arithmetic<T>* parts;  // [parts, width]: what each block adds to dw
   int64_t rows;
   int64_t width;
-  int64_t rows_a_part;
+  int64_t rows_a_team;
 };
 
 // With n = x·inv the normed row: dx = inv · (dy·w − n · mean(dy·w·n)), dw = Σ dy·n. Each team takes
-// rows_a_part rows one after another; the columns of its sums belong to one thread each.
+// rows_a_team rows one after another; the columns of its sums belong to one thread each.
 template <class T, int N, int P>
 __global__ void __launch_bounds__(kMostThreads) backward(BackwardArguments<T> a) {
   using A = Arithmetic<T>;
   __shared__ TeamScratch scratch;
-  const int64_t part = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  const int64_t team = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const RowPacks<N, P> columns = {a.width};
   Pack<A, N> sum[P] = {};
-  for (int64_t r = part * a.rows_a_part; r < (part + 1) * a.rows_a_part; ++r) {
+  for (int64_t r = team * a.rows_a_team; r < (team + 1) * a.rows_a_team; ++r) {
     const RowPacks<N, P> row = {r < a.rows ? a.width : 0};
     Pack<T, N> x[P];
     Pack<T, N> dy[P];
     row.load_row(a.x + r * a.width, x);
     row.load_row(a.dy + r * a.width, dy);
+    Pack<T, N> also[P] = {};
+    if (a.also) row.load_row(a.also + r * a.width, also);
     const A inv = r < a.rows ? a.inv_rms[r] : A(0);
     double dot = 0;
     row.each([&](int p, int64_t i) {
@@ -73,18 +75,18 @@ __global__ void __launch_bounds__(kMostThreads) backward(BackwardArguments<T> a)
     const auto mean = static_cast<A>(team_reduce(dot, scratch, Sum{}) / static_cast<double>(a.width));
     row.each([&](int p, int64_t i) {
       const auto w = load<T, N>(a.w + i);
-      const auto also = a.also ? load<T, N>(a.also + r * a.width + i) : Pack<T, N>{};
       Pack<T, N> out;
       for (int k = 0; k < N; ++k) {
         const A g = widen(dy[p].v[k]);
         const A normed = widen(x[p].v[k]) * inv;
         sum[p].v[k] += g * normed;
-        out.v[k] = narrow<T>(fma(inv, g * widen(w.v[k]) - normed * mean, widen(also.v[k])));
+        out.v[k] = narrow<T>(fma(inv, g * widen(w.v[k]) - normed * mean, widen(also[p].v[k])));
       }
       store(a.dx + r * a.width + i, out);
     });
   }
-  columns.each([&](int p, int64_t i) { store(a.parts + part * a.width + i, sum[p]); });
+  extern __shared__ uint4 memory[];
+  store_part(columns, sum, reinterpret_cast<A*>(memory), a.parts + int64_t{blockIdx.x} * a.width);
 }
 
 }  // namespace
@@ -120,7 +122,7 @@ Tensor rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, cons
     with_pack<T>(width, {&x, &w, &dy, also.defined() ? &also : &dx, &dx}, [&](auto n) {
       with_row_packs(width, n, [&](dim3 threads, auto p) {
         const NormParts of_rows(x.rows(), threads);
-        const Tensor parts = Tensor::empty({of_rows.count, width}, dtype_of<A>, x.device());
+        const Tensor parts = Tensor::empty({int64_t{of_rows.blocks}, width}, dtype_of<A>, x.device());
         const BackwardArguments<T> arguments = {.dy = dy.device_data<T>(),
                                                 .x = x.device_data<T>(),
                                                 .w = w.device_data<T>(),
@@ -130,8 +132,9 @@ Tensor rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, cons
                                                 .parts = parts.device_data<A>(),
                                                 .rows = x.rows(),
                                                 .width = width,
-                                                .rows_a_part = of_rows.rows_a_part};
-        backward<T, n, p><<<of_rows.blocks, threads, 0, current_stream().native()>>>(arguments);
+                                                .rows_a_team = of_rows.rows_a_team};
+        const size_t shared = part_bytes<A>(threads, width, 1);
+        backward<T, n, p><<<of_rows.blocks, threads, shared, current_stream().native()>>>(arguments);
         check_launch("rmsnorm_backward");
         add_parts<T>(dw, parts);
       });

@@ -142,9 +142,8 @@ void add_run(ConfigTable& table, RunConfig& r) {
   s.choice("gradients", &r.gradients, {{"same", KeptWeights::same}, {"bf16", KeptWeights::bf16}},
            "summed in dtype, or, on GPUs with weights in bf16, in bf16: of few microbatches");
   s.add("deterministic", &r.deterministic,
-        "the same bits in every run; false: on GPUs attention's backward is faster, and products are tuned");
-  s.add("loss_rows", &r.loss_rows,
-        "tokens whose logits exist at once, their gradient made with the loss; 0: on GPUs 1 GiB's, else all")
+        "the same bits in every run; false: on GPUs faster attention, tuned products");
+  s.add("loss_rows", &r.loss_rows, "tokens whose logits exist at once; 0: on GPUs 1 GiB's, else all")
       .at_least(0)
       .at_most(kSteps);
   s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");

@@ -60,24 +60,36 @@ double norm(const std::vector<double>& v) {
 // Softmax does not see a bias of keys: its gradient is 0 but for rounding, which AdamW makes steps of.
 bool is_rounding(const std::string& name) { return name.ends_with(".attention.k.b"); }
 
+struct Error {
+  double value = 0;
+  std::string tensor;
+};
+
 // ‖got − want‖ / max(‖want‖, 1e-6 · ‖all want‖), of the worst tensor; where all is rounding, / ‖all want‖.
-double worst_error(const Vectors& got, const Vectors& want) {
+Error worst_of(const Vectors& got, const Vectors& want) {
   double all = 0;
   for (const auto& [name, w] : want) all += norm(w) * norm(w);
-  double worst = 0;
+  Error worst;
   for (const auto& [name, w] : want) {
     const std::vector<double>& g = got.at(name);
     std::vector<double> error(w.size());
     for (size_t i = 0; i < w.size(); ++i) error[i] = g[i] - w[i];
     const double floor = (is_rounding(name) ? 1 : 1e-6) * std::sqrt(all);
-    worst = std::max(worst, norm(error) / std::max(norm(w), floor));
+    const double relative = norm(error) / std::max(norm(w), floor);
+    if (relative > worst.value) worst = {relative, name};
   }
   return worst;
+}
+
+void expect_close(const Vectors& got, const Vectors& want, double tolerance) {
+  const Error worst = worst_of(got, want);
+  EXPECT_LT(worst.value, tolerance) << worst.tensor;
 }
 
 struct Case {
   const char* name;
   TrainConfig (*config)(const Layout&, const char*);
+  double of_bf16 = 2e-2;  // what rounding to bf16 may make of gradients; of norms of 20 columns more
 };
 
 class TrainOnGpu : public CudaTest, public testing::WithParamInterface<Case> {};
@@ -95,9 +107,9 @@ TEST_P(TrainOnGpu, EqualsTheCpu) {
     const double tolerance = dtype == DType::f64 ? 1e-12 : 1e-5;
     EXPECT_NEAR(got.first.loss, want.first.loss, tolerance * want.first.loss);
     EXPECT_NEAR(got.first.grad_norm, want.first.grad_norm, tolerance * want.first.grad_norm);
-    EXPECT_LT(worst_error(got.grads, want.grads), tolerance);
+    expect_close(got.grads, want.grads, tolerance);
     if (dtype == DType::f64) {  // AdamW steps by a gradient's sign, which rounding may change near 0
-      EXPECT_LT(worst_error(got.weights, want.weights), 1e-9);
+      expect_close(got.weights, want.weights, 1e-9);
       for (size_t s = 0; s < want.losses.size(); ++s) EXPECT_NEAR(got.losses[s], want.losses[s], 1e-9);
     }
   }
@@ -115,7 +127,7 @@ TEST_P(TrainOnGpu, InBf16IsNearF64) {
   const Outcome want = train_on(Device::Kind::cpu, config, data);
   const Outcome got = train_on(Device::Kind::cuda, config, data);
   EXPECT_NEAR(got.first.loss, want.first.loss, 2e-3 * want.first.loss);
-  EXPECT_LT(worst_error(got.grads, want.grads), 2e-2);
+  expect_close(got.grads, want.grads, GetParam().of_bf16);
   for (size_t s = 0; s < want.losses.size(); ++s) {
     EXPECT_NEAR(got.losses[s], want.losses[s], 5e-3 * want.losses[s]);
   }
@@ -135,7 +147,7 @@ TEST_P(TrainOnGpu, IsDeterministic) {
 
 INSTANTIATE_TEST_SUITE_P(Models, TrainOnGpu,
                          testing::Values(Case{"gpt", small_gpt}, Case{"llama", small_llama},
-                                         Case{"moe", small_moe}, Case{"mla", small_mla}),
+                                         Case{"moe", small_moe}, Case{"mla", small_mla_of_gpus, 6e-2}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Layouts of several ranks that share a GPU, as threads, beside one rank on the CPU: every parameter's
-// gradient, losses, and the weights after three steps.
+// Layouts of several ranks that share a GPU, as threads, beside one rank, on the CPU or, in bf16, on a GPU,
+// too: every parameter's gradient, losses, and the weights after three steps.
 #include <random>
 #include <vector>
 
@@ -61,28 +61,25 @@ struct Model {
   TrainConfig (*config)(const Layout&, const char*);
 };
 
-// Latent attention with heads that cuDNN takes, of 32 and 16 columns.
-TrainConfig mla(const Layout& layout, const char* schedule) {
-  TrainConfig c = small_mla(layout, schedule);
-  c.model.mla.qk_nope_head_dim = 24;
-  c.model.head_dim = 0;
-  return checked(c);
-}
+// In bf16, between two orders of the same sums: rounding alone makes 1 to 3 % of the gradients of models this
+// small, whose norms of latents are of 20 columns.
+constexpr double kOfBf16 = 4e-2;
 
 class GpuLayouts : public CudaTest, public testing::WithParamInterface<std::tuple<Model, DType, Cases>> {};
 
-TEST_P(GpuLayouts, EqualOneRankOnTheCpu) {
+TEST_P(GpuLayouts, EqualOneRank) {
   const auto& [model, dtype, cases] = GetParam();
   const bool bf16 = dtype == DType::bf16;
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(seed);
   VerifyOptions options = {.model = model.config({}, "sequential").model,
                            .device = Device::Kind::cuda,
-                           .reference = Device::Kind::cpu,
+                           .reference = bf16 ? Device::Kind::cuda : Device::Kind::cpu,
                            .dtype = bf16 ? DType::f32 : dtype,
                            .documents = !bf16,  // of each number of them cuDNN makes a plan
                            .narrow = bf16,
-                           .seed = seed};
+                           .seed = seed,
+                           .tolerance = bf16 ? kOfBf16 : 0};
   options.model.vocabulary = 61;
   if (bf16) options.model.moe.top_k = options.model.moe.experts;  // rounding may not change the choice
   verify(options, cases.list, [](const VerifyRow& row) {
@@ -98,13 +95,12 @@ std::string name_of(const testing::TestParamInfo<std::tuple<Model, DType, Cases>
   return format("{}_{}_{}", model.name, dtype_name(dtype), cases.name);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, GpuLayouts,
-                         testing::Combine(testing::Values(Model{"gpt", small_gpt},
-                                                          Model{"llama", small_llama},
-                                                          Model{"moe", small_moe}, Model{"mla", mla}),
-                                          testing::Values(DType::f64, DType::f32, DType::bf16),
-                                          testing::ValuesIn(all_cases())),
-                         name_of);
+INSTANTIATE_TEST_SUITE_P(
+    Models, GpuLayouts,
+    testing::Combine(testing::Values(Model{"gpt", small_gpt}, Model{"llama", small_llama},
+                                     Model{"moe", small_moe}, Model{"mla", small_mla_of_gpus}),
+                     testing::Values(DType::f64, DType::f32, DType::bf16), testing::ValuesIn(all_cases())),
+    name_of);
 
 }  // namespace
 }  // namespace phalanx::test

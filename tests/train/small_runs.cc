@@ -45,6 +45,13 @@ TrainConfig small_mla(const Layout& layout, const char* schedule) {
   return checked(c);
 }
 
+TrainConfig small_mla_of_gpus(const Layout& layout, const char* schedule) {
+  TrainConfig c = small_mla(layout, schedule);
+  c.model.mla.qk_nope_head_dim = 24;
+  c.model.head_dim = 0;
+  return checked(c);
+}
+
 TrainConfig small_moe(const Layout& layout, const char* schedule) {
   TrainConfig c = small(layout, schedule);
   c.model.mlp = MlpKind::moe;

@@ -11,6 +11,8 @@ namespace phalanx {
 TrainConfig small_gpt(const Layout& layout, const char* schedule);
 TrainConfig small_llama(const Layout& layout, const char* schedule);
 TrainConfig small_mla(const Layout& layout, const char* schedule);
+/// The same with heads that cuDNN takes in bf16, of 32 and 16 columns.
+TrainConfig small_mla_of_gpus(const Layout& layout, const char* schedule);
 TrainConfig small_moe(const Layout& layout, const char* schedule);
 /// The last with multi-token prediction of two depths.
 TrainConfig small_mtp(const Layout& layout, const char* schedule);

@@ -166,10 +166,11 @@ std::vector<Found> candidates(cublasLtHandle_t handle, const Product& p, const P
   check(cublasLtMatmulAlgoGetHeuristic(handle, plan.operation.get(), plan.b.get(), plan.a.get(), plan.c.get(),
                                        plan.c.get(), preference.get(), most, found.data(), &count),
         "cublasLtMatmulAlgoGetHeuristic");
-  if (count == 0)
+  found.resize(static_cast<size_t>(count));
+  std::erase_if(found, [](const Found& f) { return f.state != CUBLAS_STATUS_SUCCESS; });
+  if (found.empty())
     throw Error("cuBLASLt has no algorithm for {} [{}, {}]·[{}, {}]", dtype_name(p.dtype), p.m, p.k, p.k,
                 p.n);
-  found.resize(static_cast<size_t>(count));
   return found;
 }
 
@@ -191,11 +192,13 @@ class Library {
     tuning_ = on;
   }
   void run(const Product& p, const Operands& o) {
-    const auto [at, is_new] = plans_.try_emplace(p, p);
-    Plan& plan = at->second;
-    if (is_new && !tuning_) plan.chosen = candidates(handle_.get(), p, plan, 1)[0];
-    if (is_new && tuning_) plan.chosen = fastest(p, plan, o);
-    start(p, plan, plan.chosen, o);
+    auto at = plans_.find(p);
+    if (at == plans_.end()) {
+      Plan plan(p);
+      plan.chosen = tuning_ ? fastest(p, plan, o) : candidates(handle_.get(), p, plan, 1)[0];
+      at = plans_.emplace(p, std::move(plan)).first;
+    }
+    start(p, at->second, at->second.chosen, o);
   }
 
  private:

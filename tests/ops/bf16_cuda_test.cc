@@ -298,5 +298,27 @@ TEST_F(Bf16OnGpu, NormsAddWhatElseThereIs) {
   }
 }
 
+// Whichever algorithm is taken; and trying them leaves what is added to as it was.
+TEST_F(Bf16OnGpu, TunedProductsAreTheSameButForRounding) {
+  constexpr int64_t kRows = 264;
+  const Tensor x = draw({kRows, 320});
+  const Tensor w = draw({136, 320});
+  const Tensor b = draw({136});
+  const Tensor before = random_.tensor({136, 320}, DType::f32).to(kGpu);
+  const auto results = [&](bool tuned) {
+    tune_products(tuned);
+    const Tensor y = Tensor::empty({kRows, 136}, DType::bf16, kGpu);
+    linear_into(y, x, w, b);
+    const Tensor dw = copied(before);
+    for (int time = 0; time < 2; ++time) matmul_tn_into(dw, y, x);
+    tune_products(false);
+    return std::array{values(y), values(dw)};
+  };
+  const auto [y, dw] = results(false);
+  const auto [y_tuned, dw_tuned] = results(true);
+  expect_close(y_tuned, y, within(1, DType::bf16, 0.2), "y");
+  expect_close(dw_tuned, dw, within(2, DType::bf16, 20), "dw");
+}
+
 }  // namespace
 }  // namespace phalanx::test

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "phalanx/train/memory.h"
 #include "phalanx/train/pipeline_history.h"
 #include "phalanx/train/step.h"
 
@@ -29,6 +30,14 @@ struct EvaluationRecord {
   double val_loss = 0;  ///< nats a token
 };
 
+/// What one rank's tensors took, in bytes, where it computed: of blocks in use at most at once since it
+/// began, and what was taken for them from the system or the GPU.
+struct RankMemory {
+  std::string device;  ///< as device_name
+  int64_t peak = 0;
+  int64_t reserved = 0;
+};
+
 /// One run, as rank 0 saw it.
 struct TrainingHistory {
   std::string title;    ///< of the report: the config's name
@@ -42,6 +51,8 @@ struct TrainingHistory {
   /// How often each expert was chosen over the run, over all ranks: [MoE layer][expert]; empty for dense
   /// models.
   std::vector<std::vector<int64_t>> expert_tokens;
+  std::vector<RankMemory> memory;          ///< by rank
+  MemoryAccount expected_memory;           ///< of rank 0's step, from the config
   PhaseSeconds phases;                     ///< summed over the steps, of rank 0
   double wait_seconds = 0;                 ///< part of those spent waiting for other ranks
   std::optional<PipelineRecord> pipeline;  ///< of rank 0's, with pp > 1: a late step of median time

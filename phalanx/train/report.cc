@@ -258,6 +258,47 @@ std::string time_section(const History& h) {
   return "<h2>Time</h2>\n" + stacked_bar(bar) + time_table(bar, whole);
 }
 
+// ---- memory -------------------------------------------------------------------------------------------
+
+std::string bytes_text(int64_t bytes) {
+  return human_bytes(static_cast<uint64_t>(std::max<int64_t>(bytes, 0)));
+}
+
+std::string memory_row(const std::string& name, const std::string& device, const std::string& peak,
+                       const std::string& reserved) {
+  return format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n", name, device, peak, reserved);
+}
+
+// The ranks that had most, and what the account says of rank 0.
+std::string memory_section(const History& h) {
+  if (h.memory.empty()) return "";
+  constexpr size_t kMostRows = 64;
+  const MemoryAccount& e = h.expected_memory;
+  StackedBar bar = {.title = "Memory of rank 0 by kind", .unit = "expected of a step"};
+  bar.parts = {{"weights", static_cast<double>(e.weights), 0},
+               {"gradients", static_cast<double>(e.gradients), 1},
+               {"optimizer", static_cast<double>(e.optimizer), 2},
+               {"batch", static_cast<double>(e.batch), 7},
+               {"saved for backward", static_cast<double>(e.activations), 3},
+               {"working", static_cast<double>(e.working), 4}};
+  std::vector<size_t> ranks(h.memory.size());
+  std::iota(ranks.begin(), ranks.end(), size_t{0});
+  std::ranges::stable_sort(ranks, [&](size_t a, size_t b) { return h.memory[a].peak > h.memory[b].peak; });
+  std::string out = "<h2>Memory</h2>\n";
+  if (e.total() > 0) out += stacked_bar(bar);
+  out +=
+      "<table><thead><tr><th scope=\"col\">rank</th><th scope=\"col\">device</th><th scope=\"col\">in use, "
+      "at "
+      "most</th><th scope=\"col\">taken</th></tr></thead><tbody>\n";
+  for (size_t i = 0; i < std::min(ranks.size(), kMostRows); ++i) {
+    const RankMemory& m = h.memory[ranks[i]];
+    out += memory_row(format("{}", ranks[i]), xml_text(m.device), bytes_text(m.peak), bytes_text(m.reserved));
+  }
+  out += memory_row("0, expected", "", bytes_text(e.total()), "") + "</tbody></table>\n";
+  if (ranks.size() <= kMostRows) return out;
+  return out + format("<p class=\"note\">Of {} ranks those that had most.</p>\n", ranks.size());
+}
+
 }  // namespace
 
 std::string report_html(const TrainingHistory& h) {
@@ -270,8 +311,8 @@ std::string report_html(const TrainingHistory& h) {
                 h.title.empty() ? std::string("Training run") : xml_text(h.title), report_style());
   out += header(h) + "<main>\n" + loss_section(h) +
          other_loss(h, "Multi-token prediction", "nats a token, mean over depths", &StepRecord::mtp_loss) +
-         expert_section(h) + time_section(h) + pipeline_section(h.pipeline) + optimizer_section(h) +
-         speed_section(h);
+         expert_section(h) + time_section(h) + memory_section(h) + pipeline_section(h.pipeline) +
+         optimizer_section(h) + speed_section(h);
   if (!h.config.empty()) {
     out += format("<details><summary>Configuration</summary>\n<pre>\n{}</pre>\n</details>\n",
                   xml_text(h.config));

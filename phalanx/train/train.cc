@@ -9,6 +9,7 @@
 #include "phalanx/model/flops.h"
 #include "phalanx/model/hf_weights.h"
 #include "phalanx/ops/peak.h"
+#include "phalanx/tensor/stream.h"
 #include "phalanx/train/agree.h"
 #include "phalanx/train/checkpoint_directory.h"
 #include "phalanx/train/rank_run.h"
@@ -20,6 +21,14 @@ namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Of the calling thread's tensors on its device.
+MemoryStats memory_of_rank(Device device) {
+  if constexpr (kHaveCuda) {
+    if (device.is_cuda()) return current_stream().memory();
+  }
+  return cpu_allocator().stats();
 }
 
 // One rank's run from its first step to its last.
@@ -169,10 +178,23 @@ class Run {
   TrainingHistory take_history() {
     if (trace_.is_due()) tell_trace();
     count_experts();
+    count_memory();
     history_.pipeline =
         pipelines_.median(rank_.trainer().pipeline.schedule(), rank_.mesh().group(Axis::pp), clock_shift_);
     history_.wait_seconds = world_.waited() - waited_before_;
     return std::move(history_);
+  }
+
+  void count_memory() {
+    const MemoryStats mine = memory_of_rank(rank_.device());
+    const std::vector<int64_t> peaks = gather_numbers(world_, static_cast<int64_t>(mine.peak));
+    const std::vector<int64_t> reserved = gather_numbers(world_, static_cast<int64_t>(mine.reserved));
+    for (int rank = 0; rank < world_.size(); ++rank) {
+      const auto i = static_cast<size_t>(rank);
+      const Device device = device_of_rank(config().train.device, rank);
+      history_.memory.push_back({device_name(device), peaks[i], reserved[i]});
+    }
+    history_.expected_memory = memory_account(config(), config().model.vocabulary);
   }
 
   void count_experts() {

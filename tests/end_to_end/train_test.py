@@ -149,6 +149,12 @@ class Train(Case):
         self.assertIn(self.config, shown)
         self.assertRegex(shown, r"(?i)expert")
         self.assertIn("waiting for other ranks", shown)
+        size = r"<td>([\d.]+) ([KM])iB</td>"
+        rows = re.findall(r"<tr><td>(\d)</td><td>cpu</td>" + size + size + "</tr>", text)
+        self.assertEqual(sorted(row[0] for row in rows), ["0", "1"])
+        kib = {"K": 1, "M": 1024}
+        for _, peak, unit, taken, taken_unit in rows:
+            self.assertTrue(0 < float(peak) * kib[unit] <= float(taken) * kib[taken_unit], rows)
 
     def test_the_printed_config_is_a_config(self):
         options = ["--set", "model.width=48", "--ranks", "2"]

@@ -44,6 +44,29 @@ TrainConfig llama(int layers, int64_t width, int heads, int64_t sequences) {
   return on_gpu(m, sequences);
 }
 
+TrainConfig mixture(ModelConfig m, int64_t sequences) {
+  m.heads = 16;
+  m.norm = NormKind::rmsnorm;
+  m.positions = Positions::rope;
+  m.mlp = MlpKind::moe;
+  m.bias = false;
+  return on_gpu(m, sequences);
+}
+
+TrainConfig moe_a() {
+  ModelConfig m = {.layers = 12, .width = 1024, .context = 2048};
+  m.moe = {.experts = 16, .top_k = 2, .expert_width = 1408, .shared_experts = 1};
+  return mixture(m, 8);
+}
+
+TrainConfig moe_b() {
+  ModelConfig m = {.layers = 8, .width = 2048, .context = 4096};
+  m.moe = {.experts = 64, .top_k = 6, .expert_width = 1024, .shared_experts = 2};
+  TrainConfig c = mixture(m, 2);
+  c.train.gradients = KeptWeights::bf16;
+  return c;
+}
+
 double account_gib(const TrainConfig& config, int64_t vocabulary) {
   return static_cast<double>(memory_account(config, vocabulary).total()) / kGib;
 }
@@ -53,6 +76,8 @@ TEST(GpuMemory, TheAccountIsNearTheMeasuredPeak) {
   EXPECT_NEAR(account_gib(gpt2(), 50304) / 21.6, 1, 0.1);
   EXPECT_NEAR(account_gib(llama(16, 2048, 32, 4), 128256) / 42.2, 1, 0.1);
   EXPECT_NEAR(account_gib(llama(28, 3072, 24, 1), 128256) / 64.7, 1, 0.1);
+  EXPECT_NEAR(account_gib(moe_a(), 50304) / 28.7, 1, 0.1);
+  EXPECT_NEAR(account_gib(moe_b(), 50304) / 65.0, 1, 0.1);
 }
 
 TEST(GpuMemory, NarrowGradientsTakeHalf) {

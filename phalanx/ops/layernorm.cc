@@ -161,8 +161,10 @@ Tensor layernorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, co
     if (x.on_cuda()) return cuda::layernorm_backward(dy, x, w, kept, sums);
   }
   const std::array<Tensor, 3> dx_dw_db = {Tensor::empty(x.shape(), x.dtype()), sums.dw_D, sums.db_D};
-  const TraceSpan span(TraceKind::elementwise, "layernorm_backward", 3 * x.bytes());
-  HWY_DYNAMIC_DISPATCH(layernorm_backward_kernel)(dy, x, w, kept, dx_dw_db);
+  {
+    const TraceSpan span(TraceKind::elementwise, "layernorm_backward", 3 * x.bytes());
+    HWY_DYNAMIC_DISPATCH(layernorm_backward_kernel)(dy, x, w, kept, dx_dw_db);
+  }
   if (sums.also_TD.defined()) add_into(dx_dw_db[0], sums.also_TD);
   return dx_dw_db[0];
 }

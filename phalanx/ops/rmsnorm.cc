@@ -122,8 +122,10 @@ Tensor rmsnorm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, cons
     if (x.on_cuda()) return cuda::rmsnorm_backward(dy, x, w, inv_rms, dw, also);
   }
   const Tensor dx = Tensor::empty(x.shape(), x.dtype());
-  const TraceSpan span(TraceKind::elementwise, "rmsnorm_backward", 3 * x.bytes());
-  HWY_DYNAMIC_DISPATCH(rmsnorm_backward_kernel)(dy, x, w, inv_rms, dx, dw);
+  {
+    const TraceSpan span(TraceKind::elementwise, "rmsnorm_backward", 3 * x.bytes());
+    HWY_DYNAMIC_DISPATCH(rmsnorm_backward_kernel)(dy, x, w, inv_rms, dx, dw);
+  }
   if (also.defined()) add_into(dx, also);
   return dx;
 }

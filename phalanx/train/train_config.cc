@@ -16,6 +16,7 @@ constexpr double kHidden = 1 << 20;
 constexpr double kExperts = 1 << 14;
 constexpr double kSequences = 1 << 20;
 constexpr double kSteps = 1e12;
+constexpr double kLossRows = 1 << 24;
 constexpr double kSlices = 1 << 12;
 
 void add_mla(ConfigSection& s, MlaConfig& m) {
@@ -143,9 +144,9 @@ void add_run(ConfigTable& table, RunConfig& r) {
            "summed in dtype, or, on GPUs with weights in bf16, in bf16: of few microbatches");
   s.add("deterministic", &r.deterministic,
         "the same bits in every run; false: on GPUs faster attention, tuned products");
-  s.add("loss_rows", &r.loss_rows, "tokens whose logits exist at once; 0: on GPUs 1 GiB's, else all")
+  s.add("loss_rows", &r.loss_rows, "tokens with logits at once; 0: GPUs 1 GiB's, CPUs all")
       .at_least(0)
-      .at_most(kSteps);
+      .at_most(kLossRows);
   s.add("schedule", &r.schedule, "of microbatches; empty: sequential, with pp > 1 1f1b");
   s.add("slices", &r.slices, "parts of each microbatch, along its sequences").at_least(1).at_most(kSlices);
   s.choice("recompute", &r.recompute.what,

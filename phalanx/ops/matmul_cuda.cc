@@ -3,6 +3,24 @@
 #include "phalanx/ops/cuda_ops.h"
 
 namespace phalanx::cuda {
+namespace {
+
+enum class Weight : uint8_t { plain, transposed };
+
+// y [M, N] = x [M, K] · w, which is stored [K, N] or [N, K].
+Product of_rows(const Tensor& x, Weight w, const Tensor& y, Into into, Epilogue epilogue = Epilogue::none) {
+  return {.dtype = x.dtype(),
+          .result = y.dtype(),
+          .transpose_a = false,
+          .transpose_b = w == Weight::transposed,
+          .accumulate = into == Into::add,
+          .epilogue = epilogue,
+          .m = x.dim(0),
+          .n = y.dim(1),
+          .k = x.dim(1)};
+}
+
+}  // namespace
 
 Tensor matmul(const Tensor& x, const Tensor& w) {
   const Tensor y = Tensor::empty({x.dim(0), w.dim(1)}, x.dtype(), x.device());
@@ -11,15 +29,7 @@ Tensor matmul(const Tensor& x, const Tensor& w) {
 }
 
 void matmul_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
-  multiply({.dtype = x.dtype(),
-            .result = y.dtype(),
-            .transpose_a = false,
-            .transpose_b = false,
-            .accumulate = into == Into::add,
-            .m = x.dim(0),
-            .n = w.dim(1),
-            .k = w.dim(0)},
-           {x, w, y});
+  multiply(of_rows(x, Weight::plain, y, into), {x, w, y});
 }
 
 Tensor matmul_nt(const Tensor& x, const Tensor& w) {
@@ -29,29 +39,15 @@ Tensor matmul_nt(const Tensor& x, const Tensor& w) {
 }
 
 void matmul_nt_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
-  multiply({.dtype = x.dtype(),
-            .result = y.dtype(),
-            .transpose_a = false,
-            .transpose_b = true,
-            .accumulate = into == Into::add,
-            .m = x.dim(0),
-            .n = w.dim(0),
-            .k = w.dim(1)},
-           {x, w, y});
+  multiply(of_rows(x, Weight::transposed, y, into), {x, w, y});
 }
 
 void linear_into(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& also) {
   const bool whole = x.dim(1) > 0;
   const bool fused = b.defined() && whole && y.dtype() != DType::f64;  // what cuBLASLt can
-  multiply({.dtype = x.dtype(),
-            .result = y.dtype(),
-            .transpose_a = false,
-            .transpose_b = true,
-            .accumulate = whole && also.defined(),
-            .epilogue = fused ? Epilogue::bias : Epilogue::none,
-            .m = x.dim(0),
-            .n = w.dim(0),
-            .k = w.dim(1)},
+  const Into into = whole && also.defined() ? Into::add : Into::replace;
+  const Epilogue epilogue = fused ? Epilogue::bias : Epilogue::none;
+  multiply(of_rows(x, Weight::transposed, y, into, epilogue),
            {.a = x, .b = w, .c = y, .bias = b, .also = also});
   if (b.defined() && !fused) add_bias_into(y, b);
   if (also.defined() && !whole) add_into(y, also);
@@ -63,28 +59,13 @@ bool fuses_gelu(const Tensor& h, Gelu kind) {
 }
 
 void linear_gelu_into(const GeluRows& out, const Tensor& x, const Tensor& w, const Tensor& b) {
-  multiply({.dtype = x.dtype(),
-            .result = out.a.dtype(),
-            .transpose_a = false,
-            .transpose_b = true,
-            .accumulate = false,
-            .epilogue = b.defined() ? Epilogue::gelu_bias : Epilogue::gelu,
-            .m = x.dim(0),
-            .n = w.dim(0),
-            .k = w.dim(1)},
+  const Epilogue epilogue = b.defined() ? Epilogue::gelu_bias : Epilogue::gelu;
+  multiply(of_rows(x, Weight::transposed, out.a, Into::replace, epilogue),
            {.a = x, .b = w, .c = out.a, .bias = b, .aux = out.h});
 }
 
 void matmul_gelu_backward_into(const Tensor& dh, const Tensor& dy, const Tensor& w, const Tensor& h) {
-  multiply({.dtype = dy.dtype(),
-            .result = dh.dtype(),
-            .transpose_a = false,
-            .transpose_b = false,
-            .accumulate = false,
-            .epilogue = Epilogue::gelu_backward,
-            .m = dy.dim(0),
-            .n = w.dim(1),
-            .k = w.dim(0)},
+  multiply(of_rows(dy, Weight::plain, dh, Into::replace, Epilogue::gelu_backward),
            {.a = dy, .b = w, .c = dh, .aux = h});
 }
 

@@ -31,19 +31,30 @@ __device__ Pack<T, N> load(const T* from) {
   return *reinterpret_cast<const Pack<T, N>*>(from);
 }
 
-/// To global memory. Whole 16 bytes go as one instruction: the compiler, left to itself, cuts the store of a
-/// struct behind a condition into one an element.
-template <class T, int N>
-__device__ void store(T* to, const Pack<T, N>& pack) {
+/// To global memory, by `write(uint4* at, uint4)` where the pack is whole 16 bytes: the compiler, left to
+/// itself, cuts the store of a struct behind a condition into one an element.
+template <class T, int N, class F>
+__device__ void store_words(T* to, const Pack<T, N>& pack, F write) {
   if constexpr (sizeof(pack) % sizeof(uint4) == 0) {
     constexpr int kWhole = sizeof(pack) / sizeof(uint4);
     uint4 words[kWhole];
     memcpy(words, &pack, sizeof(pack));
 #pragma unroll
-    for (int i = 0; i < kWhole; ++i) __stwb(reinterpret_cast<uint4*>(to) + i, words[i]);
+    for (int i = 0; i < kWhole; ++i) write(reinterpret_cast<uint4*>(to) + i, words[i]);
   } else {
     *reinterpret_cast<Pack<T, N>*>(to) = pack;
   }
+}
+
+template <class T, int N>
+__device__ void store(T* to, const Pack<T, N>& pack) {
+  store_words(to, pack, [](uint4* at, uint4 words) { __stwb(at, words); });
+}
+
+/// The same past the caches.
+template <class T, int N>
+__device__ void stream_out(T* to, const Pack<T, N>& pack) {
+  store_words(to, pack, [](uint4* at, uint4 words) { __stcs(at, words); });
 }
 
 /// What arithmetic on T is made in.
@@ -133,19 +144,34 @@ inline dim3 row_grid(int64_t rows, int64_t packs) {
   return dim3(columns, static_cast<unsigned>(down));
 }
 
-/// Shared memory of team_reduce.
-struct TeamScratch {
-  double warp[kMostThreads / kWarp];
+/// Two values that are reduced at once.
+struct Two {
+  double a;
+  double b;
 };
 
-/// The reduction of each team's values by `op`, on all its threads, in a fixed order. All threads of the
-/// block call it together; teams of one warp need no scratch. A block has at most kMostThreads threads.
-template <class Op>
-__device__ double team_reduce(double value, TeamScratch& scratch, Op op) {
-  for (int step = kWarp / 2; step > 0; step /= 2) value = op(value, __shfl_xor_sync(~0u, value, step));
+/// Shared memory of team_reduce.
+template <class V>
+struct TeamScratchOf {
+  V warp[kMostThreads / kWarp];
+};
+using TeamScratch = TeamScratchOf<double>;
+
+/// What the lane has whose number differs in the bit `step`.
+__device__ inline double from_lane(double value, int step) { return __shfl_xor_sync(~0u, value, step); }
+__device__ inline Two from_lane(Two value, int step) {
+  return {from_lane(value.a, step), from_lane(value.b, step)};
+}
+
+/// The reduction of each team's values (double, or Two) by `op`, on all its threads, in a fixed order. All
+/// threads of the block call it together; teams of one warp need no scratch. A block has at most kMostThreads
+/// threads.
+template <class V, class Op>
+__device__ V team_reduce(V value, TeamScratchOf<V>& scratch, Op op) {
+  for (int step = kWarp / 2; step > 0; step /= 2) value = op(value, from_lane(value, step));
   const int warps = blockDim.x / kWarp;
   if (warps == 1) return value;
-  double* const mine = scratch.warp + threadIdx.y * warps;
+  V* const mine = scratch.warp + threadIdx.y * warps;
   __syncthreads();  // a previous call's values have been read
   if (threadIdx.x % kWarp == 0) mine[threadIdx.x / kWarp] = value;
   __syncthreads();
@@ -154,32 +180,9 @@ __device__ double team_reduce(double value, TeamScratch& scratch, Op op) {
   return value;
 }
 
-/// Two sums at once.
-struct Two {
-  double a;
-  double b;
-};
-struct TwoScratch {
-  Two warp[kMostThreads / kWarp];
-};
-__device__ inline Two team_sums(Two value, TwoScratch& scratch) {
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    value.a += __shfl_xor_sync(~0u, value.a, step);
-    value.b += __shfl_xor_sync(~0u, value.b, step);
-  }
-  const int warps = blockDim.x / kWarp;
-  if (warps == 1) return value;
-  Two* const mine = scratch.warp + threadIdx.y * warps;
-  __syncthreads();  // a previous call's values have been read
-  if (threadIdx.x % kWarp == 0) mine[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  value = mine[0];
-  for (int w = 1; w < warps; ++w) value = {value.a + mine[w].a, value.b + mine[w].b};
-  return value;
-}
-
 struct Sum {
   __device__ double operator()(double a, double b) const { return a + b; }
+  __device__ Two operator()(Two x, Two y) const { return {x.a + y.a, x.b + y.b}; }
 };
 
 struct Max {

@@ -72,7 +72,7 @@ struct BackwardArguments {
 template <class T, int N, int P>
 __global__ void __launch_bounds__(kMostThreads) backward(BackwardArguments<T> a) {
   using A = Arithmetic<T>;
-  __shared__ TwoScratch scratch;
+  __shared__ TeamScratchOf<Two> scratch;
   const int64_t team = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const RowPacks<N, P> columns = {a.width};
   Pack<A, N> dw[P] = {};
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kMostThreads) backward(BackwardArguments<T> a)
       sums.a += static_cast<double>(pack_gw);
       sums.b += static_cast<double>(pack_gwn);
     });
-    sums = team_sums(sums, scratch);
+    sums = team_reduce(sums, scratch, Sum{});
     const auto mean_gw = static_cast<A>(sums.a / static_cast<double>(a.width));
     const auto mean_gwn = static_cast<A>(sums.b / static_cast<double>(a.width));
     row.each([&](int p, int64_t i) {

@@ -152,18 +152,6 @@ __device__ A team_sums(A (&values)[S], A (&scratch)[kMostThreads / kWarp][S]) {
   return sum;
 }
 
-// store, past the caches. In words: behind a condition the compiler makes one store an element of a Pack.
-template <class T, int N>
-__device__ void stream_out(T* to, const Pack<T, N>& pack) {
-  if constexpr (sizeof(pack) == sizeof(uint4)) {
-    uint4 words;
-    memcpy(&words, &pack, sizeof(words));
-    __stcs(reinterpret_cast<uint4*>(to), words);
-  } else {
-    store(to, pack);
-  }
-}
-
 // Of each slot of a row: drow = w · dy, dw = dy · row.
 template <class T, int N, int S>
 __global__ void __launch_bounds__(kMostThreads, 2) backward_kernel(Arguments<T> a) {

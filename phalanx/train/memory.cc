@@ -222,12 +222,10 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   const int slices = config.train.slices;
   const int64_t tokens = share.microbatch * (model.context / slices) / layout.cp;
   const Kept bytes{config};
-  TrainConfig with_model = config;
-  with_model.model = model;
   const LayerMemory layers =
       LayerMemory(model, bytes.compute(), tokens, slices, layout, stream_config(config.parallel),
                   ulysses_ranks(model, layout, config.parallel.ulysses))
-          .with_loss_rows(loss_rows_of(with_model));
+          .with_loss_rows(loss_rows_of(config.train, vocabulary));
   const Schedule schedule = schedule_of(config, share.microbatches());
   const std::vector<StagePart> parts =
       parts_of_rank(schedule, pp_rank, model.layers, stage_layers(config.parallel));

@@ -63,7 +63,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
                config.clip, config.train.recompute} {
   trainer_.deterministic = config.train.deterministic;
   if (device_.is_cuda()) tune_products(!config.train.deterministic);
-  trainer_.loss_rows = loss_rows_of(config_);
+  trainer_.loss_rows = loss_rows_of(config.train, vocabulary);
   if (config.parallel.rebalance_every > 0) trainer_.places = &places_;
   share_.context = model_.context_share();
   share_.depths = config_.model.mtp;

@@ -90,8 +90,8 @@ std::string to_toml(const TrainConfig& config);
 /// fit.
 Layout layout_of(const ParallelConfig& config);
 /// Rows of a microbatch whose logits exist at once, with their gradient (Pass::loss_rows): train.loss_rows,
-/// or on a GPU what fits in 1 GiB of bf16. 0: all do. Given the model's vocabulary.
-int64_t loss_rows_of(const TrainConfig& config);
+/// or on a GPU what fits in 1 GiB of bf16. 0: all do.
+int64_t loss_rows_of(const RunConfig& run, int64_t vocabulary);
 
 /// The schedule of `microbatches`, cut into train.slices, on the layout's pp. `config` is checked().
 Schedule schedule_of(const TrainConfig& config, int64_t microbatches);

@@ -124,12 +124,12 @@ Layout layout_of(const ParallelConfig& config) {
   return layout;
 }
 
-int64_t loss_rows_of(const TrainConfig& config) {
-  if (config.train.loss_rows > 0) return config.train.loss_rows;
-  if (config.train.device == Device::Kind::cpu) return 0;
+int64_t loss_rows_of(const RunConfig& run, int64_t vocabulary) {
+  if (run.loss_rows > 0) return run.loss_rows;
+  if (run.device == Device::Kind::cpu) return 0;
   constexpr int64_t kLogits = int64_t{1} << 29;
   constexpr int64_t kStep = 256;  // whole tiles of products
-  return std::max(kStep, kLogits / std::max<int64_t>(1, config.model.vocabulary) / kStep * kStep);
+  return std::max(kStep, kLogits / std::max<int64_t>(1, vocabulary) / kStep * kStep);
 }
 
 std::vector<int> stage_layers(const ParallelConfig& config) {

@@ -204,10 +204,10 @@ Task<Tensor> Linear::backward_of_cut(Tensor dy, Tensor x, Tape& tape, Multiply m
     co_return dx;
   }
   const Tensor dx = Tensor::empty(shape, dy.dtype(), dy.device());
-  while (rows.more()) {
-    const RowRun run = co_await rows.next();
-    multiply(dx.slice(run.begin, run.end), run, rows.all().slice(run.begin, run.end), weight);
-  }
+  const auto multiply_chunk = [&](RowRun run, const Tensor& chunk) {
+    multiply(dx.slice(run.begin, run.end), run, chunk, weight);
+  };
+  co_await each_chunk(&rows, multiply_chunk);
   const Tensor all = co_await rows.rest();
   defer_gradients(all, dy, std::move(x), tape);
   co_return dx;
@@ -249,8 +249,11 @@ Task<GeluRows> GatheredLinears<N>::forward_gelu(Tensor x, Gelu kind) requires(N 
   const Shape shape = {rows.rows(), weight.rows()};
   GeluRows out = {Tensor::empty(shape, weight.dtype(), weight.device()),
                   Tensor::empty(shape, weight.dtype(), weight.device())};
-  GeluWeights of = {weight, w.biases[0], kind};
-  co_await linear_gelu_gathered(&rows, std::move(of), out);
+  const auto multiply = [&](RowRun run, const Tensor& chunk) {
+    const GeluRows to = {out.h.slice(run.begin, run.end), out.a.slice(run.begin, run.end)};
+    linear_gelu_into(to, chunk, weight, w.biases[0], kind);
+  };
+  co_await each_chunk(&rows, multiply);
   co_return out;
 }
 

@@ -4,7 +4,6 @@
 
 #include <span>
 
-#include "phalanx/ops/gelu_linear.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/parallel/stream_chunks.h"
 
@@ -13,23 +12,22 @@ namespace phalanx {
 /// y [M, N] (+)= x [M, K] · w, or · wᵀ: matmul_into or matmul_nt_into.
 using Product = void (*)(Tensor y, const Tensor& x, const Tensor& w, Into into);
 
+/// f(the rows that have come, and what they are) until x, which outlives the task, has all rows.
+template <class F>
+Task<> each_chunk(GatherChunks* x, F f) {
+  while (x->more()) {
+    const RowRun rows = co_await x->next();
+    f(rows, x->all().slice(rows.begin, rows.end));
+  }
+}
+
 /// y[i] [T, N_i] = x · w[i], of all rows of x [T, K], which outlives the task.
 Task<> multiply_gathered(GatherChunks* x, Product product, std::span<const Tensor> w,
                          std::span<const Tensor> y);
 
-/// A weight [N, K], a bias [N], which may be empty, and the GELU behind them.
-struct GeluWeights {
-  Tensor w_NK;
-  Tensor b_N;
-  Gelu kind;
-};
-
 /// y[i] [T, N_i] = x · w[i]ᵀ + b[i], of all rows of x; b[i] may be empty.
 Task<> linear_gathered(GatherChunks* x, std::span<const Tensor> w, std::span<const Tensor> b,
                        std::span<const Tensor> y);
-
-/// The same of one w, and its GELU: out [T, N].
-Task<> linear_gelu_gathered(GatherChunks* x, GeluWeights of, GeluRows out);
 
 /// Writes and sends Σ_i x[i] · w[i], all rows of this rank's summand. Does not wait.
 void multiply_and_send(ReduceChunks& sum, Product product, std::span<const Tensor> x,

@@ -59,7 +59,7 @@ ModelConfig llama(int layers, int64_t width, int heads) {
   return m;
 }
 
-ModelConfig moe(int layers, int64_t width, int64_t context, int64_t expert_width) {
+ModelConfig mixture(int layers, int64_t width, int64_t context, const MoeConfig& moe) {
   ModelConfig m;
   m.layers = layers;
   m.width = width;
@@ -67,33 +67,20 @@ ModelConfig moe(int layers, int64_t width, int64_t context, int64_t expert_width
   m.context = context;
   m.vocabulary = 50304;
   m.mlp = MlpKind::moe;
-  m.moe.expert_width = expert_width;
+  m.moe = moe;
   m.tied = true;
   return m;
 }
 
-ModelConfig moe_a() {
-  ModelConfig m = moe(12, 1024, 2048, 1408);
-  m.moe.experts = 16;
-  m.moe.top_k = 2;
-  m.moe.shared_experts = 1;
-  return m;
-}
-
-ModelConfig moe_b() {
-  ModelConfig m = moe(8, 2048, 4096, 1024);
-  m.moe.experts = 64;
-  m.moe.top_k = 6;
-  m.moe.shared_experts = 2;
-  return m;
-}
+constexpr MoeConfig kMoeA = {.experts = 16, .top_k = 2, .expert_width = 1408, .shared_experts = 1};
+constexpr MoeConfig kMoeB = {.experts = 64, .top_k = 6, .expert_width = 1024, .shared_experts = 2};
 
 std::vector<Case> cases() {
   return {{"gpt2", 64, gpt2()},
           {"llama-1b", 4, llama(16, 2048, 32)},
           {"llama-3b", 1, llama(28, 3072, 24)},
-          {"moe-a", 8, moe_a()},
-          {"moe-b", 2, moe_b()}};
+          {"moe-a", 8, mixture(12, 1024, 2048, kMoeA)},
+          {"moe-b", 2, mixture(8, 2048, 4096, kMoeB)}};
 }
 
 Batch random_batch(int64_t sequences, const ModelConfig& m) {

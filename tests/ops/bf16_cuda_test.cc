@@ -244,7 +244,7 @@ TEST_F(Bf16OnGpu, ProductsAreSummedInF32) {
 }
 
 // What a product ends in is computed before it is rounded, where rows are whole 16 bytes; else rounding once
-// more on the way is allowed.
+// more on the way is allowed: half a unit of a sum that may be twice the result, or of the size of its terms.
 TEST_F(Bf16OnGpu, LinearsEndInF32) {
   for (const auto& [m, n, k] :
        {std::array<int64_t, 3>{1, 8, 8}, {5, 7, 3}, {64, 128, 256}, {33, 200, 1000}}) {
@@ -255,7 +255,7 @@ TEST_F(Bf16OnGpu, LinearsEndInF32) {
     const Tensor also = draw({m, n});
     const double terms = std::sqrt(static_cast<double>(k));
     const bool whole = n % 8 == 0 && k % 8 == 0;
-    const auto close = within(0.6, DType::bf16, whole ? 0.01 * terms : 2 + terms);
+    const auto close = within(whole ? 0.6 : 1.6, DType::bf16, whole ? 0.01 * terms : 2 + terms);
     const Tensor y = copied(also);
     const Tensor y_wide = wide(also);
     linear_into(y, x, w, b, also);

@@ -91,19 +91,8 @@ std::vector<Layout> layouts_of(const Options& o, const ModelConfig& model) {
   return layouts;
 }
 
-// Those that GPUs compute; says which are left out.
-std::vector<Layout> on_gpus(std::vector<Layout> layouts) {
-  const auto left_out = std::erase_if(layouts, [](const Layout& l) { return l.ep > 1 || l.etp > 1; });
-  if (left_out == 0) return layouts;
-  const std::string why = "with ep or etp: experts over several ranks are for CPUs so far";
-  if (layouts.empty()) throw Error("--device cuda: all layouts are {}", why);
-  note(format("{} layouts are left out {}", left_out, why));
-  return layouts;
-}
-
 std::vector<VerifyCase> cases_of(const Options& o, const TrainConfig& config) {
-  std::vector<Layout> layouts = layouts_of(o, config.model);
-  if (config.train.device == Device::Kind::cuda) layouts = on_gpus(std::move(layouts));
+  const std::vector<Layout> layouts = layouts_of(o, config.model);
   const Coverage coverage = o.layouts == "exhaustive" ? Coverage::exhaustive : Coverage::pairs;
   const std::vector<VerifyCase> cases = verify_cases(config.model, layouts, coverage);
   return o.part.empty() ? cases : part_of(cases, o.part);

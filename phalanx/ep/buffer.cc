@@ -6,6 +6,7 @@
 
 #include "phalanx/base/error.h"
 #include "phalanx/ep/row_places.h"
+#include "phalanx/ops/keep_experts.h"
 
 namespace phalanx::ep {
 namespace {
@@ -41,12 +42,9 @@ std::unique_ptr<Transfer> transfer_of(Group& group, const BufferOptions& o) {
 
 // Global expert numbers become those of `rank`'s, or −1, as in all rows behind the live ones.
 void keep_local(const Rows& topk_idx, const ExpertMap& experts, int rank) {
-  const auto idx = topk_idx.data.span<int64_t>();
-  const auto slots = static_cast<size_t>(topk_idx.count() * topk_idx.data.dim(1));
-  for (size_t i = 0; i < idx.size(); ++i) {
-    if (i < slots) idx[i] -= experts.first(rank);
-    if (i >= slots || idx[i] < 0 || idx[i] >= experts.count(rank)) idx[i] = -1;
-  }
+  const int64_t live = topk_idx.count();
+  keep_experts(topk_idx.data.slice(0, live), experts.first(rank), experts.count(rank));
+  std::ranges::fill(topk_idx.data.slice(live, topk_idx.capacity()).span<int64_t>(), -1);
 }
 
 // A token's rows, which stand together and are as many as its experts here, each keep one of those, in turn.

@@ -267,7 +267,8 @@ Moe::Moe(const Builder& b, const std::string& name, const std::string& experts, 
               ep::BufferOptions{.etp = &b.store.mesh().group(Axis::etp),
                                 .phase = ep::Phase::prefill,
                                 .ranks_of_node = b.config.moe.two_level ? ep::kFindNodes : 0}),
-      travels_(!b.store.device().is_cuda()),
+      gathering_(b.store.mesh().group(Axis::ep), b.store.mesh().group(Axis::etp), b.config.moe.experts),
+      gathers_(b.store.device().is_cuda()),
       exact_sums_(b.config.moe.exact_sums),
       shared_(b.config.moe.shared_experts == 0
                   ? nullptr
@@ -298,7 +299,7 @@ Task<Tensor> Moe::backward(Tensor dy_TD, Pass pass, Tape& tape) {
 Task<Tensor> Moe::routed_forward(Tensor stream_TD, Pass pass, Tape& tape) {
   const Tensor x_TD = tensor_.split(stream_TD);
   const Routing route = co_await router_.forward(x_TD, pass, tape.scope("router"));
-  if (!travels_) co_return co_await local_forward(x_TD, route, tape);
+  if (gathers_) co_return co_await gathered_forward(x_TD, route, tape);
   ep::Tokens tokens = {x_TD, route.topk_idx_TK, route.weights_TK};
   ep::DispatchOptions options;
   if (exact_sums_) options.order = ep::PairOrder::every_slot;
@@ -318,7 +319,7 @@ Task<Tensor> Moe::routed_forward(Tensor stream_TD, Pass pass, Tape& tape) {
 // The backward of combine is a dispatch of the same rows, and the backward of dispatch a combine.
 Task<Tensor> Moe::routed_backward(Tensor dstream_TD, Pass pass, Tape& tape) {
   const Tensor dy_TD = tensor_.split(dstream_TD);
-  if (!travels_) co_return co_await local_backward(dy_TD, pass, tape);
+  if (gathers_) co_return co_await gathered_backward(dy_TD, pass, tape);
   const Rows y = tape.take<Rows>();
   const auto order = tape.take<ExpertOrder>();
   const Tensor weights_RK = tape.take();
@@ -333,29 +334,33 @@ Task<Tensor> Moe::routed_backward(Tensor dstream_TD, Pass pass, Tape& tape) {
   co_return co_await tensor_.join(dx_TD);
 }
 
-Task<Tensor> Moe::local_forward(Tensor x_TD, Routing route, Tape& tape) {
-  const Rows x_RD = all_rows(x_TD);
-  const ExpertOrder order = order_by_expert({route.topk_idx_TK, x_RD.live}, buffer_.local_experts());
-  const Rows x = permute(x_RD, order);
+Task<Tensor> Moe::gathered_forward(Tensor x_TD, Routing route, Tape& tape) {
+  const ep::Gathered in = co_await gathering_.dispatch(x_TD, route.topk_idx_TK, route.weights_TK);
+  const ExpertOrder order = order_by_expert(in.topk_idx_RK, gathering_.local_experts());
+  const Rows x = permute(in.x_RD, order);
   const Rows y = co_await experts_.forward(x, order.offsets, tape.scope("experts"));
-  const Rows y_RD = unpermute(y, order, route.weights_TK, x_RD);
-  tape.save(route.weights_TK);
+  const Rows y_RD = unpermute(y, order, in.weights_RK, in.x_RD);
+  tape.save(in.weights_RK);
   tape.save(order);
   tape.save(y);
-  co_return co_await tensor_.join(y_RD.data);
+  const Tensor y_TD = co_await gathering_.sum(y_RD.data);
+  co_return co_await tensor_.join(y_TD);
 }
 
-Task<Tensor> Moe::local_backward(Tensor dy_TD, Pass pass, Tape& tape) {
+Task<Tensor> Moe::gathered_backward(Tensor dy_TD, Pass pass, Tape& tape) {
   const Rows y = tape.take<Rows>();
   const auto order = tape.take<ExpertOrder>();
-  const Tensor weights_TK = tape.take();
-  const Rows dy_RD = all_rows(dy_TD);
-  const UnpermuteGradients d = unpermute_backward(dy_RD, y, order, weights_TK);
+  const Tensor weights_RK = tape.take();
+  const Tensor gathered_RD = co_await gathering_.gather(std::move(dy_TD));
+  const Rows dy_RD = all_rows(gathered_RD);
+  const UnpermuteGradients d = unpermute_backward(dy_RD, y, order, weights_RK);
   const Rows dx = co_await experts_.backward(d.rows, order.offsets, tape.scope("experts"));
   const Rows dx_RD = unpermute(dx, order, Tensor(), dy_RD);
-  const Tensor dx_router = co_await router_.backward(d.weights_RK, pass, tape.scope("router"));
-  const Tensor dx_TD = add(dx_RD.data, dx_router);
-  co_return co_await tensor_.join(dx_TD);
+  const Tensor dweights_TK = co_await gathering_.sum(d.weights_RK);
+  const Tensor dx_TD = co_await gathering_.sum(dx_RD.data);
+  const Tensor dx_router = co_await router_.backward(dweights_TK, pass, tape.scope("router"));
+  const Tensor sum_TD = add(dx_TD, dx_router);
+  co_return co_await tensor_.join(sum_TD);
 }
 
 }  // namespace phalanx

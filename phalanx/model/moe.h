@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "phalanx/ep/buffer.h"
+#include "phalanx/ep/gathering.h"
 #include "phalanx/model/mlp.h"
 #include "phalanx/ops/permute.h"
 #include "phalanx/ops/route.h"
@@ -103,15 +104,16 @@ class Moe final : public Layer {
  private:
   Task<Tensor> routed_forward(Tensor x_TD, Pass pass, Tape& tape);
   Task<Tensor> routed_backward(Tensor dy_TD, Pass pass, Tape& tape);
-  // The same where all experts are here: without dispatch and combine.
-  Task<Tensor> local_forward(Tensor x_TD, Routing route, Tape& tape);
-  Task<Tensor> local_backward(Tensor dy_TD, Pass pass, Tape& tape);
+  // The same on GPUs, where no host counts rows.
+  Task<Tensor> gathered_forward(Tensor x_TD, Routing route, Tape& tape);
+  Task<Tensor> gathered_backward(Tensor dy_TD, Pass pass, Tape& tape);
 
   TensorParallel& tensor_;
   Router router_;
   Experts experts_;
   ep::Buffer buffer_;
-  bool travels_;  // rows go to other ranks; GPUs have all experts so far
+  ep::Gathering gathering_;
+  bool gathers_;  // instead of dispatching by the buffer
   bool exact_sums_;
   std::unique_ptr<SwigluMlp> shared_;  // or null
 };

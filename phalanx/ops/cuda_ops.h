@@ -144,4 +144,7 @@ Rows unpermute(const Rows& rows, const ExpertOrder& order, const Tensor& weights
 UnpermuteGradients unpermute_backward(const Rows& dy_RD, const Rows& rows, const ExpertOrder& order,
                                       const Tensor& weights_RK);
 
+// ops/keep_experts.h
+void keep_experts(const Tensor& topk_idx_RK, int64_t first, int64_t count);
+
 }  // namespace phalanx::cuda

@@ -90,6 +90,7 @@ BranchMemory LayerMemory::mla() const {
 }
 
 double LayerMemory::ranks_of_token() const {
+  if (gathers_) return static_cast<double>(ep_);
   if (c_.moe.exact_sums) return c_.moe.top_k;  // a row for each
   double misses = 1;                           // that none of the K chosen is among one rank's experts
   const double local = static_cast<double>(c_.moe.experts) / ep_;

@@ -45,6 +45,12 @@ class LayerMemory {
     layers.loss_rows_ = rows;
     return layers;
   }
+  /// The same with every rank's rows on all ranks of ep (ep/gathering.h).
+  LayerMemory with_gathering(bool gathers) const {
+    LayerMemory layers = *this;
+    layers.gathers_ = gathers;
+    return layers;
+  }
   /// The same for the slice of that number.
   LayerMemory at_slice(int slice) const {
     LayerMemory layers = *this;
@@ -125,7 +131,7 @@ class LayerMemory {
   // Multi-head latent attention.
   BranchMemory mla() const;
 
-  // How many ranks of ep a token is sent to, if all sets of K experts are alike.
+  // How many ranks of ep a token is sent to: all, or as many as if all sets of K experts are alike.
   double ranks_of_token() const;
 
   BranchMemory moe() const;
@@ -144,6 +150,7 @@ class LayerMemory {
   int64_t etp_;
   bool sequence_;
   bool overlap_;
+  bool gathers_ = false;
 };
 
 }  // namespace phalanx

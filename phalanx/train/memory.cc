@@ -225,7 +225,8 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   const LayerMemory layers =
       LayerMemory(model, bytes.compute(), tokens, slices, layout, stream_config(config.parallel),
                   ulysses_ranks(model, layout, config.parallel.ulysses))
-          .with_loss_rows(loss_rows_of(config.train, vocabulary));
+          .with_loss_rows(loss_rows_of(config.train, vocabulary))
+          .with_gathering(bytes.gpu);
   const Schedule schedule = schedule_of(config, share.microbatches());
   const std::vector<StagePart> parts =
       parts_of_rank(schedule, pp_rank, model.layers, stage_layers(config.parallel));

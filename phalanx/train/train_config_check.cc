@@ -84,9 +84,8 @@ void check_device(const TrainConfig& c, const Layout& layout) {
   const auto refuse = [](std::string_view what) {
     throw Error("train.device cuda: {} is for CPUs so far", what);
   };
-  if (c.model.mlp == MlpKind::moe && layout.ep > 1) refuse(format("ep = {} of parallel.layout", layout.ep));
-  if (c.model.mlp == MlpKind::moe && layout.etp > 1)
-    refuse(format("etp = {} of parallel.layout", layout.etp));
+  const bool parts = layout.ep > 1 || layout.etp > 1;
+  if (c.model.moe.exact_sums && parts) refuse("moe.exact_sums with ep or etp in parallel.layout");
   if (!c.optimizer.offload.empty()) refuse("optimizer.offload");
   if (layout.ranks() > 1 && c.parallel.transport != TransportKind::threads) {
     throw Error(

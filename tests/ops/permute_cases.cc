@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "phalanx/ops/keep_experts.h"
 #include "tests/ops/on_device.h"
 
 namespace phalanx::test {
@@ -187,6 +188,21 @@ TEST_P(Permute, BitsDoNotDependOnThreads) {
     return {rows.data.slice(0, held), unpermute(rows, order, weights, here(topk)).data,
             d.rows.data.slice(0, held), d.weights_RK};
   });
+}
+
+TEST_P(Permute, KeepsTheChoicesOfSomeExperts) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const Case& c : cases()) {
+    const Rows topk = random_slots(random, c.shape, c.live, c.experts, c.none);
+    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, c.experts}, {0, 1}, {2, 3}, {5, 0}}) {
+      std::vector<int64_t> want = list(topk.data);
+      for (int64_t& e : want) e = e >= first && e < first + count ? e - first : -1;
+      const Tensor kept = here(indices64(c.shape, list(topk.data)));
+      keep_experts(kept, first, count);
+      EXPECT_EQ(list(kept), want) << first << " " << count;
+    }
+  }
 }
 
 }  // namespace

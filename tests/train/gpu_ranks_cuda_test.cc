@@ -49,6 +49,17 @@ std::vector<Cases> all_cases() {
             {.layout = {.pp = 2, .dp = 2}, .schedule = "zb-h1", .zero = Zero::weights}}}};
 }
 
+// Of mixtures of experts.
+const Cases kOfExperts = {"ep",
+                          {{.layout = {.dp = 2, .ep = 2}},
+                           {.layout = {.dp = 2, .ep = 2}, .zero = Zero::weights, .recompute = Recompute::mlp},
+                           {.layout = {.dp = 2, .etp = 2}},
+                           {.layout = {.dp = 4, .ep = 4}, .zero = Zero::gradients},
+                           {.layout = {.dp = 4, .ep = 2, .etp = 2}},
+                           {.layout = {.dp = 2, .tp = 2, .ep = 4}, .sequence = true},
+                           {.layout = {.pp = 2, .dp = 2, .ep = 2}, .schedule = "dualpipe"},
+                           {.layout = {.dp = 2, .cp = 2, .ep = 2, .etp = 2}, .ulysses = 1}}};
+
 std::string text_of(const VerifyRow& row) {
   const VerifyCase& c = row.run;
   return format("{} {} zero {} sequence {} overlap {} ulysses {} slices {} recompute {}", c.layout.text(),
@@ -101,6 +112,11 @@ INSTANTIATE_TEST_SUITE_P(
                                      Model{"moe", small_moe}, Model{"mla", small_mla_of_gpus}),
                      testing::Values(DType::f64, DType::f32, DType::bf16), testing::ValuesIn(all_cases())),
     name_of);
+INSTANTIATE_TEST_SUITE_P(Experts, GpuLayouts,
+                         testing::Combine(testing::Values(Model{"moe", small_moe}),
+                                          testing::Values(DType::f64, DType::f32, DType::bf16),
+                                          testing::Values(kOfExperts)),
+                         name_of);
 
 }  // namespace
 }  // namespace phalanx::test

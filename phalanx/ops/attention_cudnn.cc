@@ -10,6 +10,7 @@
 #include <cudnn_frontend.h>
 
 #include "phalanx/base/error.h"
+#include "phalanx/ops/lent.h"
 #include "phalanx/tensor/stream.h"
 
 namespace phalanx::cuda {
@@ -157,7 +158,7 @@ struct DestroyHandle {
   void operator()(cudnnHandle_t handle) const { (void)cudnnDestroy(handle); }
 };
 
-// Each rank (thread) has its own handle and plans.
+// Each rank (thread) has its own handle and plans, lent to it.
 class Library {
  public:
   Library() {
@@ -175,10 +176,7 @@ class Library {
     return found != plans_.end() ? found->second : plans_.emplace(call, built(call)).first->second;
   }
 
-  static Library& of_this_thread() {
-    static thread_local Library library;
-    return library;
-  }
+  void rest() {}
 
  private:
   Plan built(const AttentionCall& call) {
@@ -217,7 +215,7 @@ std::unordered_map<int64_t, void*> pointers(const AttentionCall& call, const Att
 }  // namespace
 
 void run_cudnn(const AttentionCall& call, const AttentionOperands& operands) {
-  Library& library = Library::of_this_thread();
+  Library& library = Lent<Library>::of_this_thread();
   const Plan& plan = library.plan(call);
   const Tensor workspace = Tensor::empty({plan.workspace}, DType::u8, current_stream().device());
   std::unordered_map<int64_t, void*> p = pointers(call, operands);

@@ -13,7 +13,7 @@
 namespace phalanx::cuda {
 
 /// Some sequences of queries and of keys, with all heads or some neighbouring ones. Plans are kept by this
-/// value for as long as the thread lives.
+/// value (lent.h).
 ///
 /// Dense sequences have equal numbers of rows and lie evenly; ragged ones have at most `queries` and `keys`
 /// rows, and RaggedSequences tells where they are.

@@ -12,6 +12,7 @@
 
 #include "phalanx/base/median.h"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/lent.h"
 #include "phalanx/tensor/cuda_check.cuh"
 #include "phalanx/tensor/cuda_tensor.h"
 #include "phalanx/tensor/stream.h"
@@ -174,7 +175,7 @@ std::vector<Found> candidates(cublasLtHandle_t handle, const Product& p, const P
   return found;
 }
 
-// Each rank (thread) has its own handle and plans. Workspace comes from its stream's pool.
+// Each rank (thread) has its own handle and plans, lent to it. Workspace comes from its stream's pool.
 class Library {
  public:
   Library() {
@@ -182,10 +183,7 @@ class Library {
     check(cublasLtCreate(&out), "cublasLtCreate");
     handle_.reset(out);
   }
-  static Library& of_this_thread() {
-    static thread_local Library library;
-    return library;
-  }
+  void rest() { set_tuning(false); }
 
   void set_tuning(bool on) {
     if (tuning_ != on) plans_.clear();
@@ -267,9 +265,9 @@ void multiply(const Product& p, const Operands& o) {
   for (const Tensor* t : {&a, &b, &c, &aux, &also}) {
     if (t->defined()) check_alignment(*t);
   }
-  Library::of_this_thread().run(p, o);
+  Lent<Library>::of_this_thread().run(p, o);
 }
 
-void tune_products(bool on) { Library::of_this_thread().set_tuning(on); }
+void tune_products(bool on) { Lent<Library>::of_this_thread().set_tuning(on); }
 
 }  // namespace phalanx::cuda

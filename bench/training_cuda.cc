@@ -1,6 +1,6 @@
 // Training steps on one GPU, whole (forward, backward, AdamW), on random tokens and without clipping: what
 // bench/peers' gpu_training_torch.py runs with PyTorch. Arguments: models (all), --steps N, --microbatch N,
-// --bf16-gradients, --fast (not deterministic), --json FILE.
+// --bf16-gradients, --fast (not deterministic), --update-apart (AdamW not beside forward), --json FILE.
 #include <chrono>
 #include <cstdlib>
 #include <functional>
@@ -108,6 +108,7 @@ struct Arguments {
   int64_t microbatch = 0;
   KeptWeights gradients = KeptWeights::same;
   bool deterministic = true;
+  bool overlap = true;
 };
 
 void measure(Report& report, const Case& c, const Arguments& a) {
@@ -120,6 +121,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
   config.train.gradients = a.gradients;
   config.train.deterministic = a.deterministic;
   config.clip = 0;
+  config.optimizer.overlap = a.overlap;
   config = checked(config);
   run_thread_ranks({.ranks = 1}, [&](Group& world) {
     RankRun rank(config, c.model.vocabulary, world);
@@ -144,6 +146,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
     report.add({{"model", c.name},
                 {"gradients", a.gradients == KeptWeights::bf16 ? "bf16" : "f32"},
                 {"deterministic", a.deterministic ? "yes" : "no"},
+                {"AdamW", a.overlap ? "beside forward" : "apart"},
                 {"ms", 1e3 * step_s},
                 {"tokens/s", tokens / step_s},
                 {"MFU %", 100 * operations / step_s / kPeak},
@@ -159,6 +162,8 @@ Arguments arguments_of(std::span<char*> all) {
     const std::string text = all[i];
     if (text == "--fast") {
       a.deterministic = false;
+    } else if (text == "--update-apart") {
+      a.overlap = false;
     } else if (text == "--bf16-gradients") {
       a.gradients = KeptWeights::bf16;
     } else if (text.starts_with("--") && i + 1 < all.size()) {

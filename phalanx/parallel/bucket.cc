@@ -25,6 +25,8 @@ Parameter::GradSum Parameter::grad_sum() {
   return {grad_, std::exchange(grad_written_, true) ? Into::add : Into::replace};
 }
 
+void Parameter::settle() const { bucket_->settle(); }
+
 void Bucket::bind() {
   for (Parameter* p : parameters) {
     p->value_ = part_of(values, p->at_, p->slice().local);

@@ -7,6 +7,7 @@
 
 #include "phalanx/comm/group.h"
 #include "phalanx/parallel/parameter.h"
+#include "phalanx/tensor/stream_point.h"
 
 namespace phalanx {
 
@@ -51,9 +52,20 @@ struct Bucket {
   int passes_left = 0;   ///< backward passes of this step that will still add to it
   int holds = 0;         ///< who needs the values here
   Gather gather;
+  StreamPoint updated;    ///< by the optimizer, which may still be at it
+  bool updating = false;  ///< nothing of the rank has waited for that point yet
   DType dtype = DType::f32;
   Device device;
 
+  /// The optimizer has queued the update of what is this rank's.
+  void mark_updated() {
+    updated.mark(device);
+    updating = true;
+  }
+  /// What is queued from now on starts behind that: before anything reads or writes values or gradients.
+  void settle() {
+    if (std::exchange(updating, false)) updated.pass(device);
+  }
   /// Memory for gradients, if there is none.
   void need_grads();
   /// Every parameter's gradient written, those that nothing added to as zeros.

@@ -46,6 +46,7 @@ Tensor DataParallel::wide(const Tensor& kept) const {
 }
 
 void DataParallel::start_gather(Bucket& b) {
+  b.settle();
   if (b.values.defined() || b.gather.work) return;
   if (store_.zero() == Zero::weights && b.sharers) {
     b.gather.work = gather(b, store_.kept_share(b));
@@ -102,6 +103,7 @@ void DataParallel::passed(Part& part) {
 }
 
 void DataParallel::start_sum(Bucket& b) {
+  b.settle();
   sums_.push_back(sum(&b));
   sums_.back().resume();
 }
@@ -162,8 +164,9 @@ Task<> DataParallel::publish_values() {
   const TracePart part("", "weight gather", TracePhase::gather);
   PooledVector<Work> works;
   PooledVector<Tensor> targets;
-  for (const Bucket& b : store_.buckets()) {
+  for (Bucket& b : store_.buckets()) {
     if (!b.sharers) continue;
+    b.settle();
     works.push_back(gather(b, store_.kept_share(b)));
     targets.push_back(store_.kept_values(b));
   }

@@ -94,6 +94,7 @@ class Parameter {
   Tensor value() const {
     PHX_CHECK(leases_ == 0, "{}: {} leases are out", name(), leases_);
     PHX_CHECK(value_.defined(), "{}: this rank has a share of the weight only", name());
+    settle();
     return value_;
   }
 
@@ -101,6 +102,7 @@ class Parameter {
   friend class Lease;
   friend class ParameterStore;
   friend struct Bucket;
+  void settle() const;  // Bucket::settle
   ParameterSpec spec_;
   LocalSlice slice_;
   std::vector<int32_t> row_numbers_;

@@ -255,7 +255,10 @@ Tensor ParameterStore::own_part(const Tensor& flat, bool shares, const Parameter
 
 void ParameterStore::narrow_kept() const {
   if (!narrow()) return;
-  for (const Bucket& b : buckets_) narrow_into(kept_share(b), share_of_values(b));
+  for (const Bucket& b : buckets_) {
+    PHX_CHECK(!b.updating, "{}: the optimizer is at it", b.unit);
+    narrow_into(kept_share(b), share_of_values(b));
+  }
 }
 
 const Tensor& ParameterStore::grads() {

@@ -97,12 +97,16 @@ class ParameterStore {
   /// True on one of the ranks that update that share.
   bool writes_share_of(const Parameter& parameter) const;
   /// That part's values, and its gradient once it is summed; [share_of(parameter).size()].
-  Tensor own_value(const Parameter& parameter) const { return own_part(values_, keeps_shares(), parameter); }
+  Tensor own_value(const Parameter& parameter) const {
+    bucket_of(parameter).settle();
+    return own_part(values_, keeps_shares(), parameter);
+  }
   Tensor own_grad(const Parameter& parameter) const {
     return own_part(grads_, zero() >= Zero::gradients, parameter);
   }
   /// The same part as it is kept and sent (kept_values).
   Tensor own_kept(const Parameter& parameter) const {
+    bucket_of(parameter).settle();
     return own_part(kept(), zero() == Zero::weights, parameter);
   }
   /// Elements of a tensor that holds this rank's shares one behind the other, and a parameter's part of it.

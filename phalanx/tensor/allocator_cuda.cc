@@ -63,11 +63,12 @@ void GpuState::set_up(size_t reserve_bytes) {
   ready_ = true;
 }
 
-StreamState& GpuState::take_stream() {
+StreamState& GpuState::take_stream(Priority priority) {
   const std::lock_guard lock(mutex_);
-  if (idle_.empty()) return streams_.emplace_back(device_, *this);
-  StreamState& stream = *idle_.back();
-  idle_.pop_back();
+  const auto at = std::ranges::find(idle_, priority, &StreamState::priority);
+  if (at == idle_.end()) return streams_.emplace_back(device_, *this, priority);
+  StreamState& stream = **at;
+  idle_.erase(at);
   return stream;
 }
 
@@ -132,11 +133,17 @@ void GpuState::give_event(CUevent_st* event) {
   events_.push_back(event);
 }
 
-StreamState::StreamState(Device device, GpuState& gpu) : device_(device), gpu_(gpu) {
+StreamState::StreamState(Device device, GpuState& gpu, Priority priority)
+    : device_(device), priority_(priority), gpu_(gpu) {
   // Pinned: the pieces, and behind them the fault.
   void* pinned = nullptr;
   void* fault = nullptr;
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+  int lowest = 0;
+  int highest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange");
+  check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking,
+                                     priority == Priority::background ? lowest : highest),
+        "cudaStreamCreate");
   check(cudaHostAlloc(&pinned, Staging::kPieces * Staging::kPieceBytes + sizeof(Fault), cudaHostAllocDefault),
         "cudaHostAlloc");
   auto* at = static_cast<std::byte*>(pinned);

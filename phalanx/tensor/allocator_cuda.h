@@ -14,6 +14,7 @@
 #include "phalanx/tensor/allocator.h"
 #include "phalanx/tensor/fault.h"
 #include "phalanx/tensor/size_class.h"
+#include "phalanx/tensor/stream.h"
 
 struct CUstream_st;
 struct CUevent_st;
@@ -36,7 +37,7 @@ class GpuState {
   static GpuState& of(Device device);
 
   /// A stream nobody holds, or a new one.
-  StreamState& take_stream();
+  StreamState& take_stream(Priority priority);
   void give_stream(StreamState& stream) noexcept;
 
   /// A new block of `bytes`, from the reserve while it lasts. Error when the GPU is full, even after idle
@@ -81,7 +82,7 @@ struct Staging {
 /// that holds the stream.
 class StreamState final : public Allocator {
  public:
-  StreamState(Device device, GpuState& gpu);
+  StreamState(Device device, GpuState& gpu, Priority priority);
   StreamState(const StreamState&) = delete;
   StreamState& operator=(const StreamState&) = delete;
 
@@ -96,6 +97,7 @@ class StreamState final : public Allocator {
   size_t trim() noexcept;
 
   Device device() const { return device_; }
+  Priority priority() const { return priority_; }
   CUstream_st* native() const { return stream_; }
   Staging& staging() { return staging_; }
   /// Where kernels of this stream report, in device memory.
@@ -112,6 +114,7 @@ class StreamState final : public Allocator {
   Block* pop_free(size_t size_class);
 
   const Device device_;
+  const Priority priority_;
   GpuState& gpu_;
   CUstream_st* stream_ = nullptr;
   Fault* fault_ = nullptr;

@@ -10,6 +10,9 @@ int initialise(const CudaOptions& options);
 
 /// A stream of `device`, the calling thread's for as long as the result lives.
 std::shared_ptr<void> enter(Device device);
+/// A stream of low priority, and a scope in which it is the calling thread's, behind what that has queued.
+std::shared_ptr<void> background(Device device);
+std::shared_ptr<void> enter_background(const std::shared_ptr<void>& stream);
 /// current_stream().synchronise().
 void synchronise();
 /// Bytes of memory of a GPU.

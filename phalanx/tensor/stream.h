@@ -40,13 +40,16 @@ class Event {
   CUevent_st* event_ = nullptr;
 };
 
+/// Which streams' blocks of threads go first where several wait for room on a GPU.
+enum class Priority : uint8_t { normal, background };
+
 /// Owns a queue of one GPU, the pool of memory of what is queued there, and pinned staging for copies. For
 /// one thread at a time. Destroying it never waits: queue and pool go to the next Stream made on that GPU,
 /// tensors live on.
 class Stream {
  public:
   /// Needs cuda_initialise. Waits, if it takes over a queue, for what is left in it.
-  explicit Stream(Device device);
+  explicit Stream(Device device, Priority priority = Priority::normal);
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
   ~Stream();

@@ -44,6 +44,18 @@ std::shared_ptr<void> enter(Device device) {
   return std::make_shared<Entered>(device);
 }
 
+std::shared_ptr<void> background(Device device) {
+  return std::make_shared<Stream>(device, Priority::background);
+}
+
+std::shared_ptr<void> enter_background(const std::shared_ptr<void>& stream) {
+  auto& background = *static_cast<Stream*>(stream.get());
+  Event so_far;
+  so_far.record(current_stream());
+  background.wait(so_far);
+  return std::make_shared<StreamScope>(background);
+}
+
 void synchronise() { current_stream().synchronise(); }
 
 uint64_t memory_of(Device device) {
@@ -82,9 +94,9 @@ void Event::wait() const {
   if (event_) cuda::check(cudaEventSynchronize(event_), "cudaEventSynchronize");
 }
 
-Stream::Stream(Device device) : device_(device) {
+Stream::Stream(Device device, Priority priority) : device_(device) {
   PHX_CHECK(device.is_cuda(), "a stream of {}", device_name(device));
-  state_ = &cuda::GpuState::of(device).take_stream();
+  state_ = &cuda::GpuState::of(device).take_stream(priority);
   cuda::check(cudaStreamSynchronize(native()), "a kernel or copy failed");
   (void)std::exchange(*state_->staging().fault, cuda::Fault{});
 }

@@ -4,17 +4,17 @@
 
 namespace phalanx {
 
-void StreamPoint::mark(const Tensor& t) {
+void StreamPoint::mark(Device device) {
   if constexpr (kHaveCuda) {
-    if (!t.on_cuda()) return;
+    if (!device.is_cuda()) return;
     if (!event_) event_ = std::make_shared<Event>();
     static_cast<Event*>(event_.get())->record(current_stream());
   }
 }
 
-void StreamPoint::pass(const Tensor& t) const {
+void StreamPoint::pass(Device device) const {
   if constexpr (kHaveCuda) {
-    if (t.on_cuda() && event_) current_stream().wait(*static_cast<const Event*>(event_.get()));
+    if (device.is_cuda() && event_) current_stream().wait(*static_cast<const Event*>(event_.get()));
   }
 }
 

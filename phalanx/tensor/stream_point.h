@@ -10,11 +10,13 @@ namespace phalanx {
 
 class StreamPoint {
  public:
-  /// If `t` is on a GPU: the end of what the calling thread's stream has queued so far.
-  void mark(const Tensor& t);
-  /// If `t` is on a GPU: what the calling thread's stream queues from now on starts behind that point.
-  /// Another thread may have marked it, and may mark it anew once this has returned.
-  void pass(const Tensor& t) const;
+  /// If the device, or that of `t`, is a GPU: the end of what the calling thread's stream has queued so far.
+  void mark(Device device);
+  void mark(const Tensor& t) { mark(t.device()); }
+  /// If it is a GPU: what the calling thread's stream queues from now on starts behind that point. Another
+  /// thread may have marked it, and may mark it anew once this has returned.
+  void pass(Device device) const;
+  void pass(const Tensor& t) const { pass(t.device()); }
 
  private:
   std::shared_ptr<void> event_;

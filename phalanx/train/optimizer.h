@@ -4,6 +4,7 @@
 #include <string>
 
 #include "phalanx/parallel/parameter_store.h"
+#include "phalanx/tensor/background.h"
 
 namespace phalanx {
 
@@ -14,6 +15,7 @@ struct OptimizerConfig {
   double beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0.1;  ///< on parameters whose spec asks for it
+  bool overlap = true;        ///< on a GPU: beside the next forward
   std::string offload = "";   ///< directory of files that hold the state; "": it is in memory
 };
 
@@ -23,19 +25,32 @@ class Optimizer {
   /// store.initialise. Error: `offload` cannot hold it (tensor/mapped.h).
   Optimizer(ParameterStore& store, const OptimizerConfig& config);
   /// Updates this rank's shares of the parameters from their gradients times `gradient_scale`.
+  /// On a GPU that is queued beside the rank's own work, in the order in which units run: forward waits for
+  /// each unit's alone (Bucket::settle), and so does who asks the store for a value.
   void step(double lr, double gradient_scale);
+  ~Optimizer();
+  Optimizer(const Optimizer&) = delete;
+  Optimizer& operator=(const Optimizer&) = delete;
 
   /// Updates made so far; a resumed run sets it.
   int64_t steps() const { return steps_; }
   void set_steps(int64_t steps) { steps_ = steps; }
   /// AdamW's moments of this rank's share of a parameter, [share_of(parameter).size()]; undefined for SGD.
-  Tensor first_moments(const Parameter& p) const { return m_.defined() ? store_.own_part(m_, p) : m_; }
-  Tensor second_moments(const Parameter& p) const { return v_.defined() ? store_.own_part(v_, p) : v_; }
+  Tensor first_moments(const Parameter& p) const { return moments(m_, p); }
+  Tensor second_moments(const Parameter& p) const { return moments(v_, p); }
 
  private:
+  Tensor moments(const Tensor& all, const Parameter& p) const {
+    ParameterStore::bucket_of(p).settle();
+    return all.defined() ? store_.own_part(all, p) : all;
+  }
+  void update(const Parameter& p, double lr, double gradient_scale) const;
+
   ParameterStore& store_;
   OptimizerConfig config_;
   int64_t steps_ = 0;
+  std::vector<Bucket*> units_;  // in the order in which forward comes to them
+  Background beside_;
   Tensor m_;
   Tensor v_;
 };

@@ -190,6 +190,8 @@ void add_optimizer(ConfigTable& table, TrainConfig& c) {
   s.add("eps", &c.optimizer.eps, "of AdamW").above(0);
   s.add("weight_decay", &c.optimizer.weight_decay, "decoupled, on matrices").at_least(0);
   s.add("clip", &c.clip, "largest gradient norm; 0: no limit").at_least(0);
+  s.add("overlap", &c.optimizer.overlap,
+        "on a GPU: update weights beside the next forward, which waits for them");
   s.add("offload", &c.optimizer.offload,
         "directory for files that hold moments and master copy; empty: memory");
 }

@@ -11,6 +11,7 @@
 
 #include "phalanx/base/error.h"
 #include "phalanx/ops/lent.h"
+#include "phalanx/tensor/cuda_check.cuh"
 #include "phalanx/tensor/stream.h"
 
 namespace phalanx::cuda {
@@ -221,6 +222,7 @@ void run_cudnn(const AttentionCall& call, const AttentionOperands& operands) {
   std::unordered_map<int64_t, void*> p = pointers(call, operands);
   fe::error_t status = plan.graph->execute(library.on_current_stream(), p, workspace.address());
   if (status.is_bad()) throw Error("cuDNN, {}: {}", describe(call), status.get_message());
+  queued(call.backward ? "attention_backward by cuDNN" : "attention by cuDNN");
 }
 
 }  // namespace phalanx::cuda

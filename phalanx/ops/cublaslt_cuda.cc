@@ -223,6 +223,7 @@ void Library::start(const Product& p, const Plan& plan, const Found& how, const 
                        plan.a.get(), beta, added, plan.c.get(), o.c.address(), plan.c.get(), &how.algo,
                        workspace.address(), how.workspaceSize, current_stream().native()),
         "cublasLtMatmul");
+  queued("a product by cuBLASLt");
 }
 
 // Of the likely ones, by the median of some runs of each, in turns. What c holds stays.

@@ -9,6 +9,7 @@
 #include <array>
 #include <deque>
 #include <mutex>
+#include <string_view>
 #include <vector>
 
 #include "phalanx/tensor/allocator.h"
@@ -102,6 +103,10 @@ class StreamState final : public Allocator {
   Staging& staging() { return staging_; }
   /// Where kernels of this stream report, in device memory.
   Fault* fault() const { return fault_; }
+  // cuda_check.cuh: queued
+  std::string_view last_op;
+  bool waits_for_each = false;
+
   /// Queues a copy of the fault to staging().fault.
   void fetch_fault();
   /// After the fetched fault has arrived: throws BrokenPromise if there is one, and forgets it.

@@ -5,19 +5,25 @@
 
 #include <string_view>
 
-#include "phalanx/base/error.h"
+#include "phalanx/tensor/device.h"
 
 namespace phalanx::cuda {
 
-/// Throws Error, naming the call and what CUDA says, unless `status` is success.
+/// Throws DeviceError, naming the call and what CUDA says, unless `status` is success.
 inline void check(cudaError_t status, std::string_view call) {
   if (status == cudaSuccess) [[likely]]
     return;
   (void)cudaGetLastError();  // errors that are not sticky are not reported again by a later launch
-  throw Error("{}: {} ({})", call, cudaGetErrorString(status), cudaGetErrorName(status));
+  throw DeviceError("{}: {} ({})", call, cudaGetErrorString(status), cudaGetErrorName(status));
 }
 
-/// Throws when the last kernel launch of this thread was refused.
-inline void check_launch(std::string_view kernel) { check(cudaGetLastError(), kernel); }
+/// Remembers what the calling thread's stream was given last, a literal; waits for it if that was asked for.
+void queued(std::string_view op);
+
+/// After a launch: throws when it was refused.
+inline void check_launch(std::string_view op) {
+  check(cudaGetLastError(), op);
+  queued(op);
+}
 
 }  // namespace phalanx::cuda

@@ -15,6 +15,9 @@ std::shared_ptr<void> background(Device device);
 std::shared_ptr<void> enter_background(const std::shared_ptr<void>& stream);
 /// current_stream().synchronise().
 void synchronise();
+/// Of the calling thread's stream: wait for each op from now on, and the one that was queued last.
+void wait_for_each_op(bool on);
+std::string_view last_op();
 /// Bytes of memory of a GPU.
 uint64_t memory_of(Device device);
 

@@ -50,6 +50,19 @@ void synchronise(Device device) {
   }
 }
 
+void wait_for_each_op([[maybe_unused]] Device device, [[maybe_unused]] bool on) {
+  if constexpr (kHaveCuda) {
+    if (device.is_cuda()) cuda::wait_for_each_op(on);
+  }
+}
+
+std::string last_op([[maybe_unused]] Device device) {
+  if constexpr (kHaveCuda) {
+    if (device.is_cuda()) return std::string(cuda::last_op());
+  }
+  return {};
+}
+
 uint64_t memory_of(Device device) {
   if constexpr (kHaveCuda) {
     if (device.is_cuda()) return cuda::memory_of(device);

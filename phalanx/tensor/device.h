@@ -6,7 +6,15 @@
 #include <memory>
 #include <string>
 
+#include "phalanx/base/error.h"
+
 namespace phalanx {
+
+/// What a GPU or its driver refused, or failed at: names the call, or what was waited for.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
+};
 
 // The one macro about CUDA: everything else asks this constant, `if constexpr (kHaveCuda)`. Without CUDA the
 // twins of ops are declared but neither compiled nor called.
@@ -63,6 +71,12 @@ class DeviceScope {
 
 /// Waits for what the calling thread has queued on `device`; on the CPU nothing is.
 void synchronise(Device device);
+
+/// From now on the calling thread waits for each op on `device`, a GPU, that it queues, so that a fault names
+/// the op; or no longer does. On the CPU an op always returns when it is done.
+void wait_for_each_op(Device device, bool on);
+/// The op that the calling thread queued last on `device`, a GPU; "" of the CPU.
+std::string last_op(Device device);
 
 /// Bytes of memory of `device`: the machine's, or the GPU's.
 uint64_t memory_of(Device device);

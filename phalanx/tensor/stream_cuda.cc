@@ -58,6 +58,16 @@ std::shared_ptr<void> enter_background(const std::shared_ptr<void>& stream) {
 
 void synchronise() { current_stream().synchronise(); }
 
+void queued(std::string_view op) {
+  StreamState& stream = current_stream().state();
+  stream.last_op = op;
+  if (stream.waits_for_each) check(cudaStreamSynchronize(stream.native()), op);
+}
+
+void wait_for_each_op(bool on) { current_stream().state().waits_for_each = on; }
+
+std::string_view last_op() { return current_stream().state().last_op; }
+
 uint64_t memory_of(Device device) {
   cudaDeviceProp gpu;
   check(cudaGetDeviceProperties(&gpu, device.index), "cudaGetDeviceProperties");
@@ -99,6 +109,8 @@ Stream::Stream(Device device, Priority priority) : device_(device) {
   state_ = &cuda::GpuState::of(device).take_stream(priority);
   cuda::check(cudaStreamSynchronize(native()), "a kernel or copy failed");
   (void)std::exchange(*state_->staging().fault, cuda::Fault{});
+  state_->last_op = "";
+  state_->waits_for_each = false;
 }
 
 Stream::~Stream() { cuda::GpuState::of(device_).give_stream(*state_); }

@@ -27,7 +27,7 @@ Optimizer::Optimizer(ParameterStore& store, const OptimizerConfig& config)
 Optimizer::~Optimizer() {
   try {
     for (Bucket* bucket : units_) bucket->settle();
-  } catch (const Error&) {  // the GPU has failed, and its memory is gone
+  } catch (const DeviceError&) {  // the GPU has failed, and its memory is gone
   }
 }
 

@@ -62,6 +62,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       trainer_{mesh_,       parameters_,           model_, optimizer_, Pipeline(schedule_, mesh_),
                config.clip, config.train.recompute} {
   trainer_.deterministic = config.train.deterministic;
+  wait_for_each_op(device_, config.train.blocking);
   if (device_.is_cuda()) tune_products(!config.train.deterministic);
   trainer_.loss_rows = loss_rows_of(config.train, vocabulary);
   if (config.parallel.rebalance_every > 0) trainer_.places = &places_;

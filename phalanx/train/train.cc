@@ -62,7 +62,7 @@ class Run {
         save_now(step_);
         return take_history();
       }
-      train_now();
+      named_step();
       if (hooks_.trace.ends_with(step_ - first_step_)) tell_trace();
       if (c.save_every > 0 && (step_ + 1) % c.save_every == 0 && step_ + 1 < c.steps) save_now(step_ + 1);
     }
@@ -119,7 +119,7 @@ class Run {
     batches_.clear();
     batches_ = data_.train_batches(step_, rank_.share());
     const double lr = learning_rate(config().lr, step_, config().train.steps);
-    const StepResult result = finite_step(lr);
+    const StepResult result = train_step(rank_.trainer(), batches_, lr, static_cast<uint64_t>(step_));
     const double seconds = seconds_since(start);
     const Pipeline& pipeline = rank_.trainer().pipeline;
     if (pipeline.schedule().ranks > 1) pipelines_.add(step_, seconds, pipeline.records());
@@ -138,13 +138,26 @@ class Run {
     if (hooks_.on_step) hooks_.on_step(history_.steps.back());
   }
 
-  StepResult finite_step(double lr) {
+  // Errors say where the run stopped, and what it leaves.
+  void named_step() {
     try {
-      return train_step(rank_.trainer(), batches_, lr, static_cast<uint64_t>(step_));
+      train_now();
     } catch (const NotFinite& e) {
-      if (last_saved_.empty()) throw Error("{}; no checkpoint was saved before", e.what());
-      throw Error("{}; the last checkpoint is {}", e.what(), last_saved_);
+      throw Error("{}; {}", e.what(), checkpoint_left());
+    } catch (const DeviceError& e) {
+      const bool named = config().train.blocking;
+      throw DeviceError("step {}, rank {} on {}: {}; {}; {}", step_, world_.rank(),
+                        device_name(rank_.device()), e.what(),
+                        named ? std::string("each op was waited for")
+                              : format("the last op that was queued is {}, and with train.blocking=true the "
+                                       "one at fault is named",
+                                       last_op(rank_.device())),
+                        checkpoint_left());
     }
+  }
+
+  std::string checkpoint_left() const {
+    return last_saved_.empty() ? "no checkpoint was saved before" : "the last checkpoint is " + last_saved_;
   }
 
   static void add(PhaseSeconds& sum, const PhaseSeconds& s) {

@@ -144,6 +144,7 @@ void add_run(ConfigTable& table, RunConfig& r) {
            "summed in dtype, or, on GPUs with weights in bf16, in bf16: of few microbatches");
   s.add("deterministic", &r.deterministic,
         "the same bits in every run; false: on GPUs faster attention, tuned products");
+  s.add("blocking", &r.blocking, "on a GPU: wait for each op, so that a fault names the op");
   s.add("loss_rows", &r.loss_rows, "tokens with logits at once; 0: GPUs 1 GiB's, CPUs all")
       .at_least(0)
       .at_most(kLossRows);

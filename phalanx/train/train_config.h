@@ -33,6 +33,7 @@ struct RunConfig {
   KeptWeights weights = KeptWeights::same;
   KeptWeights gradients = KeptWeights::same;
   bool deterministic = true;  ///< the same bits in every run; on CPUs always
+  bool blocking = false;      ///< on a GPU each op is waited for
   int64_t loss_rows = 0;      ///< of a microbatch, whose logits exist at once; 0: loss_rows_of
   std::string schedule;       ///< of microbatches (schedule_entries); "": sequential, with pp > 1 1f1b
   int slices = 1;             ///< of each microbatch, along its sequences (model/slices.h)

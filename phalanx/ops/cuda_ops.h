@@ -13,6 +13,7 @@
 #include "phalanx/ops/attention.h"
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/ops/dropout.h"
+#include "phalanx/ops/fp8.h"
 #include "phalanx/ops/gelu_linear.h"
 #include "phalanx/ops/latent_kv.h"
 #include "phalanx/ops/layernorm.h"
@@ -136,6 +137,15 @@ Tensor log_sum_exp(const Tensor& logits_TE);
 Tensor z_loss(const Tensor& log_sum_exp_T);
 void z_loss_backward_into(const Tensor& dlogits_TE, const Tensor& logits_TE, const Tensor& log_sum_exp_T,
                           double scale);
+
+// ops/quantize.h
+Quantized quantize(const Tensor& x_TD, ScaleFormat format);
+
+// ops/fp8.h, into tensors of the right shapes; of lines, those that are not null.
+void fp8_lines_into(const Tensor& x_TD, const Fp8Lines* rows, const Fp8Lines* columns);
+void fp8_columns_into(const Fp8Lines& rows, const Fp8Lines& columns);
+void fp8_blocks_into(const Tensor& w_NK, ScaleFormat format, const Fp8Blocks& to);
+void fp8_transposed_into(const Fp8Blocks& w, const Fp8Blocks& to);
 
 // ops/permute.h. Weights of bf16 rows are f32, and so are their gradients.
 ExpertOrder order_by_expert(const Rows& topk_idx_RK, int experts);

@@ -1,8 +1,8 @@
 #include "phalanx/ops/quantize.h"
 
-#include <bit>
-
 #include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/quantize_scale.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/quantize.cc"
@@ -13,26 +13,11 @@ HWY_BEFORE_NAMESPACE();
 namespace phalanx::HWY_NAMESPACE {
 namespace {
 
-constexpr float kLeast = 1e-4f;
-constexpr float kLargest = 448;
+void keep(float scale, float* stored) { *stored = scale; }
+void keep(float scale, uint8_t* stored) { *stored = power_above(scale); }
 
-// The exponent of the least power of two that is not below x, with the bias of floats.
-uint8_t power_above(float x) {
-  const auto u = std::bit_cast<uint32_t>(x);
-  return static_cast<uint8_t>((u >> 23) + ((u & 0x7fffffu) != 0));
-}
-
-float power(int biased) { return std::bit_cast<float>(static_cast<uint32_t>(biased) << 23); }
-
-// What the values of a group are multiplied by; *scale is what that is to be undone with.
-float factor(float largest, float* scale) {
-  *scale = largest * (1 / kLargest);
-  return kLargest / largest;
-}
-float factor(float largest, uint8_t* scale) {
-  *scale = power_above(largest * (1 / kLargest));
-  return power(254 - *scale);
-}
+template <class Scale>
+constexpr ScaleFormat kFormatOf = sizeof(Scale) == sizeof(float) ? ScaleFormat::f32 : ScaleFormat::ue8m0;
 
 float scale_of(float stored) { return stored; }
 float scale_of(uint8_t stored) { return power(stored); }
@@ -40,12 +25,14 @@ float scale_of(uint8_t stored) { return power(stored); }
 template <class S, class Scale>
 HWY_INLINE void quantize_group(int64_t n, const typename S::Stored* x, uint8_t* q, Scale* scale) {
   const hn::ScalableTag<float> d;
-  auto largest = hn::Set(d, kLeast);
+  auto largest = hn::Set(d, kLeastMagnitude);
   for_lanes(d, n, [&](auto at, int64_t i) PHX_LANES {
     const auto magnitude = hn::Abs(S::load(at, d, x + i));
     largest = hn::IfThenElse(hn::Gt(magnitude, largest), magnitude, largest);  // passes over NaN
   });
-  const auto by = hn::Set(d, factor(hn::GetLane(hn::MaxOfLanes(d, largest)), scale));
+  const GroupScale group = group_scale(hn::GetLane(hn::MaxOfLanes(d, largest)), kFormatOf<Scale>);
+  keep(group.scale, scale);
+  const auto by = hn::Set(d, group.by);
   for_lanes(d, n, [&](auto at, int64_t i) PHX_LANES {
     E4m3::store(at, hn::Mul(S::load(at, d, x + i), by), d, q + i);
   });
@@ -113,6 +100,9 @@ HWY_EXPORT(dequantize_kernel);
 }  // namespace
 
 Quantized quantize(const Tensor& x, ScaleFormat format) {
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) return cuda::quantize(x, format);
+  }
   const DType scale = format == ScaleFormat::f32 ? DType::f32 : DType::u8;
   Quantized out = {Tensor::empty(x.shape(), DType::f8e4m3),
                    Tensor::empty({x.rows(), scale_groups(x.dim(1))}, scale)};

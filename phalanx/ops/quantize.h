@@ -23,7 +23,8 @@ inline int64_t scale_groups(int64_t width) { return (width + kScaleGroup - 1) / 
 
 /// x [T, D] of f32, bf16 or f16. With a the largest |x| of a group, at least 1e-4, NaN passed over: f32
 /// scales are a / 448, and q is x · (448 / a); ue8m0 scales are the least power of two that is not below a /
-/// 448, and q is x divided by it. Both in f32, then to nearest.
+/// 448, and q is x divided by it. Both in f32, then to nearest. On a GPU of f32 or bf16, to the same bits,
+/// but that NaN has no sign there.
 Quantized quantize(const Tensor& x_TD, ScaleFormat format);
 
 /// q · scale in f32, rounded to dtype: f32, bf16 or f16 [T, D].

@@ -176,5 +176,6 @@ INSTANTIATE_TEST_SUITE_P(Gpu, ChooseInstead, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, VocabularyParts, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, HeadRuns, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, LatentKv, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Fp8, kOnGpu);
 
 }  // namespace phalanx::test

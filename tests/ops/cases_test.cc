@@ -38,5 +38,6 @@ INSTANTIATE_TEST_SUITE_P(Cpu, ChooseInstead, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, VocabularyParts, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, HeadRuns, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, LatentKv, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Fp8, kOnCpu);
 
 }  // namespace phalanx::test

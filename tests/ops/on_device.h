@@ -99,5 +99,6 @@ class ChooseInstead : public OnDevice {};
 class VocabularyParts : public OnDevice {};
 class HeadRuns : public OnDevice {};
 class LatentKv : public OnDevice {};
+class Fp8 : public OnDevice {};
 
 }  // namespace phalanx::test

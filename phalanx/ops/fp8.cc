@@ -1,0 +1,216 @@
+#include "phalanx/ops/fp8.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "phalanx/base/parallel_for.h"
+#include "phalanx/base/trace.h"
+#include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/quantize_scale.h"
+
+namespace phalanx {
+namespace {
+
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Lines with room for `stored` terms each.
+Fp8Lines lines(int64_t count, int64_t stored, ScaleFormat format, Device device) {
+  return {.q_RK = Tensor::empty({count, stored}, DType::f8e4m3, device),
+          .scales_SR = Tensor::empty({scale_groups(stored), round_up(count, kScalePad)}, DType::f32, device),
+          .format = format};
+}
+
+Fp8Lines rows_like(const Tensor& x, ScaleFormat format) {
+  return lines(x.dim(0), x.dim(1), format, x.device());
+}
+
+Fp8Lines columns_like(const Tensor& x, ScaleFormat format) {
+  return lines(x.dim(1), round_up(x.dim(0), kTermPad), format, x.device());
+}
+
+Fp8Blocks blocks(int64_t rows, int64_t columns, Device device) {
+  return {.q_NK = Tensor::empty({rows, columns}, DType::f8e4m3, device),
+          .scales = Tensor::empty({scale_groups(rows), scale_groups(columns)}, DType::f32, device)};
+}
+
+void check_blocks(const Fp8Blocks& w) {
+  const Shape scales = {scale_groups(w.q_NK.dim(0)), scale_groups(w.q_NK.dim(1))};
+  PHX_CHECK(w.q_NK.dtype() == DType::f8e4m3 && w.scales.shape() == scales, "{} {} with scales {}",
+            dtype_name(w.q_NK.dtype()), w.q_NK.shape(), w.scales.shape());
+}
+
+// Calls f(element) with element(i) the value in x at i.
+template <class F>
+void with_elements(const Tensor& x, F&& f) {
+  if (x.dtype() == DType::bf16) return f([p = x.data<const bf16>()](int64_t i) { return p[i].to_float(); });
+  f([p = x.data<const float>()](int64_t i) { return p[i]; });
+}
+
+// Not less than `largest`; passes over NaN.
+float larger(float largest, float value) {
+  const float magnitude = std::abs(value);
+  return magnitude > largest ? magnitude : largest;
+}
+
+// Lines of `length` terms, value(r, k) is that of term k of line r; the rest of their room becomes zero.
+template <class Value>
+void quantize_lines(int64_t length, const Fp8Lines& to, const Value& value) {
+  const int64_t count = to.q_RK.dim(0);
+  const int64_t stored = to.q_RK.dim(1);
+  const int64_t pitch = to.scales_SR.dim(1);
+  auto* const q = to.q_RK.data<f8e4m3>();
+  auto* const scales = to.scales_SR.data<float>();
+  std::fill_n(scales, to.scales_SR.numel(), 0.0f);
+  parallel_for(count, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t first = 0; first < stored; first += kScaleGroup) {
+        const int64_t last = std::min(length, first + kScaleGroup);
+        float largest = kLeastMagnitude;
+        for (int64_t k = first; k < last; ++k) largest = larger(largest, value(r, k));
+        const GroupScale group = group_scale(largest, to.format);
+        scales[first / kScaleGroup * pitch + r] = group.scale;
+        const int64_t end_of_group = std::min(stored, first + kScaleGroup);
+        for (int64_t k = first; k < end_of_group; ++k)
+          q[r * stored + k] = f8e4m3::from(k < last ? value(r, k) * group.by : 0);
+      }
+    }
+  });
+}
+
+void quantize_rows(const Tensor& x, const Fp8Lines& to) {
+  const int64_t width = x.dim(1);
+  with_elements(x, [&](const auto& element) {
+    quantize_lines(width, to, [&](int64_t r, int64_t k) { return element(r * width + k); });
+  });
+}
+
+void quantize_columns(const Tensor& x, const Fp8Lines& to) {
+  const int64_t width = x.dim(1);
+  with_elements(x, [&](const auto& element) {
+    quantize_lines(x.dim(0), to, [&](int64_t r, int64_t k) { return element(k * width + r); });
+  });
+}
+
+}  // namespace
+
+Fp8Lines fp8_rows(const Tensor& x, ScaleFormat format) {
+  Fp8Lines out = rows_like(x, format);
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) {
+      cuda::fp8_lines_into(x, &out, nullptr);
+      return out;
+    }
+  }
+  const TraceSpan span(TraceKind::elementwise, "fp8_rows", x.bytes() + out.q_RK.bytes());
+  quantize_rows(x, out);
+  return out;
+}
+
+Fp8Lines fp8_columns(const Tensor& x, ScaleFormat format) {
+  Fp8Lines out = columns_like(x, format);
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) {
+      cuda::fp8_lines_into(x, nullptr, &out);
+      return out;
+    }
+  }
+  const TraceSpan span(TraceKind::elementwise, "fp8_columns", x.bytes() + out.q_RK.bytes());
+  quantize_columns(x, out);
+  return out;
+}
+
+Fp8RowsAndColumns fp8_rows_and_columns(const Tensor& x, ScaleFormat format) {
+  Fp8RowsAndColumns out = {rows_like(x, format), columns_like(x, format)};
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) {
+      cuda::fp8_lines_into(x, &out.rows, &out.columns);
+      return out;
+    }
+  }
+  const TraceSpan span(TraceKind::elementwise, "fp8_rows_and_columns", x.bytes() + 2 * out.rows.q_RK.bytes());
+  quantize_rows(x, out.rows);
+  quantize_columns(x, out.columns);
+  return out;
+}
+
+Fp8Lines fp8_columns(const Fp8Lines& rows) {
+  const Tensor& x = rows.q_RK;
+  PHX_CHECK(rows.format == ScaleFormat::ue8m0, "columns of rows whose scales are not powers of two");
+  PHX_CHECK(rows.scales_SR.shape() == rows_like(x, rows.format).scales_SR.shape(), "rows {} with scales {}",
+            x.shape(), rows.scales_SR.shape());
+  Fp8Lines out = columns_like(x, rows.format);
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda()) {
+      cuda::fp8_columns_into(rows, out);
+      return out;
+    }
+  }
+  const TraceSpan span(TraceKind::elementwise, "fp8_columns", x.bytes() + out.q_RK.bytes());
+  const auto* const q = x.data<const f8e4m3>();
+  const auto* const scales = rows.scales_SR.data<const float>();
+  const int64_t width = x.dim(1);
+  const int64_t pitch = rows.scales_SR.dim(1);
+  quantize_lines(x.dim(0), out, [&](int64_t r, int64_t k) {
+    return q[k * width + r].to_float() * scales[r / kScaleGroup * pitch + k];
+  });
+  return out;
+}
+
+Fp8Blocks fp8_blocks(const Tensor& w, ScaleFormat format) {
+  const int64_t width = w.dim(1);
+  Fp8Blocks out = blocks(w.dim(0), width, w.device());
+  if constexpr (kHaveCuda) {
+    if (w.on_cuda()) {
+      cuda::fp8_blocks_into(w, format, out);
+      return out;
+    }
+  }
+  const TraceSpan span(TraceKind::elementwise, "fp8_blocks", w.bytes() + out.q_NK.bytes());
+  auto* const q = out.q_NK.data<f8e4m3>();
+  auto* const scales = out.scales.data<float>();
+  const int64_t across = out.scales.dim(1);
+  with_elements(w, [&](const auto& element) {
+    parallel_for(out.scales.numel(), 1, [&](int64_t block, int64_t) {
+      // f(i) for the index of each element of the block.
+      const auto for_each = [&](const auto& f) {
+        const int64_t row = block / across * kScaleGroup;
+        const int64_t column = block % across * kScaleGroup;
+        for (int64_t n = row; n < std::min(w.dim(0), row + kScaleGroup); ++n) {
+          for (int64_t k = column; k < std::min(width, column + kScaleGroup); ++k) f(n * width + k);
+        }
+      };
+      float largest = kLeastMagnitude;
+      for_each([&](int64_t i) { largest = larger(largest, element(i)); });
+      const GroupScale group = group_scale(largest, format);
+      scales[block] = group.scale;
+      for_each([&](int64_t i) { q[i] = f8e4m3::from(element(i) * group.by); });
+    });
+  });
+  return out;
+}
+
+Fp8Blocks fp8_transposed(const Fp8Blocks& w) {
+  check_blocks(w);
+  const int64_t rows = w.q_NK.dim(0);
+  const int64_t columns = w.q_NK.dim(1);
+  Fp8Blocks out = blocks(columns, rows, w.q_NK.device());
+  if constexpr (kHaveCuda) {
+    if (w.q_NK.on_cuda()) {
+      cuda::fp8_transposed_into(w, out);
+      return out;
+    }
+  }
+  const TraceSpan span(TraceKind::elementwise, "fp8_transposed", 2 * w.q_NK.bytes());
+  const auto transpose = [](const auto* from, auto* to, int64_t down, int64_t across) {
+    parallel_for(across, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        for (int64_t r = 0; r < down; ++r) to[c * down + r] = from[r * across + c];
+      }
+    });
+  };
+  transpose(w.q_NK.data<const f8e4m3>(), out.q_NK.data<f8e4m3>(), rows, columns);
+  transpose(w.scales.data<const float>(), out.scales.data<float>(), w.scales.dim(0), w.scales.dim(1));
+  return out;
+}
+
+}  // namespace phalanx

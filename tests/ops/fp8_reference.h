@@ -1,0 +1,37 @@
+// The definitions of FP8 factors, for their tests: on the host, one element after another.
+#pragma once
+
+#include "phalanx/ops/fp8.h"
+#include "tests/ops/reference.h"
+
+namespace phalanx::test {
+
+/// What fp8_rows or fp8_columns should give.
+struct LinesReference {
+  Tensor q;
+  Tensor scales;
+};
+LinesReference rows_reference(const Tensor& x, ScaleFormat format);
+LinesReference columns_reference(const Tensor& x, ScaleFormat format);
+
+/// What fp8_blocks should give.
+struct BlocksReference {
+  Tensor q;
+  Tensor scales;
+};
+BlocksReference blocks_reference(const Tensor& w, ScaleFormat format);
+
+/// Of f32 or f8e4m3.
+Tensor transpose_reference(const Tensor& x);
+
+/// Normal elements whose rows and columns differ in size by powers of two from 2^-24 to 2^24, some of them
+/// 0.
+Tensor scattered(Random& random, const Shape& shape, DType dtype);
+
+/// The first `length` terms of each line, q · scale in f32, on the host.
+Tensor line_values(const Fp8Lines& lines, int64_t length);
+
+/// Where `got`, wherever it is, first differs from `want` in a bit, and how; empty if it does not.
+std::string first_difference(const Tensor& got, const Tensor& want);
+
+}  // namespace phalanx::test

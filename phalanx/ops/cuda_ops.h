@@ -13,7 +13,7 @@
 #include "phalanx/ops/attention.h"
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/ops/dropout.h"
-#include "phalanx/ops/fp8.h"
+#include "phalanx/ops/fp8_matmul.h"
 #include "phalanx/ops/gelu_linear.h"
 #include "phalanx/ops/latent_kv.h"
 #include "phalanx/ops/layernorm.h"
@@ -146,6 +146,10 @@ void fp8_lines_into(const Tensor& x_TD, const Fp8Lines* rows, const Fp8Lines* co
 void fp8_columns_into(const Fp8Lines& rows, const Fp8Lines& columns);
 void fp8_blocks_into(const Tensor& w_NK, ScaleFormat format, const Fp8Blocks& to);
 void fp8_transposed_into(const Fp8Blocks& w, const Fp8Blocks& to);
+
+// ops/fp8_matmul.h: by wgmma, on sm_90 alone (Error).
+void fp8_matmul_nt_into(const Tensor& y_MN, const Fp8Lines& a_MK, const Fp8Blocks& b_NK, Into into);
+void fp8_matmul_nt_into(const Tensor& y_MN, const Fp8Lines& a_MK, const Fp8Lines& b_NK, Into into);
 
 // ops/permute.h. Weights of bf16 rows are f32, and so are their gradients.
 ExpertOrder order_by_expert(const Rows& topk_idx_RK, int experts);

@@ -11,12 +11,10 @@
 namespace phalanx {
 namespace {
 
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
 // Lines with room for `stored` terms each.
 Fp8Lines lines(int64_t count, int64_t stored, ScaleFormat format, Device device) {
   return {.q_RK = Tensor::empty({count, stored}, DType::f8e4m3, device),
-          .scales_SR = Tensor::empty({scale_groups(stored), round_up(count, kScalePad)}, DType::f32, device),
+          .scales_SR = Tensor::empty(padded_scales(scale_groups(stored), count), DType::f32, device),
           .format = format};
 }
 
@@ -25,7 +23,8 @@ Fp8Lines rows_like(const Tensor& x, ScaleFormat format) {
 }
 
 Fp8Lines columns_like(const Tensor& x, ScaleFormat format) {
-  return lines(x.dim(1), round_up(x.dim(0), kTermPad), format, x.device());
+  const int64_t stored = (x.dim(0) + kTermPad - 1) / kTermPad * kTermPad;
+  return lines(x.dim(1), stored, format, x.device());
 }
 
 Fp8Blocks blocks(int64_t rows, int64_t columns, Device device) {
@@ -136,8 +135,8 @@ Fp8RowsAndColumns fp8_rows_and_columns(const Tensor& x, ScaleFormat format) {
 Fp8Lines fp8_columns(const Fp8Lines& rows) {
   const Tensor& x = rows.q_RK;
   PHX_CHECK(rows.format == ScaleFormat::ue8m0, "columns of rows whose scales are not powers of two");
-  PHX_CHECK(rows.scales_SR.shape() == rows_like(x, rows.format).scales_SR.shape(), "rows {} with scales {}",
-            x.shape(), rows.scales_SR.shape());
+  PHX_CHECK(rows.scales_SR.shape() == padded_scales(scale_groups(x.dim(1)), x.dim(0)),
+            "rows {} with scales {}", x.shape(), rows.scales_SR.shape());
   Fp8Lines out = columns_like(x, rows.format);
   if constexpr (kHaveCuda) {
     if (x.on_cuda()) {

@@ -30,6 +30,11 @@ struct Fp8Blocks {
 inline constexpr int64_t kScalePad = 4;
 inline constexpr int64_t kTermPad = 16;
 
+/// The shape of the scales of so many lines, each of so many groups of terms.
+inline Shape padded_scales(int64_t groups, int64_t lines) {
+  return {groups, (lines + kScalePad - 1) / kScalePad * kScalePad};
+}
+
 /// The rows of x [T, D]: q [T, D].
 Fp8Lines fp8_rows(const Tensor& x_TD, ScaleFormat format);
 

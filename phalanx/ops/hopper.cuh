@@ -180,6 +180,22 @@ __device__ void multiply_64x256(float (&sums)[128], uint64_t a, uint64_t b, bool
   (std::make_index_sequence<128>());
 }
 
+/// The same of f8e4m3, both factors K-major: sums [64, 128] = a [64, 32] · b [128, 32]ᵀ.
+__device__ inline void multiply_64x128(float (&sums)[64], uint64_t a, uint64_t b, bool add) {
+  using namespace cute::SM90::GMMA;
+  [&]<size_t... I>(std::index_sequence<I...>) {
+    MMA_64x128x32_F32E4M3E4M3_SS_TN<>::fma(a, b, sums[I]..., add ? ScaleOut::One : ScaleOut::Zero);
+  }
+  (std::make_index_sequence<64>());
+}
+
+/// No use of sums moves over this: one stands before a product is queued, one after it was waited for.
+template <int N>
+__device__ void fence_sums(float (&sums)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) cute::warpgroup_fence_operand(sums[i]);
+}
+
 using cute::warpgroup_arrive;
 using cute::warpgroup_commit_batch;
 using cute::warpgroup_wait;

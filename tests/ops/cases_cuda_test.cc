@@ -177,5 +177,6 @@ INSTANTIATE_TEST_SUITE_P(Gpu, VocabularyParts, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, HeadRuns, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, LatentKv, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Fp8, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Fp8Product, kOnGpu);
 
 }  // namespace phalanx::test

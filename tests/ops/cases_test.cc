@@ -39,5 +39,6 @@ INSTANTIATE_TEST_SUITE_P(Cpu, VocabularyParts, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, HeadRuns, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, LatentKv, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Fp8, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Fp8Product, kOnCpu);
 
 }  // namespace phalanx::test

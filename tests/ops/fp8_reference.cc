@@ -118,6 +118,27 @@ Tensor line_values(const Fp8Lines& lines, int64_t length) {
   return out;
 }
 
+Values fp8_values(const Tensor& q) {
+  const Tensor host = q.to(kCpu);
+  Values out;
+  for (const f8e4m3 x : host.span<const f8e4m3>()) out.push_back(static_cast<double>(x.to_float()));
+  return out;
+}
+
+Tensor wide_on_host(const Tensor& x) {
+  const Tensor host = x.to(kCpu);
+  const Tensor out = Tensor::empty(x.shape(), DType::f32);
+  for (int64_t i = 0; i < x.numel(); ++i) out.data<float>()[i] = host.data<bf16>()[i].to_float();
+  return out;
+}
+
+Tensor rounded_on_host(const Tensor& x, DType dtype) {
+  if (dtype == DType::f32) return x;
+  const Tensor out = Tensor::empty(x.shape(), DType::bf16);
+  for (int64_t i = 0; i < x.numel(); ++i) out.data<bf16>()[i] = bf16::from(x.data<float>()[i]);
+  return out;
+}
+
 std::string first_difference(const Tensor& got, const Tensor& want) {
   if (got.shape() != want.shape() || got.dtype() != want.dtype())
     return format("{} {}, expected {} {}", dtype_name(got.dtype()), got.shape(), dtype_name(want.dtype()),

@@ -31,6 +31,13 @@ Tensor scattered(Random& random, const Shape& shape, DType dtype);
 /// The first `length` terms of each line, q · scale in f32, on the host.
 Tensor line_values(const Fp8Lines& lines, int64_t length);
 
+/// The elements of a f8e4m3 tensor, wherever it is.
+Values fp8_values(const Tensor& q);
+
+/// On the host: bf16 as f32, and f32 rounded to bf16 or as it is.
+Tensor wide_on_host(const Tensor& x);
+Tensor rounded_on_host(const Tensor& x, DType dtype);
+
 /// Where `got`, wherever it is, first differs from `want` in a bit, and how; empty if it does not.
 std::string first_difference(const Tensor& got, const Tensor& want);
 

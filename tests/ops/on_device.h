@@ -100,5 +100,6 @@ class VocabularyParts : public OnDevice {};
 class HeadRuns : public OnDevice {};
 class LatentKv : public OnDevice {};
 class Fp8 : public OnDevice {};
+class Fp8Product : public OnDevice {};
 
 }  // namespace phalanx::test

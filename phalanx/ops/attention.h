@@ -87,7 +87,8 @@ struct KvSegment {
   int64_t first_position = 0;
 };
 /// Decoding: query row i, at position positions[i] (i32 [T]), attends to all rows of `segments` at positions
-/// ≤ its own, in one softmax. Gives y [T, H·e]; a row that sees none is zero. Forward only.
+/// ≤ its own, in one softmax. Gives y [T, H·e]; a row that sees none is zero. Forward only. f32 or f64; on a
+/// GPU also bf16.
 Tensor attention_over_segments(const Tensor& q_THd, const Tensor& positions,
                                std::span<const KvSegment> segments, const AttentionConfig& config);
 

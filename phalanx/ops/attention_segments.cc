@@ -8,6 +8,7 @@
 #include "phalanx/base/parallel_for.h"
 #include "phalanx/base/pooled.h"
 #include "phalanx/ops/attention.h"
+#include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "phalanx/ops/attention_segments.cc"
@@ -146,6 +147,9 @@ Tensor attention_over_segments(const Tensor& q, const Tensor& positions, std::sp
                   s.k_SGd.dtype() == q.dtype() && s.v_SGd.dtype() == q.dtype(),
               "segment of k {} and v {} at position {}, {} heads of {} and {} columns", s.k_SGd.shape(),
               s.v_SGd.shape(), s.first_position, c.kv_heads, c.head_dim, c.values());
+  }
+  if constexpr (kHaveCuda) {
+    if (q.on_cuda()) return cuda::attention_over_segments(q, positions, segments, c);
   }
   const Tensor y = Tensor::empty({q.rows(), c.heads * c.values()}, q.dtype());
   const auto at = positions.span<const int32_t>();

@@ -10,8 +10,10 @@
 #include <array>
 #include <span>
 
+#include "phalanx/ops/argmax.h"
 #include "phalanx/ops/attention.h"
 #include "phalanx/ops/cross_entropy.h"
+#include "phalanx/ops/decode_attention.h"
 #include "phalanx/ops/dropout.h"
 #include "phalanx/ops/fp8_matmul.h"
 #include "phalanx/ops/gelu_linear.h"
@@ -85,6 +87,17 @@ void attention_backward(const AttentionBackward& in, const AttentionGradients& o
                         std::span<const AttentionTile> tiles, bool adds, const AttentionConfig& config);
 /// Sets all to −∞.
 void fill_infinity(const Tensor& log_sum_exp_TH);
+Tensor attention_over_segments(const Tensor& q_THd, const Tensor& positions,
+                               std::span<const KvSegment> segments, const AttentionConfig& config);
+
+// ops/decode_attention.h
+void append_to_pages(const KvPages& pages, const KvPlaces& places, const Tensor& k_TGd, const Tensor& v_TGd);
+Tensor attention_over_pages(const Tensor& q_THd, const KvPlaces& places, const KvPages& pages,
+                            const AttentionConfig& config);
+
+// ops/argmax.h
+void argmax_into(const Tensor& chosen, const Tensor& x_TV);
+void advance_into(const DecodeRows& rows, const Tensor& chosen);
 
 // ops/head_runs.h: of heads in so many runs.
 Tensor pack_heads(const Tensor& x_THd, int runs, int ranks);

@@ -178,5 +178,7 @@ INSTANTIATE_TEST_SUITE_P(Gpu, HeadRuns, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, LatentKv, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Fp8, kOnGpu);
 INSTANTIATE_TEST_SUITE_P(Gpu, Fp8Product, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, DecodeAttention, kOnGpu);
+INSTANTIATE_TEST_SUITE_P(Gpu, Argmax, kOnGpu);
 
 }  // namespace phalanx::test

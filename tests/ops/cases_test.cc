@@ -40,5 +40,7 @@ INSTANTIATE_TEST_SUITE_P(Cpu, HeadRuns, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, LatentKv, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Fp8, kOnCpu);
 INSTANTIATE_TEST_SUITE_P(Cpu, Fp8Product, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, DecodeAttention, kOnCpu);
+INSTANTIATE_TEST_SUITE_P(Cpu, Argmax, kOnCpu);
 
 }  // namespace phalanx::test

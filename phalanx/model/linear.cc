@@ -5,6 +5,7 @@
 #include "phalanx/ops/layernorm.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/rmsnorm.h"
+#include "phalanx/ops/swiglu_linear.h"
 #include "phalanx/parallel/stream_products.h"
 
 namespace phalanx {
@@ -255,6 +256,14 @@ Task<GeluRows> GatheredLinears<N>::forward_gelu(Tensor x, Gelu kind) requires(N 
   };
   co_await each_chunk(&rows, multiply);
   co_return out;
+}
+
+template <size_t N>
+Task<Tensor> GatheredLinears<N>::forward_swiglu(Tensor x) requires(N == 1) {
+  GatherChunks rows = tensor_.gather_chunks(std::move(x));
+  const Weights w = co_await weights();
+  const Tensor all = co_await rows.rest();
+  co_return linear_swiglu(all, w.matrices[0], w.biases[0]);
 }
 
 template <size_t N>

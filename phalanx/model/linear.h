@@ -65,6 +65,8 @@ class GatheredLinears {
   Task<std::array<Tensor, N>> forward(Tensor x);
   /// The same of one linear, and its GELU.
   Task<GeluRows> forward_gelu(Tensor x, Gelu kind) requires(N == 1);
+  /// Of one linear with gates stacked before what they gate: SwiGLU's result. Nothing is kept.
+  Task<Tensor> forward_swiglu(Tensor x) requires(N == 1);
   /// The gradient of the stream, given the forward's x.
   Task<Tensor> backward(std::array<Tensor, N> dy, Tensor x, Tape& tape);
 

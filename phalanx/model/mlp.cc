@@ -49,7 +49,11 @@ SwigluMlp::SwigluMlp(const Builder& b, const std::string& name, int64_t hidden)
     : gate_up_(b, {Linear(b, name + ".gate_up", into(hidden, 2, b.config))}),
       down_(b, name + ".down", out_of(hidden, b.config)) {}
 
-Task<Tensor> SwigluMlp::forward(Tensor x_TD, Tensor residual_TD, Pass, Tape& tape) {
+Task<Tensor> SwigluMlp::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) {
+  if (pass.cache) {
+    const Tensor gated = co_await gate_up_.forward_swiglu(std::move(x_TD));
+    co_return co_await down_.forward(gated, std::move(residual_TD));
+  }
   const auto [h] = co_await gate_up_.forward(tape.save(x_TD));
   const Rows rows = tape.save(all_rows(h));
   const Rows a = swiglu(rows);

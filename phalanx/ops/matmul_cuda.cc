@@ -1,6 +1,7 @@
 // ops/matmul.h on a GPU: what each product is to cuBLASLt.
 #include "phalanx/ops/cublaslt.h"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/few_rows.h"
 
 namespace phalanx::cuda {
 namespace {
@@ -39,10 +40,14 @@ Tensor matmul_nt(const Tensor& x, const Tensor& w) {
 }
 
 void matmul_nt_into(const Tensor& y, const Tensor& x, const Tensor& w, Into into) {
+  const LinearOf linear = {y, w, {}, {}};
+  if (into == Into::replace && multiply_few_rows(x, {&linear, 1})) return;
   multiply(of_rows(x, Weight::transposed, y, into), {x, w, y});
 }
 
 void linear_into(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& also) {
+  const LinearOf linear = {y, w, b, also};
+  if (multiply_few_rows(x, {&linear, 1})) return;
   const bool whole = x.dim(1) > 0;
   const bool fused = b.defined() && whole && y.dtype() != DType::f64;  // what cuBLASLt can
   const Into into = whole && also.defined() ? Into::add : Into::replace;

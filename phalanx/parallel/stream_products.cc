@@ -1,5 +1,8 @@
 #include "phalanx/parallel/stream_products.h"
 
+#include "phalanx/base/pooled.h"
+#include "phalanx/ops/linears.h"
+
 namespace phalanx {
 
 Task<> multiply_gathered(GatherChunks* x, Product product, std::span<const Tensor> w,
@@ -13,9 +16,11 @@ Task<> multiply_gathered(GatherChunks* x, Product product, std::span<const Tenso
 Task<> linear_gathered(GatherChunks* x, std::span<const Tensor> w, std::span<const Tensor> b,
                        std::span<const Tensor> y) {
   return each_chunk(x, [w, b, y](RowRun rows, const Tensor& chunk) {
+    PooledVector<LinearOf> linears;
     for (size_t i = 0; i < w.size(); ++i) {
-      linear_into(y[i].slice(rows.begin, rows.end), chunk, w[i], b[i]);
+      linears.push_back({y[i].slice(rows.begin, rows.end), w[i], b[i], {}});
     }
+    linears_into(chunk, linears);
   });
 }
 

@@ -1,0 +1,17 @@
+#include "phalanx/ops/linears.h"
+
+#include <algorithm>
+
+#include "phalanx/ops/few_rows.h"
+#include "phalanx/ops/matmul.h"
+
+namespace phalanx {
+
+void linears_into(const Tensor& x, std::span<const LinearOf> linears) {
+  if constexpr (kHaveCuda) {
+    if (x.on_cuda() && cuda::multiply_few_rows(x, linears)) return;
+  }
+  for (const LinearOf& l : linears) linear_into(l.y_MN, x, l.w_NK, l.b_N, l.also_MN);
+}
+
+}  // namespace phalanx

@@ -1,0 +1,21 @@
+// Linear layers that read the same rows.
+#pragma once
+
+#include <span>
+
+#include "phalanx/tensor/tensor.h"
+
+namespace phalanx {
+
+/// One of them: y [M, N] = x [M, K] · w[N, K]ᵀ + b [N] + also [M, N]; b and `also` may be empty.
+struct LinearOf {
+  Tensor y_MN;
+  Tensor w_NK;
+  Tensor b_N;
+  Tensor also_MN;
+};
+
+/// Computes all of them. On a GPU few rows take one launch, in which the weights stream by.
+void linears_into(const Tensor& x_MK, std::span<const LinearOf> linears);
+
+}  // namespace phalanx

@@ -1,0 +1,12 @@
+// The product before a SwiGLU, where nothing is kept for backward.
+#pragma once
+
+#include "phalanx/tensor/tensor.h"
+
+namespace phalanx {
+
+/// x [M, K], w [2F, K] and b [2F], which may be empty → silu(gate) · up [M, F], gate and up the halves of
+/// x · wᵀ + b. On a GPU few rows take one launch.
+Tensor linear_swiglu(const Tensor& x_MK, const Tensor& w, const Tensor& b);
+
+}  // namespace phalanx

@@ -19,6 +19,7 @@ namespace phalanx {
 class DataParallel {
  public:
   explicit DataParallel(ParameterStore& store) : store_(store) {}
+  const ParameterStore& store() const { return store_; }
 
   /// A part of the model: the buckets whose weights it needs at one time, and whose gradients it adds to.
   class Part {

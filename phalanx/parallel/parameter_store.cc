@@ -50,7 +50,8 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
 }
 
 Tensor ParameterStore::add_state(std::string name, const Shape& shape) {
-  return states_.emplace_back(State{std::move(name), Tensor::zeros(shape, dtype_, device())}).value;
+  const DType dtype = dtype_ == DType::bf16 ? DType::f32 : dtype_;
+  return states_.emplace_back(State{std::move(name), Tensor::zeros(shape, dtype, device())}).value;
 }
 
 // Who has which share of a bucket whose gradients `members` sum. Stages come to it at different times, so
@@ -134,6 +135,8 @@ void ParameterStore::find_state_holders(std::span<const std::vector<int>> holder
 }
 
 void ParameterStore::initialise(uint64_t seed) {
+  PHX_CHECK(dtype_ != DType::bf16 || (device().is_cuda() && !narrow()), "a store of bf16 on {}",
+            device_name(device()));
   fill_buckets();
   int64_t elements = 0;
   for (Bucket& b : buckets_) {
@@ -156,10 +159,10 @@ void ParameterStore::initialise(uint64_t seed) {
   values_ =
       in_file ? mapped_zeros({share_elements_}, dtype_, weights_.master_in) : memory(keeps_shares(), dtype_);
   if (narrow()) narrow_values_ = memory(zero() == Zero::weights, DType::bf16);
-  grads_ = memory(zero() >= Zero::gradients, gradient_dtype());
+  if (weights_.gradients) grads_ = memory(zero() >= Zero::gradients, gradient_dtype());
   for (Bucket& b : buckets_) {
     if (!keeps_shares()) b.values = kept_values(b);
-    if (zero() < Zero::gradients) b.grads = grads_.slice(b.begin, b.begin + b.elements);
+    if (weights_.gradients && zero() < Zero::gradients) b.grads = grads_.slice(b.begin, b.begin + b.elements);
     b.bind();
   }
   for (const Parameter& p : parameters_) {
@@ -204,8 +207,13 @@ void draw(const Parameter& p, uint64_t seed, const Tensor& values, int64_t first
   if (!values.on_cuda()) return draw_here(p, seed, values, first);
   for (int64_t begin = 0; begin < values.numel(); begin += kDrawnForGpu) {
     const int64_t end = std::min(values.numel(), begin + kDrawnForGpu);
-    const Tensor piece = Tensor::empty({end - begin}, values.dtype());
+    const bool rounds = values.dtype() == DType::bf16;
+    Tensor piece = Tensor::empty({end - begin}, rounds ? DType::f32 : values.dtype());
     draw_here(p, seed, piece, first + begin);
+    if (rounds) {
+      const Tensor narrow = Tensor::empty(piece.shape(), DType::bf16);
+      narrow_into(narrow, std::exchange(piece, narrow));
+    }
     copy_into(values.slice(begin, end), piece);
   }
 }

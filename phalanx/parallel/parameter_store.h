@@ -35,6 +35,7 @@ struct WeightsConfig {
   bool narrow = false;            ///< in bf16, with a master copy beside
   bool narrow_gradients = false;  ///< in bf16, on GPUs
   std::string master_in = "";     ///< directory of a file that holds the master copy; "": it is in memory
+  bool gradients = true;          ///< false: nothing is trained, so there is no memory for them
   Device device = kCpu;           ///< of weights, gradients and states, and where units run
 };
 
@@ -53,6 +54,8 @@ struct State {
 /// On CPUs they become `dtype` while their unit runs; GPUs compute in bf16, sums in f32. Gradients are summed
 /// in `dtype`, unless they are narrow, too. Bytes of an element for f32 and R sharers: of weights 2 + 4/R
 /// (ZeRO-3: 6/R) instead of 4 (4/R); and half of them travel.
+///
+/// To infer, on GPUs, a store of bf16 has nothing but the bf16 weights. States are then f32.
 class ParameterStore {
  public:
   ParameterStore(Mesh& mesh, DType dtype, const ZeroConfig& zero = {}, const WeightsConfig& weights = {})
@@ -63,7 +66,8 @@ class ParameterStore {
   Parameter& add(ParameterSpec spec);
   /// Every parameter that `add` gave so far, in that order.
   const std::vector<Parameter*>& added() const { return added_; }
-  /// Registers a state, of zeros in the store's dtype; gives its value, which the caller updates in place.
+  /// Registers a state, of zeros in the store's dtype (of bf16: f32); gives its value, which the caller
+  /// updates in place.
   Tensor add_state(std::string name, const Shape& shape);
   /// Takes the memory and fills in initial values: the same numbers in every layout. After the last add.
   /// Collective over pp.

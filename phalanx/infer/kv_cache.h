@@ -9,7 +9,7 @@ namespace phalanx {
 
 /// A page holds kPageRows rows of one layer. Pages are taken as the sequence grows and go back when the cache
 /// is cleared or destroyed; the last segment of a layer is the filled part of its last page.
-class KvCache final : public KvStore {
+class KvCache final : public SegmentStore {
  public:
   static constexpr int64_t kPageRows = 64;
 

@@ -59,8 +59,8 @@ Task<Tensor> Attention::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape
     rope_into(k, pass.batch->positions, config_.head_dim, rotation_);
   }
   if (pass.cache) {
-    const std::span<const KvSegment> segments = pass.cache->append(layer_, k, v);
-    const Tensor y = attention_over_segments(q, pass.batch->positions, segments, config_);
+    const AttentionRows rows = {q, k, v};
+    const Tensor y = pass.cache->attend(layer_, rows, *pass.batch, config_);
     co_return co_await o_.forward(y, std::move(residual_TD));
   }
   const AttendedRows attended =

@@ -50,12 +50,32 @@ Batch on_device(Batch batch, Device device);
 /// Of a whole microbatch, or a slice of one, the part that is a rank's of cp.
 Batch own_tokens(Batch batch, const ContextShare& share);
 
+/// What a layer's attention computes of a batch's rows: [T, H·d], [T, G·d] and [T, G·e], q and k rotated.
+struct AttentionRows {
+  Tensor q_THd;
+  Tensor k_TGd;
+  Tensor v_TGd;
+};
+
 /// Where decoding keeps keys and values.
 class KvStore {
  public:
   virtual ~KvStore() = default;
+  /// Appends the batch's new keys and values to those of the layer; then what its queries see: y [T, H·e].
+  virtual Tensor attend(int layer, const AttentionRows& rows, const Batch& batch,
+                        const AttentionConfig& config) = 0;
+};
+
+/// A store of one sequence that gives any list of segments.
+class SegmentStore : public KvStore {
+ public:
   /// Appends the new rows of a layer (k already rotated), [T, G·d] each; gives all the layer's segments.
   virtual std::span<const KvSegment> append(int layer, const Tensor& k_TGd, const Tensor& v_TGd) = 0;
+  Tensor attend(int layer, const AttentionRows& rows, const Batch& batch,
+                const AttentionConfig& config) override {
+    const std::span<const KvSegment> segments = append(layer, rows.k_TGd, rows.v_TGd);
+    return attention_over_segments(rows.q_THd, batch.positions, segments, config);
+  }
 };
 
 /// What a block keeps of its forward only as inputs, to run it again before its backward (T. Chen et al.
@@ -105,7 +125,7 @@ struct Pass {
   int64_t loss_rows =
       0;               ///< training: whose logits are here at once, with their gradient; 0: all, until then
   bool again = false;  ///< a forward that runs the second time: statistics count the first
-  KvStore* cache = nullptr;         ///< decoding: one sequence, which attends to what the store holds
+  KvStore* cache = nullptr;         ///< decoding: the sequences attend to what the store holds
   SliceHistory* history = nullptr;  ///< of a batch that is a slice: what its microbatch's slices share
   RoutingWatch* watch = nullptr;
 

@@ -86,8 +86,8 @@ Task<Tensor> Mla::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape
   rope_into(k_rope, pass.batch->positions, shape_.rope, rotation_);
   KeysAndValues heads = expand_kv(kv, k_rope, shape_);
   if (pass.cache) {
-    const std::span<const KvSegment> segments = pass.cache->append(layer_, heads.k_THd, heads.v_THd);
-    const Tensor y = attention_over_segments(q, pass.batch->positions, segments, config_);
+    const AttentionRows rows = {q, heads.k_THd, heads.v_THd};
+    const Tensor y = pass.cache->attend(layer_, rows, *pass.batch, config_);
     co_return co_await o_.forward(y, std::move(residual_TD));
   }
   const AttendedRows attended = co_await context_.attend(

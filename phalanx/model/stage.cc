@@ -16,6 +16,20 @@ Parameter& add_positions(const Builder& b) {
                       .gradient = b.tensor.sequence() ? OverTp::parts : OverTp::alike});
 }
 
+// The last row of each sequence; x itself where they have one each.
+Tensor last_rows(const Tensor& x_TD, const Tensor& sequence_offsets) {
+  const auto ends = sequence_offsets.span<const int64_t>().subspan(1);
+  const int64_t sequences = std::ssize(ends);
+  if (sequences == 1) return x_TD.slice(ends[0] - 1, ends[0]);
+  if (sequences == x_TD.rows()) return x_TD;
+  const Tensor last_BD = Tensor::empty(x_TD.shape().with_rows(sequences), x_TD.dtype(), x_TD.device());
+  for (int64_t b = 0; b < sequences; ++b) {
+    const int64_t end = ends[static_cast<size_t>(b)];
+    copy_into(last_BD.slice(b, b + 1), x_TD.slice(end - 1, end));
+  }
+  return last_BD;
+}
+
 }  // namespace
 
 std::vector<StagePart> cut_into_stages(int layers, int stages, std::span<const int> layers_of) {
@@ -158,11 +172,11 @@ Task<Tensor> Stage::loss_backward(Pass pass, Tape& tape) {
   co_return dx_TD;
 }
 
-Task<Tensor> Stage::next_token_logits(Tensor x_TD, Tape& tape) {
+Task<Tensor> Stage::next_token_logits(Tensor x_TD, Pass pass, Tape& tape) {
   const DataParallel::Hold held = co_await data_.hold(&*head_weights_);
-  const Tensor normed_TD = co_await norm_->forward(x_TD, tape.scope("norm"));
-  const Tensor last_1D = normed_TD.slice(normed_TD.rows() - 1, normed_TD.rows());
-  co_return co_await head_->logits(last_1D);
+  const Tensor last_BD = last_rows(x_TD, pass.batch->sequence_offsets);
+  const Tensor normed_BD = co_await norm_->forward(last_BD, tape.scope("norm"));
+  co_return co_await head_->logits(normed_BD);
 }
 
 }  // namespace phalanx

@@ -51,8 +51,8 @@ class Stage {
   /// A step begins, in which so many microbatches go backward through the stage.
   void expect_passes(int microbatches);
 
-  /// Of the last stage: the logits of the batch's last token, [1, V].
-  Task<Tensor> next_token_logits(Tensor x_TD, Tape& tape);
+  /// Of the last stage: the logits of the last token of each of the batch's sequences, [B, V].
+  Task<Tensor> next_token_logits(Tensor x_TD, Pass pass, Tape& tape);
 
   const StagePart& part() const { return part_; }
   /// The MoE layer of that number (ModelConfig::mtp); null: it is dense, or of another stage.

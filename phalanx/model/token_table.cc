@@ -122,7 +122,10 @@ void TokenTable::defer_gradient(const Tensor& dlogits_TV, Tensor x_TD, Tape& tap
 Task<Tensor> TokenTable::logits(Tensor x_TD) {
   PHX_CHECK(part_.is_whole(), "logits of a vocabulary that is cut over tp");
   const Lease w = co_await w_.use();
-  co_return matmul_nt(x_TD, w.value());
+  const DType dtype = x_TD.dtype() == DType::bf16 ? DType::f32 : x_TD.dtype();
+  const Tensor logits_TV = Tensor::empty({x_TD.rows(), w.value().rows()}, dtype, x_TD.device());
+  matmul_nt_into(logits_TV, x_TD, w.value(), Into::replace);
+  co_return logits_TV;
 }
 
 }  // namespace phalanx

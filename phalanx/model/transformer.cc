@@ -60,7 +60,7 @@ Task<> Transformer::backward(Pass pass, Tape& tape) {
 
 Task<Tensor> Transformer::next_token_logits(Pass pass, Tape& tape) {
   const Tensor x_TD = co_await whole().forward(Tensor(), pass, tape);
-  co_return co_await whole().next_token_logits(x_TD, tape);
+  co_return co_await whole().next_token_logits(x_TD, pass, tape);
 }
 
 }  // namespace phalanx

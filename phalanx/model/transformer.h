@@ -25,10 +25,13 @@ class Transformer {
   Task<Tensor> forward(Pass pass, Tape& tape);
   /// Adds the gradient of pass.scale · (Σ loss + balance losses) to the parameters'.
   Task<> backward(Pass pass, Tape& tape);
-  /// The logits of the batch's last token, [1, V]; the tape keeps nothing if it discards.
+  /// The logits of the last token of each sequence, [B, V], f32 where the model is bf16; the tape keeps
+  /// nothing if it discards.
   Task<Tensor> next_token_logits(Pass pass, Tape& tape);
 
   const ModelConfig& config() const { return config_; }
+  /// Where it computes.
+  Device device() const { return data_.store().device(); }
   /// What sums the gradients and gathers the weights.
   DataParallel& data() { return data_; }
   /// Which rows of a microbatch this rank has.

@@ -71,7 +71,10 @@ class Generate(Case):
                 ([SPEECH, "--top-p", "1.01"], ["top-p 1.01", "at most 1"]),
                 ([SPEECH, "--top-p", "0"], ["top-p 0", "more than 0"]),
                 ([SPEECH, "--top-k", "-1"], ["top-k -1", "at least 1"]),
-                ([SPEECH, "--topk", "3"], ['"--topk"', "--top-k"])):
+                ([SPEECH, "--topk", "3"], ['"--topk"', "--top-k"]),
+                ([SPEECH, "--device", "tpu"], ["--device", "tpu"]),
+                ([SPEECH, "--weights", "f16"], ["--weights", "f16"]),
+                ([SPEECH, "--weights", "bf16"], ["--weights bf16", "--device cuda"])):
             self.refuse([*self.model, *arguments], *says)
 
 

@@ -5,96 +5,16 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <numeric>
-#include <random>
+#include <functional>
 
 #include "phalanx/base/error.h"
-#include "phalanx/comm/transport/threads.h"
+#include "tests/infer/tiny_models.h"
 
-namespace phalanx {
+namespace phalanx::test {
 namespace {
 
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
-
-using Tokens = std::vector<int32_t>;
-
-constexpr int64_t kVocabulary = 23;
-constexpr int64_t kContext = 2 * KvCache::kPageRows + 13;
-
-ModelConfig base() {
-  ModelConfig c;
-  c.vocabulary = kVocabulary;
-  c.layers = 2;
-  c.width = 12;
-  c.heads = 3;
-  c.context = kContext;
-  c.mlp_width = 10;
-  c.init_std = 0.5;  // far from uniform: every earlier token changes the next one
-  return c;
-}
-
-ModelConfig gpt() {
-  ModelConfig c = base();
-  c.norm = NormKind::layernorm;
-  c.positions = Positions::learned;
-  c.mlp = MlpKind::gelu;
-  c.bias = true;
-  c.dropout = 0.3;  // of training alone
-  return c;
-}
-
-ModelConfig llama() {
-  ModelConfig c = base();
-  c.kv_heads = 1;
-  c.tied = false;
-  return c;
-}
-
-ModelConfig mla() {
-  ModelConfig c = base();
-  c.attention = AttentionKind::mla;
-  c.mla = {
-      .q_lora_rank = 6, .kv_lora_rank = 5, .qk_nope_head_dim = 4, .qk_rope_head_dim = 2, .v_head_dim = 3};
-  return c;
-}
-
-ModelConfig moe() {
-  ModelConfig c = llama();
-  c.mlp = MlpKind::moe;
-  c.moe = {.experts = 4, .top_k = 2, .expert_width = 5, .shared_experts = 1, .dense_layers = 1};
-  return c;
-}
-
-struct Model {
-  Model(Group& world, const ModelConfig& config, DType dtype, uint64_t seed)
-      : mesh(world, {}), store(mesh, dtype), transformer(store, resolved(config), seed) {
-    store.initialise(seed);
-  }
-  Mesh mesh;
-  ParameterStore store;
-  Transformer transformer;
-};
-
-Tokens random_tokens(std::mt19937& random, size_t n) {
-  Tokens tokens(n);
-  for (int32_t& t : tokens) t = static_cast<int32_t>(random() % kVocabulary);
-  return tokens;
-}
-
-// The logits after `text`, whose tokens stand at positions first, first + 1, …
-Tensor logits_after(Transformer& model, std::span<const int32_t> text, int64_t first, KvStore* cache) {
-  const auto n = static_cast<int64_t>(text.size());
-  Batch b = {.tokens = Tensor::of(Shape{n}, text),
-             .positions = Tensor::empty({n}, DType::i32),
-             .sequence_offsets = Tensor::zeros({2}, DType::i64)};
-  std::iota(b.positions.span<int32_t>().begin(), b.positions.span<int32_t>().end(),
-            static_cast<int32_t>(first));
-  b.sequence_offsets.span<int64_t>()[1] = n;
-  Tape tape;
-  tape.set_keeping(false);
-  return run(model.next_token_logits({.batch = &b, .cache = cache}, tape));
-}
 
 // The loop that generate() stands for, every token from the whole window.
 Tokens generate_slowly(Transformer& model, Tokens text, int64_t n, const SamplerConfig& sampler) {
@@ -121,11 +41,6 @@ Tokens generated(Transformer& model, const Tokens& prompt, const GenerateOptions
   EXPECT_GE(result.seconds, result.seconds_to_first);
   return result.tokens;
 }
-
-struct Case {
-  const char* name;
-  ModelConfig config;
-};
 
 class Decode : public ::testing::TestWithParam<Case> {
  protected:
@@ -251,4 +166,4 @@ TEST(DecodeLimits, BrokenWeightsAreAnError) {
 }
 
 }  // namespace
-}  // namespace phalanx
+}  // namespace phalanx::test

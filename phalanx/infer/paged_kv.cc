@@ -69,10 +69,12 @@ Tensor PagedKv::attend(int layer, const AttentionRows& rows, const Batch& batch,
   const Layer& l = pool(layer, rows);
   const KvPages pages = {l.k_SGd, l.v_SGd, table_BP_, kPageRows};
   const KvPlaces places = {sequences_T_, batch.positions};
-  append_to_pages(pages, places, rows.k_TGd, rows.v_TGd);
   if (was_empty_) {  // what a row sees is all in the batch
+    turn(rows, batch.positions, config.head_dim);
+    append_to_pages(pages, places, rows.k_TGd, rows.v_TGd);
     return attention(rows.q_THd, rows.k_TGd, rows.v_TGd, batch.sequence_offsets, config).y_THd;
   }
+  turn_and_append(pages, places, rows, config.head_dim);
   return attention_over_pages(rows.q_THd, places, pages, config);
 }
 

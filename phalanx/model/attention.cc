@@ -54,14 +54,14 @@ Attention::Attention(const Builder& b, const std::string& name, int layer)
 
 Task<Tensor> Attention::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) {
   auto [q, k, v] = co_await qkv_.forward(x_TD);
+  if (pass.cache) {
+    const AttentionRows rows = {q, k, v, rotates() ? &rotation_ : nullptr};
+    const Tensor y = pass.cache->attend(layer_, rows, *pass.batch, config_);
+    co_return co_await o_.forward(y, std::move(residual_TD));
+  }
   if (rotates()) {
     rope_into(q, pass.batch->positions, config_.head_dim, rotation_);
     rope_into(k, pass.batch->positions, config_.head_dim, rotation_);
-  }
-  if (pass.cache) {
-    const AttentionRows rows = {q, k, v};
-    const Tensor y = pass.cache->attend(layer_, rows, *pass.batch, config_);
-    co_return co_await o_.forward(y, std::move(residual_TD));
   }
   const AttendedRows attended =
       co_await context_.attend(std::move(q), std::move(k), std::move(v), pass.sequence_rows(layer_), config_);

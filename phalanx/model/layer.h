@@ -8,7 +8,7 @@
 #include "phalanx/base/task.h"
 #include "phalanx/model/config.h"
 #include "phalanx/model/slice_history.h"
-#include "phalanx/ops/attention.h"
+#include "phalanx/ops/decode_attention.h"
 #include "phalanx/ops/route.h"
 #include "phalanx/parallel/context_parallel.h"
 #include "phalanx/parallel/data_parallel.h"
@@ -50,13 +50,6 @@ Batch on_device(Batch batch, Device device);
 /// Of a whole microbatch, or a slice of one, the part that is a rank's of cp.
 Batch own_tokens(Batch batch, const ContextShare& share);
 
-/// What a layer's attention computes of a batch's rows: [T, H·d], [T, G·d] and [T, G·e], q and k rotated.
-struct AttentionRows {
-  Tensor q_THd;
-  Tensor k_TGd;
-  Tensor v_TGd;
-};
-
 /// Where decoding keeps keys and values.
 class KvStore {
  public:
@@ -73,6 +66,7 @@ class SegmentStore : public KvStore {
   virtual std::span<const KvSegment> append(int layer, const Tensor& k_TGd, const Tensor& v_TGd) = 0;
   Tensor attend(int layer, const AttentionRows& rows, const Batch& batch,
                 const AttentionConfig& config) override {
+    turn(rows, batch.positions, config.head_dim);
     const std::span<const KvSegment> segments = append(layer, rows.k_TGd, rows.v_TGd);
     return attention_over_segments(rows.q_THd, batch.positions, segments, config);
   }

@@ -92,6 +92,8 @@ Tensor attention_over_segments(const Tensor& q_THd, const Tensor& positions,
 
 // ops/decode_attention.h
 void append_to_pages(const KvPages& pages, const KvPlaces& places, const Tensor& k_TGd, const Tensor& v_TGd);
+void turn_and_append(const KvPages& pages, const KvPlaces& places, const AttentionRows& rows,
+                     int64_t head_dim);
 Tensor attention_over_pages(const Tensor& q_THd, const KvPlaces& places, const KvPages& pages,
                             const AttentionConfig& config);
 

@@ -35,14 +35,18 @@ void copy_row(const Tensor& to, int64_t to_row, const Tensor& from, int64_t row)
   copy_into(to.slice(to_row, to_row + 1), from.slice(row, row + 1));
 }
 
-}  // namespace
-
-void append_to_pages(const KvPages& pages, const KvPlaces& places, const Tensor& k, const Tensor& v) {
+void check_new_rows(const KvPages& pages, const KvPlaces& places, const Tensor& k, const Tensor& v) {
   check_places(pages, places, k.rows());
   PHX_CHECK(k.rows() == v.rows() && k.dim(1) == pages.k_SGd.dim(1) && v.dim(1) == pages.v_SGd.dim(1) &&
                 k.dtype() == pages.k_SGd.dtype() && v.dtype() == pages.v_SGd.dtype(),
             "k {} and v {} for pages of {} and {} columns", k.shape(), v.shape(), pages.k_SGd.dim(1),
             pages.v_SGd.dim(1));
+}
+
+}  // namespace
+
+void append_to_pages(const KvPages& pages, const KvPlaces& places, const Tensor& k, const Tensor& v) {
+  check_new_rows(pages, places, k, v);
   if constexpr (kHaveCuda) {
     if (k.on_cuda()) return cuda::append_to_pages(pages, places, k, v);
   }
@@ -53,6 +57,18 @@ void append_to_pages(const KvPages& pages, const KvPlaces& places, const Tensor&
     copy_row(pages.k_SGd, row, k, i);
     copy_row(pages.v_SGd, row, v, i);
   }
+}
+
+void turn_and_append(const KvPages& pages, const KvPlaces& places, const AttentionRows& rows,
+                     int64_t head_dim) {
+  if constexpr (kHaveCuda) {
+    if (rows.q_THd.on_cuda() && rows.rotation) {
+      check_new_rows(pages, places, rows.k_TGd, rows.v_TGd);
+      return cuda::turn_and_append(pages, places, rows, head_dim);
+    }
+  }
+  turn(rows, places.positions, head_dim);
+  append_to_pages(pages, places, rows.k_TGd, rows.v_TGd);
 }
 
 Tensor attention_over_pages(const Tensor& q, const KvPlaces& places, const KvPages& pages,

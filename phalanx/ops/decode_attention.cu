@@ -9,6 +9,7 @@
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/decode_attention_cuda.h"
 #include "phalanx/ops/decode_keys.cuh"
+#include "phalanx/ops/dependents.cuh"
 
 namespace phalanx::cuda {
 namespace {
@@ -106,7 +107,7 @@ struct Warp {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int64_t row = 16 * i + 8 * half + lane / 4;
-          keys[i][c][half] = __ldg(reinterpret_cast<const uint4*>(k + row * stride + c * 32 + lane % 4 * 8));
+          keys[i][c][half] = *reinterpret_cast<const uint4*>(k + row * stride + c * 32 + lane % 4 * 8);
         }
       }
     }
@@ -115,7 +116,7 @@ struct Warp {
     for (int i = 0; i < kKeys / kTogether; ++i) {
       const int row = i * kTogether + lane / kLanes;
       values[i] =
-          row < seen ? __ldg(reinterpret_cast<const uint4*>(v + row * stride + lane % kLanes * 8)) : uint4{};
+          row < seen ? *reinterpret_cast<const uint4*>(v + row * stride + lane % kLanes * 8) : uint4{};
     }
     float score[2][4] = {};
 #pragma unroll
@@ -220,6 +221,8 @@ struct Warp {
 template <int D, int H>
 __global__ void __launch_bounds__(kThreads, D == 64 && H <= 4 ? 4 : 2) attend(Arguments a) {
   __shared__ __align__(16) Shared<D> shared;
+  let_next_start();
+  wait_for_kernel();
   const int split = static_cast<int>(blockIdx.x);
   const int64_t kv_head = blockIdx.y;
   const int64_t row = blockIdx.z;
@@ -265,8 +268,9 @@ __global__ void __launch_bounds__(kThreads, D == 64 && H <= 4 ? 4 : 2) attend(Ar
 
 // A block a row and head, a thread a column: the splits, in their order.
 template <int D>
-__global__ void __launch_bounds__(D)
-    merge(const float* __restrict__ parts, const float2* __restrict__ softmaxes, bf16* y, int splits) {
+__global__ void __launch_bounds__(D) merge(const float* parts, const float2* softmaxes, bf16* y, int splits) {
+  let_next_start();
+  wait_for_kernel();
   const int64_t head = blockIdx.x;
   const float2* const of = softmaxes + head * splits;
   float max = kNone;
@@ -306,16 +310,16 @@ void launch(Arguments a, int64_t rows, const Tensor& y) {
                   static_cast<unsigned>(rows));
   CUstream_st* const stream = current_stream().native();
   if (a.group <= 1) {
-    attend<D, 1><<<grid, kThreads, 0, stream>>>(a);
+    launch_early(attend<D, 1>, grid, kThreads, stream, a);
   } else if (a.group <= 4) {
-    attend<D, 4><<<grid, kThreads, 0, stream>>>(a);
+    launch_early(attend<D, 4>, grid, kThreads, stream, a);
   } else {
-    attend<D, 8><<<grid, kThreads, 0, stream>>>(a);
+    launch_early(attend<D, 8>, grid, kThreads, stream, a);
   }
   if (a.splits > 1) {
-    merge<D><<<static_cast<unsigned>(heads), D, 0, stream>>>(a.parts, a.softmaxes, a.y, a.splits);
+    launch_early(merge<D>, dim3(static_cast<unsigned>(heads)), unsigned{D}, stream, a.parts, a.softmaxes, a.y,
+                 a.splits);
   }
-  check_launch("decode attention");
 }
 
 bool whole_words(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.address()) % 16 == 0; }

@@ -1,12 +1,14 @@
 // A block has 16 rows of a weight matrix, all columns, which its warps share: a warp takes 32 columns at a
 // time, 16 bytes a lane of two rows each. Lanes' 8 columns are not those that mma.m16n8k16 has next to each
 // other, but of a sum over columns any order will do, as long as it is that of x, too. So tensor cores
-// multiply what lies in registers as it came, and rows of x beside the first cost nothing.
+// multiply what lies in registers as it came, and rows of x beside the first cost nothing. The first
+// weights are on their way to the L2 cache before the kernel in front has ended.
 #include "phalanx/ops/few_rows.h"
 
 #include <array>
 
 #include "phalanx/ops/cuda_kernels.cuh"
+#include "phalanx/ops/dependents.cuh"
 
 namespace phalanx::cuda {
 namespace {
@@ -39,7 +41,7 @@ struct Arguments {
 // Read once: past the L1 cache, and ahead in the L2.
 __device__ uint4 load_weights(const bf16* from) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(from));
   return v;
@@ -68,6 +70,17 @@ struct Place {
   int64_t column;    // of the warp's first step
   int64_t columns;   // of all
 };
+
+// The first two rounds of fetch, as far as the L2, which sees what others write.
+__device__ void prefetch(const Place& p) {
+#pragma unroll
+  for (int i = 0; i < 2 * kSteps; ++i) {
+    const int64_t c = p.column + i * (kWarps * kColumns);
+    if (c >= p.columns) continue;
+    if (p.low) asm volatile("prefetch.global.L2 [%0];" ::"l"(p.low + c));
+    if (p.high) asm volatile("prefetch.global.L2 [%0];" ::"l"(p.high + c));
+  }
+}
 
 __device__ void fetch(Ahead& a, const Place& p, int64_t step) {
 #pragma unroll
@@ -105,6 +118,9 @@ __global__ void __launch_bounds__(kThreads) multiply(Arguments a) {
                        high < l.n ? l.w + (half + high) * a.k : nullptr, column, a.k};
   float sum[Blocks][4] = {};
   Ahead ahead;
+  let_next_start();
+  prefetch(place);
+  wait_for_kernel();
   fetch(ahead, place, 0);
   for (int64_t step = 0; warp * kColumns + step * (kWarps * kColumns) < a.k; step += kSteps) {
     const Ahead here = ahead;
@@ -169,11 +185,10 @@ template <class Y, Ends ends>
 void launch(const Arguments& a, unsigned blocks) {
   CUstream_st* const stream = current_stream().native();
   if (a.rows <= kEight) {
-    multiply<1, Y, ends><<<blocks, kThreads, 0, stream>>>(a);
+    launch_early(multiply<1, Y, ends>, blocks, kThreads, stream, a);
   } else {
-    multiply<2, Y, ends><<<blocks, kThreads, 0, stream>>>(a);
+    launch_early(multiply<2, Y, ends>, blocks, kThreads, stream, a);
   }
-  check_launch("a product of few rows");
 }
 
 const bf16* pointer(const Tensor& t) { return t.defined() ? t.device_data<bf16>() : nullptr; }

@@ -1,4 +1,5 @@
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/dependents.cuh"
 #include "phalanx/ops/norm_rows.cuh"
 
 namespace phalanx::cuda {
@@ -11,6 +12,7 @@ __global__ void __launch_bounds__(kMostThreads)
             Arithmetic<T>* __restrict__ inv_rms, int64_t rows, int64_t width, double eps) {
   using A = Arithmetic<T>;
   __shared__ TeamScratch scratch;
+  let_next_start();
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const RowPacks<N, P> row = {r < rows ? width : 0};
   Pack<T, N> in[P];

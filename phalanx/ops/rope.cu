@@ -1,20 +1,13 @@
 #include "phalanx/ops/cuda_kernels.cuh"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/rope.cuh"
 
 namespace phalanx::cuda {
 namespace {
 
-constexpr int kMostPairs = 256;  // of a head: what fits a kernel's arguments
 constexpr int kThreads = 256;
 constexpr int kAngles = 1024;         // of a block
 constexpr int kPacks = 4 * kThreads;  // that a block turns, if its rows have so few
-
-struct Turns {
-  double frequencies[kMostPairs];
-  double factor;
-  double direction;  // 1 forth, −1 back
-  int pairs;
-};
 
 template <class T>
 struct Arguments {
@@ -27,13 +20,6 @@ struct Arguments {
   Fault* fault;
 };
 
-__device__ void sine_and_cosine(double angle, double& sine, double& cosine) { sincos(angle, &sine, &cosine); }
-// The whole turns are taken off in f64.
-__device__ void sine_and_cosine(double angle, float& sine, float& cosine) {
-  constexpr double kTurn = 6.283185307179586477;
-  sincosf(static_cast<float>(fma(-rint(angle * (1 / kTurn)), kTurn, angle)), &sine, &cosine);
-}
-
 // A block has some rows: their angles are computed once for all heads. N pairs a thread at once.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads) rotate(Arguments<T> a, Turns turns) {
@@ -45,11 +31,7 @@ __global__ void __launch_bounds__(kThreads) rotate(Arguments<T> a, Turns turns) 
   for (int i = static_cast<int>(threadIdx.x); i < rows * turns.pairs; i += kThreads) {
     const int32_t position = a.positions[first + i / turns.pairs];
     if (position < 0) report(a.fault, FaultKind::position, position, 0);
-    A sine = 0;
-    A cosine = 0;
-    sine_and_cosine(static_cast<double>(position) * turns.frequencies[i % turns.pairs], sine, cosine);
-    cosines[i] = static_cast<A>(turns.factor) * cosine;
-    sines[i] = static_cast<A>(turns.factor * turns.direction) * sine;
+    turns.angle(position, i % turns.pairs, cosines[i], sines[i]);
   }
   __syncthreads();
   const int packs = turns.pairs / N;
@@ -81,12 +63,7 @@ __global__ void __launch_bounds__(kThreads) rotate(Arguments<T> a, Turns turns) 
 void rope_into(const Tensor& x, const Tensor& positions, int64_t head_dim, const Rotation& rotation,
                double direction) {
   if (x.numel() == 0) return;
-  Turns turns = {.frequencies = {},
-                 .factor = rotation.factor,
-                 .direction = direction,
-                 .pairs = static_cast<int>(rotation.frequencies.size())};
-  PHX_CHECK(turns.pairs <= kMostPairs, "{} pairs turn, a GPU's kernel takes {}", turns.pairs, kMostPairs);
-  std::copy(rotation.frequencies.begin(), rotation.frequencies.end(), turns.frequencies);
+  const Turns turns(rotation, direction);
   visit_stored(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     Stream& stream = current_stream();

@@ -98,6 +98,36 @@ TEST_P(DecodeAttention, EqualsThatOverOneSegmentOfEachSequence) {
   }
 }
 
+TEST_P(DecodeAttention, TurnsWhatItAppends) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const auto& [head_dim, columns] : {std::pair{64, 64}, {64, 16}, {10, 6}, {3, 2}}) {
+    for (const DType dtype : kFloats) {
+      const AttentionConfig c = heads(6, 2, head_dim, head_dim + 1);
+      const Texts texts({70, 3}, c, dtype, random);
+      const Rotation by = rotation(10000, columns);
+      const KvPages one = pages_for(2, 70, 16, texts, random);
+      const KvPages two = {copy_here(one.k_SGd.to(kCpu)), copy_here(one.v_SGd.to(kCpu)), one.table_BP, 16};
+      const Tensor q = random.tensor({texts.k.rows(), 6 * head_dim}, dtype);
+      const KvPlaces places = places_of(texts.sequences, texts.positions);
+      const AttentionRows rows = {copy_here(q), copy_here(texts.k), here(texts.v), &by};
+      turn_and_append(one, places, rows, head_dim);
+      const AttentionRows apart = {copy_here(q), copy_here(texts.k), here(texts.v), &by};
+      turn(apart, places.positions, head_dim);
+      append_to_pages(two, places, apart.k_TGd, apart.v_TGd);
+      const auto expect_equal = [&](const Tensor& got, const Tensor& want, const char* what) {
+        expect_close(values(got), values(want), within(2, dtype, 1), format("{} of {}", what, columns));
+      };
+      expect_equal(rows.q_THd, apart.q_THd, "q");
+      expect_equal(one.k_SGd, two.k_SGd, "k");
+      expect_equal(one.v_SGd, two.v_SGd, "v");
+      const AttentionRows still = {copy_here(q), copy_here(texts.k), here(texts.v)};
+      turn_and_append(one, places, still, head_dim);
+      EXPECT_TRUE(same_bits(still.q_THd.to(kCpu), q));
+    }
+  }
+}
+
 TEST_P(DecodeAttention, RefusesPlacesWithoutAPage) {
   Random random;
   const AttentionConfig c = heads(2, 1, 4);

@@ -35,6 +35,7 @@ struct Options {
   bool f64 = false;
   int ranks = 2;
   std::string transport = "threads";
+  std::string device = "cpu";
 };
 
 const char* name_of(TraceKind kind) {
@@ -168,7 +169,40 @@ void run_ops(const Options& o) {
   show(report, o.json);
 }
 
+// Of tensors on GPUs, one a rank: as threads by direct copies, or over NCCL.
+void run_gpu_collectives(const Options& o) {
+  const LaunchOptions launch = ranks_of(o.ranks, o.transport, 1);
+  const bool threads = launch.transport == TransportKind::threads;
+  if (!threads && launch.transport != TransportKind::nccl) {
+    throw Error("bench collectives --device cuda runs over --transport threads or nccl, not {}",
+                transport_name(launch.transport));
+  }
+  if (threads) cuda_devices();  // processes start it for themselves, after they are forked
+  run_ranks(launch, [&](Group& world) {
+    const Device device = device_of_rank(Device::Kind::cuda, world.rank_on_host());
+    const DeviceScope scope(device);
+    ProgressLine line(stderr);
+    Report report(
+        format("collectives of GPUs, {} ranks, {}", world.size(), transport_name(launch.transport)));
+    CollectiveTimesOptions options = {.sizes = collective_sizes(int64_t{1} << 30), .device = device};
+    options.on_time = [&](const CollectiveTime& t) {
+      line.show(t.operation + " " + human_bytes(static_cast<uint64_t>(t.bytes)));
+      report.add({{"operation", t.operation},
+                  {"size", human_bytes(static_cast<uint64_t>(t.bytes))},
+                  {"bytes", t.bytes},
+                  {"us", 1e6 * t.seconds},
+                  {"algorithm_gb_per_s", t.algorithm_bandwidth() / 1e9},
+                  {"bus_gb_per_s", t.bus_bandwidth(world.size()) / 1e9}});
+    };
+    measure_collectives(world, options);
+    if (world.rank() == 0) show(report, o.json);
+  });
+}
+
 void run_collectives(const Options& o) {
+  if (o.device == "cuda") return run_gpu_collectives(o);
+  if (o.transport == transport_name(TransportKind::nccl))
+    throw Error("--transport nccl is for --device cuda");
   const LaunchOptions launch = ranks_of(o.ranks, o.transport, 1);
   run_ranks(launch, [&](Group& world) {
     const bool leads = world.rank() == 0;
@@ -239,12 +273,16 @@ void add_bench(CLI::App& app) {
   add_ops(bench, o);
 
   CLI::App& collectives =
-      add_measurement(bench, "collectives", "Collectives by size, 8 B to 64 MiB", o->json);
-  add_ranks(collectives, o->ranks, o->transport);
+      add_measurement(bench, "collectives", "Collectives by size, 8 B to 64 MiB, of GPUs to 1 GiB", o->json);
+  add_ranks(collectives, o->ranks, o->transport, {"threads", "process", "nccl"});
+  collectives.add_option("--device", o->device, "cpu, or cuda: tensors on NVIDIA GPUs, one a rank")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   collectives.footer(
       "Examples:\n"
       "  phalanx bench collectives --ranks 4 --json collectives.json\n"
-      "  mpirun -n 4 phalanx bench collectives");
+      "  mpirun -n 4 phalanx bench collectives\n"
+      "  phalanx bench collectives --ranks 2 --device cuda --transport nccl");
   collectives.callback([o] { run_collectives(*o); });
   add_bench_ep(bench);
 }

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <string>
+#include <vector>
 
 #include "bench/report.h"
 #include "phalanx/comm/launch.h"
@@ -16,10 +17,12 @@ CLI::App& add_measurement(CLI::App& bench, const char* name, const char* descrip
 void show(const bench::Report& report, const std::string& json);
 
 /// --ranks and --transport.
-void add_ranks(CLI::App& command, int& ranks, std::string& transport);
-void add_transport(CLI::App& command, std::string& transport);
-/// Those ranks, or the ones that a launcher has started; where mpirun has started fewer processes, of which
-/// `ranks` is a multiple, they are threads of these.
+void add_ranks(CLI::App& command, int& ranks, std::string& transport,
+               const std::vector<std::string>& transports = {"threads", "process"});
+void add_transport(CLI::App& command, std::string& transport,
+                   const std::vector<std::string>& transports = {"threads", "process"});
+/// Those ranks, or the ones that a launcher has started, over its transport or nccl; where mpirun has started
+/// fewer processes, of which `ranks` is a multiple, they are threads of these.
 LaunchOptions ranks_of(int ranks, const std::string& transport, int threads_per_rank);
 
 /// bench ep.

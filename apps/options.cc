@@ -5,6 +5,14 @@
 #include "phalanx/base/error.h"
 
 namespace phalanx {
+namespace {
+
+// CUDA does not outlive a fork: each rank starts its own.
+bool forks(const TrainConfig& config) {
+  return config.parallel.transport == TransportKind::nccl && !launched_by();
+}
+
+}  // namespace
 
 void ConfigOptions::add_to(CLI::App& command) {
   command.add_option("config", path, "TOML file (configs/ has examples)")->required();
@@ -12,8 +20,8 @@ void ConfigOptions::add_to(CLI::App& command) {
       ->allow_extra_args(false);
   command.add_option(
       "--ranks", ranks,
-      "Ranks: threads or, with --set parallel.transport=process, processes; under mpirun its processes, or a "
-      "multiple of them, as threads of each");
+      "Ranks: threads or, with --set parallel.transport=process (of GPUs: nccl), processes; under mpirun its "
+      "processes, or a multiple of them, as threads of each");
   command.add_option("--layout", layout, "Sizes of the axes: dp=4,ep=2");
   command.add_option("--schedule", schedule, "sequential or overlapped");
   command.add_option("--device", device, "cpu, or cuda: ranks compute on NVIDIA GPUs")
@@ -35,7 +43,7 @@ TrainConfig ConfigOptions::load() const {
 }
 
 void start_device(const TrainConfig& config) {
-  if (config.train.device == Device::Kind::cuda) cuda_devices();
+  if (config.train.device == Device::Kind::cuda && !forks(config)) cuda_devices();
 }
 
 void refuse_launcher(const char* command) {

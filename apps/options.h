@@ -27,7 +27,7 @@ struct ConfigOptions {
   TrainConfig load() const;
 };
 
-/// Before ranks are made: starts CUDA where they compute on GPUs. Error: as cuda_initialise.
+/// Before ranks are made: starts CUDA where they compute on GPUs of this process. Error: as cuda_initialise.
 void start_device(const TrainConfig& config);
 
 /// Error when a launcher has started this process, for commands whose ranks are always threads.

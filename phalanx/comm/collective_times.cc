@@ -19,13 +19,14 @@ int calls(int64_t bytes) {
 }
 
 // The median seconds of one call, every batch beginning together; the first batch warms up.
-double median_time(Group& group, int batches, int calls, FunctionRef<void()> call) {
+double median_time(Group& group, const CollectiveTimesOptions& options, int calls, FunctionRef<void()> call) {
   using Clock = std::chrono::steady_clock;
   std::vector<double> seconds;
-  for (int b = -1; b < batches; ++b) {
+  for (int b = -1; b < options.batches; ++b) {
     group.barrier().wait();
     const auto begin = Clock::now();
     for (int i = 0; i < calls; ++i) call();
+    synchronise(options.device);
     const double s = std::chrono::duration<double>(Clock::now() - begin).count() / calls;
     if (b >= 0) seconds.push_back(s);
   }
@@ -47,17 +48,23 @@ int64_t CollectiveTime::memory_traffic(int ranks) const {
   return (ranks - 1) * 2 * bytes;                                     // broadcast: S copied R−1 times
 }
 
-std::vector<int64_t> collective_sizes() {
+double CollectiveTime::bus_bandwidth(int ranks) const {
+  const double others = static_cast<double>(ranks - 1) / ranks;
+  if (operation == kAllReduce) return 2 * others * algorithm_bandwidth();
+  return (operation == kBroadcast ? 1 : others) * algorithm_bandwidth();
+}
+
+std::vector<int64_t> collective_sizes(int64_t most) {
   std::vector<int64_t> sizes;
-  for (int64_t bytes = 8; bytes <= 64 << 20; bytes *= 8) sizes.push_back(bytes);
-  sizes.push_back(64 << 20);
+  for (int64_t bytes = 8; bytes <= most; bytes *= 8) sizes.push_back(bytes);
+  if (sizes.back() != most) sizes.push_back(most);
   return sizes;
 }
 
 std::vector<CollectiveTime> measure_collectives(Group& group, const CollectiveTimesOptions& options) {
   std::vector<CollectiveTime> times;
   const auto measure = [&](std::string_view operation, int64_t bytes, FunctionRef<void()> call) {
-    const double seconds = median_time(group, options.batches, calls(bytes), call);
+    const double seconds = median_time(group, options, calls(bytes), call);
     times.push_back({.operation = std::string(operation), .bytes = bytes, .seconds = seconds});
     if (group.rank() == 0 && options.on_time) options.on_time(times.back());
   };
@@ -65,9 +72,9 @@ std::vector<CollectiveTime> measure_collectives(Group& group, const CollectiveTi
   measure(kBarrier, 0, [&] { group.barrier().wait(); });
   for (const int64_t size : options.sizes) {
     const int64_t rows = (size + 8 * ranks - 1) / (8 * ranks);  // of two f32 on each rank
-    const Tensor whole = Tensor::zeros({rows * ranks, 2}, DType::f32);
-    const Tensor part = Tensor::zeros({rows, 2}, DType::f32);
-    const Tensor given = size < 8 * ranks ? Tensor::zeros({size / 4}, DType::f32) : whole;
+    const Tensor whole = Tensor::zeros({rows * ranks, 2}, DType::f32, options.device);
+    const Tensor part = Tensor::zeros({rows, 2}, DType::f32, options.device);
+    const Tensor given = size < 8 * ranks ? Tensor::zeros({size / 4}, DType::f32, options.device) : whole;
     const PooledVector<int64_t> counts(static_cast<size_t>(ranks), rows);
     const auto bytes = static_cast<int64_t>(whole.bytes());
     measure(kAllReduce, static_cast<int64_t>(given.bytes()), [&] { group.all_reduce(given).wait(); });

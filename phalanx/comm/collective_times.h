@@ -17,6 +17,9 @@ struct CollectiveTime {
   double seconds = 0;  ///< the median of a call, all ranks starting together
   /// Bytes a second, S ÷ seconds; 0 for barrier.
   double algorithm_bandwidth() const { return seconds > 0 ? static_cast<double>(bytes) / seconds : 0; }
+  /// Bytes a second that each rank's link carries each way, at least: of S, all_reduce moves 2·(R−1)/R over
+  /// it, broadcast 1, the others (R−1)/R; 0 for barrier. Comparable between operations and numbers of ranks.
+  double bus_bandwidth(int ranks) const;
   /// Bytes that all ranks together must at least read and write, whoever does it: R inputs and R outputs,
   /// less what stays where it is.
   int64_t memory_traffic(int ranks) const;
@@ -25,13 +28,14 @@ struct CollectiveTime {
 struct CollectiveTimesOptions {
   std::vector<int64_t> sizes;  ///< in bytes; operations that cut the tensor round up to 8 for each rank
   int batches = 7;             ///< of calls; the median over batches counts
+  Device device = kCpu;        ///< of this rank's tensors; a batch ends when its GPU has finished
   std::function<void(const CollectiveTime&)> on_time;  ///< on rank 0; may be empty
 };
 
 /// All operations at all sizes, f32, on the ranks of `group`; every member calls it. The times are rank 0's.
 std::vector<CollectiveTime> measure_collectives(Group& group, const CollectiveTimesOptions& options);
 
-/// Sizes 8 B … 64 MiB, eight times as large each.
-std::vector<int64_t> collective_sizes();
+/// Sizes 8 B … `most`, eight times as large each, and `most`.
+std::vector<int64_t> collective_sizes(int64_t most = 64 << 20);
 
 }  // namespace phalanx

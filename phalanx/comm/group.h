@@ -30,6 +30,8 @@ class Group {
   int size() const { return info_->size(); }
   const std::string& name() const { return info_->name; }
   const GroupInfo& info() const { return *info_; }
+  /// This rank's place among the world's ranks on its host.
+  int rank_on_host() const { return engine_->transport().rank_on_host(); }
   /// What this rank's calls have moved so far: of one kind, or all.
   const Traffic& traffic(Fingerprint::Kind kind) const { return info_->traffic[static_cast<size_t>(kind)]; }
   Traffic traffic() const;
@@ -38,7 +40,8 @@ class Group {
   /// This rank's last operations, of all groups.
   const FlightRecorder& recorder() const { return engine_->recorder(); }
 
-  /// In place; gives x. All ranks get the same bits, on every transport: sums run in rank order.
+  /// In place; gives x. All ranks get the same bits, on every transport: sums run in rank order. But NCCL's,
+  /// of tensors on GPUs, run in its own order (transport/nccl.h).
   Work all_reduce(Tensor x, Reduce reduce = Reduce::sum);
   /// x [R·n, …] → [n, …]: this rank's part of the reduced tensor.
   Work reduce_scatter(Tensor x, Reduce reduce = Reduce::sum);

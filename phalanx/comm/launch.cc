@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "phalanx/comm/transport/nccl.h"
 #include "phalanx/comm/transport/process.h"
 #include "phalanx/comm/transport/threads.h"
 #ifdef PHALANX_HAVE_MPI
@@ -34,6 +35,13 @@ constexpr Names kMpiLaunchers[] = {{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZ
                                    {"PMI_RANK", "PMI_SIZE"},        // mpirun of MPICH and Intel
                                    {"PMIX_RANK", "SLURM_NTASKS"}};  // srun --mpi=pmix
 
+// What lies over the transport that joins the processes.
+WrapTransport wrap_of(const LaunchOptions& options) {
+  if (options.transport != TransportKind::nccl) return {};
+  if constexpr (kHaveCuda) return over_nccl(options.deadlines);
+  throw Error("transport nccl in a build of Phalanx without CUDA: build with `cmake --preset cuda`");
+}
+
 // Rank 0 of a world that torchrun (or a user with its variables) has started also serves its hub.
 void join_launched(const Launched& place, const LaunchOptions& options, const RankBody& body) {
   const ProcessPlace mine{.rank = place.rank,
@@ -42,7 +50,8 @@ void join_launched(const Launched& place, const LaunchOptions& options, const Ra
                           .port = place.port,
                           .key = "phalanx",
                           .threads_per_rank = options.threads_per_rank,
-                          .deadlines = options.deadlines};
+                          .deadlines = options.deadlines,
+                          .wrap = wrap_of(options)};
   if (place.rank != 0) return join_process_ranks(mine, body);
   Hub hub({.listener = listen_at(place.address, place.port).first,
            .ranks = place.ranks,
@@ -60,9 +69,10 @@ void join_launched(const Launched& place, const LaunchOptions& options, const Ra
 }
 
 void run_launched(const Launched& place, const LaunchOptions& options, const RankBody& body) {
-  const bool mpi = place.transport == TransportKind::mpi;
+  const bool nccl = options.transport == TransportKind::nccl;
+  const bool mpi = place.transport == TransportKind::mpi && !nccl;
   const bool fits = mpi ? options.ranks % place.ranks == 0 : options.ranks == place.ranks;
-  if (options.transport != place.transport || !fits) {
+  if ((options.transport != place.transport && !nccl) || !fits) {
     throw Error(
         "a launcher has started {} processes for transport {}, but {} ranks over {} are asked for: leave "
         "parallel.ranks and parallel.transport to it{}",
@@ -73,7 +83,8 @@ void run_launched(const Launched& place, const LaunchOptions& options, const Ran
 #ifdef PHALANX_HAVE_MPI
   run_mpi_ranks({.ranks_per_process = options.ranks / place.ranks,
                  .threads_per_rank = options.threads_per_rank,
-                 .deadlines = options.deadlines},
+                 .deadlines = options.deadlines,
+                 .wrap = wrap_of(options)},
                 body);
 #endif
 }
@@ -81,7 +92,7 @@ void run_launched(const Launched& place, const LaunchOptions& options, const Ran
 }  // namespace
 
 const char* transport_name(TransportKind kind) {
-  static constexpr const char* kNames[] = {"threads", "process", "mpi"};
+  static constexpr const char* kNames[] = {"threads", "process", "mpi", "nccl"};
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -118,9 +129,11 @@ void run_ranks(const LaunchOptions& options, const RankBody& body) {
                                .deadlines = options.deadlines},
                               body);
     case TransportKind::process:
+    case TransportKind::nccl:
       return run_process_ranks({.ranks = options.ranks,
                                 .threads_per_rank = options.threads_per_rank,
-                                .deadlines = options.deadlines},
+                                .deadlines = options.deadlines,
+                                .wrap = wrap_of(options)},
                                body);
     case TransportKind::mpi:
       throw Error(

@@ -9,8 +9,9 @@
 
 namespace phalanx {
 
-/// How ranks reach each other: threads of one process, processes of one host, or MPI.
-enum class TransportKind : uint8_t { threads, process, mpi };
+/// How ranks reach each other: threads of one process, processes of one host, MPI; or NCCL between GPUs, one
+/// for each process, which meet as one host's do or over MPI, as they were started.
+enum class TransportKind : uint8_t { threads, process, mpi, nccl };
 /// "threads".
 const char* transport_name(TransportKind kind);
 
@@ -36,9 +37,10 @@ struct LaunchOptions {
 
 /// Runs body(world group) on every rank and returns when this process's ranks have ended. Under a launcher
 /// this process is one rank, and `transport` and `ranks` must be the launcher's; but over MPI `ranks` may be
-/// a multiple of its processes, each of which then has as many ranks, as threads. Otherwise threads run here,
-/// processes are forked, and mpi is an Error that says how to start it. Throws what run_thread_ranks,
-/// run_process_ranks and run_mpi_ranks throw.
+/// a multiple of its processes, each of which then has as many ranks, as threads. nccl fits any launcher,
+/// with a rank for each of its processes. Otherwise threads run here, processes are forked (for nccl, too:
+/// CUDA must not have started here), and mpi is an Error that says how to start it. Throws what
+/// run_thread_ranks, run_process_ranks and run_mpi_ranks throw.
 void run_ranks(const LaunchOptions& options, const RankBody& body);
 
 }  // namespace phalanx

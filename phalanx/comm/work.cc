@@ -13,6 +13,12 @@ Operation::Operation(Engine& engine, const Call& call, Task<> task, Tensor resul
 }
 
 Operation::~Operation() {
+  if (state_ == State::finished && !taken_) {
+    try {
+      be_taken();
+    } catch (const std::exception&) {  // then the GPU has failed, and whoever uses it next says so
+    }
+  }
   if (state_ != State::running) return;
   unlink();
   engine_.give_up(*this);
@@ -27,7 +33,19 @@ void Operation::unlink() {
 
 bool Operation::poll() { return engine_.poll(*this); }
 
-void Operation::wait() { engine_.wait_for(*this); }
+void Operation::wait() {
+  engine_.wait_for(*this);
+  be_taken();
+}
+
+Tensor Operation::take_result() {
+  be_taken();
+  return std::move(result_);
+}
+
+void Operation::be_taken() {
+  if (!std::exchange(taken_, true)) engine_.transport().taken(call_);
+}
 
 void Operation::begin_span() {
   TraceRing* ring = trace_ring();

@@ -25,8 +25,9 @@ class Operation final : public Waitable, public Pooled<Operation> {
   bool poll() override;
   void wait() override;
   const Call& call() const { return call_; }
-  /// The result of a finished operation; once.
-  Tensor take_result() { return std::move(result_); }
+  /// The result of a finished operation; once. What the calling thread queues on its GPU from now on comes
+  /// behind the operation.
+  Tensor take_result();
 
  private:
   friend class Engine;
@@ -34,6 +35,7 @@ class Operation final : public Waitable, public Pooled<Operation> {
 
   bool advance();  // runs the coroutine as far as it comes; true when finished
   void resume();
+  void be_taken();
   void begin_span();
   void end_span();
   void unlink();
@@ -44,6 +46,7 @@ class Operation final : public Waitable, public Pooled<Operation> {
   Tensor result_;
   State state_ = State::running;
   bool started_ = false;
+  bool taken_ = false;
   uint64_t serial_;               // in the flight recorder
   Span span_;                     // while traced: begin_ns is not 0
   int64_t waiting_since_ns_ = 0;  // while the rank waits for it, and traced

@@ -5,6 +5,7 @@
 #include "phalanx/tensor/cuda_check.cuh"
 #include "phalanx/tensor/cuda_tensor.h"
 #include "phalanx/tensor/stream.h"
+#include "phalanx/tensor/stream_wait.h"
 
 namespace phalanx::cuda {
 namespace {
@@ -21,7 +22,7 @@ void from_host(std::byte* to, const std::byte* from, size_t bytes, StreamState& 
   for (size_t i = 0; i < pieces_of(bytes); ++i) {
     const size_t size = piece_size(bytes, i);
     const Staging::Piece& piece = staging.pieces[staging.next++ % Staging::kPieces];
-    check(cudaEventSynchronize(piece.busy), "a copy to the GPU");
+    wait_for(piece.busy, "a copy to the GPU");
     std::memcpy(piece.data, from + i * kPieceBytes, size);
     check(cudaMemcpyAsync(to + i * kPieceBytes, piece.data, size, cudaMemcpyHostToDevice, stream.native()),
           "cudaMemcpyAsync");
@@ -36,7 +37,7 @@ void to_host(std::byte* to, const std::byte* from, size_t bytes, StreamState& st
     return staging.pieces[(first + i) % Staging::kPieces];
   };
   const auto finish = [&](size_t i) {
-    check(cudaEventSynchronize(piece(i).busy), "a kernel or copy failed");
+    wait_for(piece(i).busy, "a kernel or copy failed");
     std::memcpy(to + i * kPieceBytes, piece(i).data, piece_size(bytes, i));
   };
   stream.fetch_fault();

@@ -55,7 +55,7 @@ int cuda_initialise(const CudaOptions& options = {});
 /// GPUs that this process can use; the first call starts CUDA, unless cuda_initialise did.
 int cuda_devices();
 
-/// The device of a rank: ranks of a process take its GPUs in turn.
+/// The device of a rank: ranks of a host take its GPUs in turn.
 Device device_of_rank(Device::Kind kind, int rank);
 
 /// What a thread that works on `device` needs, for as long as this lives: on a GPU a stream of its own

@@ -5,6 +5,7 @@
 #include "phalanx/tensor/cuda_check.cuh"
 #include "phalanx/tensor/cuda_tensor.h"
 #include "phalanx/tensor/stream.h"
+#include "phalanx/tensor/stream_wait.h"
 
 namespace phalanx {
 
@@ -101,7 +102,7 @@ bool Event::passed() const {
 }
 
 void Event::wait() const {
-  if (event_) cuda::check(cudaEventSynchronize(event_), "cudaEventSynchronize");
+  if (event_) cuda::wait_for(event_, "cudaEventSynchronize");
 }
 
 Stream::Stream(Device device, Priority priority) : device_(device) {
@@ -117,7 +118,7 @@ Stream::~Stream() { cuda::GpuState::of(device_).give_stream(*state_); }
 
 void Stream::synchronise() {
   state_->fetch_fault();
-  cuda::check(cudaStreamSynchronize(native()), "a kernel or copy failed");
+  cuda::wait_for(native(), "a kernel or copy failed");
   state_->check_fetched_fault();
 }
 

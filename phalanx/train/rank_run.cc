@@ -15,8 +15,10 @@ RowShare share_of(const RunConfig& config, const Mesh& mesh) {
   return row_share(config.batch, config.microbatch, mesh.size(Axis::dp), mesh.coordinate(Axis::dp));
 }
 
-// The coordinates of pp of the ranks, threads of this process, that share a GPU.
-std::vector<int> pp_ranks_on(Device device, const Mesh& mesh) {
+// The coordinates of pp of the ranks that share this one's GPU: threads of one process take its GPUs in turn,
+// processes have one each.
+std::vector<int> pp_ranks_on(Device device, TransportKind transport, const Mesh& mesh) {
+  if (transport != TransportKind::threads) return {mesh.coordinate(Axis::pp)};
   std::vector<int> pp_ranks;
   for (int rank = 0; rank < mesh.world().size(); ++rank) {
     if (device_of_rank(device.kind, rank) != device) continue;
@@ -30,7 +32,8 @@ ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& confi
   const Device device = parameters.device();
   const uint64_t room = memory_of(device);
   if (device.is_cuda()) {
-    check_gpu_memory(config, config.model.vocabulary, pp_ranks_on(device, mesh), room);
+    check_gpu_memory(config, config.model.vocabulary, pp_ranks_on(device, config.parallel.transport, mesh),
+                     room);
   } else {
     check_memory(memory_account(config, config.model.vocabulary, mesh.coordinate(Axis::pp)), room);
   }
@@ -42,7 +45,7 @@ ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& confi
 
 RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
     : config_(with_vocabulary(config, vocabulary)),
-      device_(device_of_rank(config.train.device, world.rank())),
+      device_(device_of_rank(config.train.device, world.rank_on_host())),
       scope_(device_),
       mesh_(world, layout_of(config.parallel)),
       share_(share_of(config.train, mesh_)),

@@ -222,10 +222,12 @@ void add_parallel(ConfigTable& table, ParallelConfig& p) {
       .at_least(0)
       .at_most(kLayers);
   s.add("layers", &p.layers, "of each stage, as in 3,4,5; empty: cut evenly");
-  s.choice(
-      "transport", &p.transport,
-      {{"threads", TransportKind::threads}, {"process", TransportKind::process}, {"mpi", TransportKind::mpi}},
-      "how ranks reach each other; a launcher (mpirun, torchrun) decides it");
+  s.choice("transport", &p.transport,
+           {{"threads", TransportKind::threads},
+            {"process", TransportKind::process},
+            {"mpi", TransportKind::mpi},
+            {"nccl", TransportKind::nccl}},
+           "how ranks reach each other; a launcher (mpirun, torchrun) decides it; processes with GPUs: nccl");
   s.add("progress_timeout", &p.progress_timeout, "seconds in which a waiting rank must get a step further")
       .above(0);
   s.add("liveness_timeout", &p.liveness_timeout, "seconds of silence after which a process is taken for dead")

@@ -80,6 +80,9 @@ void check_device(const TrainConfig& c, const Layout& layout) {
   if (c.train.gradients == KeptWeights::bf16 && c.optimizer.kind != OptimizerConfig::Kind::adamw) {
     throw Error("train.gradients bf16 is for optimizer.kind adamw");
   }
+  if (on_cpu && c.parallel.transport == TransportKind::nccl) {
+    throw Error("parallel.transport nccl is for train.device cuda");
+  }
   if (on_cpu) return;
   const auto refuse = [](std::string_view what) {
     throw Error("train.device cuda: {} is for CPUs so far", what);
@@ -87,11 +90,6 @@ void check_device(const TrainConfig& c, const Layout& layout) {
   const bool parts = layout.ep > 1 || layout.etp > 1;
   if (c.model.moe.exact_sums && parts) refuse("moe.exact_sums with ep or etp in parallel.layout");
   if (!c.optimizer.offload.empty()) refuse("optimizer.offload");
-  if (layout.ranks() > 1 && c.parallel.transport != TransportKind::threads) {
-    throw Error(
-        "train.device cuda: ranks on GPUs are threads so far: parallel.transport = \"threads\", not {}",
-        transport_name(c.parallel.transport));
-  }
 }
 
 Layout parsed(const std::string& layout) {
@@ -210,6 +208,8 @@ TrainConfig checked(TrainConfig c) {
   }
   const Layout layout = layout_of(c.parallel);
   check_device(c, layout);
+  const bool on_gpu = c.train.device == Device::Kind::cuda;
+  if (on_gpu && c.parallel.transport != TransportKind::threads) c.parallel.transport = TransportKind::nccl;
   try {
     return laid_out(c, layout);
   } catch (const Error& e) {

@@ -27,6 +27,8 @@ TEST_P(CollectiveTimes, EveryOperationAtEverySize) {
       EXPECT_GE(t.bytes, sizes[(i - 1) / 5]) << t.operation;
       EXPECT_LT(t.bytes, sizes[(i - 1) / 5] + 8 * ranks) << t.operation;
       EXPECT_DOUBLE_EQ(t.algorithm_bandwidth() * t.seconds, static_cast<double>(t.bytes));
+      EXPECT_LE(t.bus_bandwidth(ranks), 2 * t.algorithm_bandwidth()) << t.operation;
+      EXPECT_EQ(t.bus_bandwidth(1) > 0, t.operation == "broadcast") << t.operation;
     }
   });
   EXPECT_EQ(told, 1 + 5 * sizes.size());

@@ -117,8 +117,7 @@ TEST(TrainConfig, WhatGpusDoNotComputeIsRefused) {
   EXPECT_EQ(told({"model.mlp=moe", "parallel.layout=tp=2,etp=2"}), "no error");
   EXPECT_THAT(told({"model.mlp=moe", "parallel.layout=dp=2,ep=2", "moe.exact_sums=true"}),
               HasSubstr("moe.exact_sums with ep or etp"));
-  EXPECT_THAT(told({"parallel.layout=dp=2", "parallel.transport=process"}),
-              HasSubstr("parallel.transport = \"threads\", not process"));
+  EXPECT_THAT(refusal("", {"parallel.transport=nccl"}), HasSubstr("train.device cuda"));
   EXPECT_EQ(told({"model.attention=mla"}), "no error");
   EXPECT_THAT(told({"optimizer.offload=/tmp"}), HasSubstr("optimizer.offload"));
   EXPECT_THAT(told({"train.gradients=bf16"}), HasSubstr("train.weights bf16"));
@@ -137,6 +136,21 @@ TEST(TrainConfig, SlicesThatDoNotFitAreTold) {
   EXPECT_THAT(
       told("train.slices=12", "parallel.layout=cp=2,tp=2"),
       HasSubstr("divisible by the 4 ranks of cp and tp that share them: up to 64 these fit: 1, 2, 3, 6"));
+}
+
+// A launcher says process or mpi and knows nothing of devices.
+TEST(TrainConfig, ProcessesWithGpusTalkOverNccl) {
+  const auto transport = [](const char* device, const char* given) {
+    return parse("", {"parallel.layout=dp=2", std::string("train.device=") + device,
+                      std::string("parallel.transport=") + given})
+        .parallel.transport;
+  };
+  for (const char* given : {"process", "mpi", "nccl"}) {
+    EXPECT_EQ(transport("cuda", given), TransportKind::nccl) << given;
+  }
+  EXPECT_EQ(transport("cuda", "threads"), TransportKind::threads);
+  EXPECT_EQ(transport("cpu", "process"), TransportKind::process);
+  EXPECT_EQ(transport("cpu", "mpi"), TransportKind::mpi);
 }
 
 // Sets the field to a value that it does not have.

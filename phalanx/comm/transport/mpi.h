@@ -14,6 +14,7 @@ struct MpiOptions {
   std::chrono::milliseconds meeting = std::chrono::minutes(2);  ///< for all ranks to come
   int threads_per_rank = 0;  ///< of parallel_for; 0: cores ÷ ranks on this host, at least 1
   Deadlines deadlines;
+  WrapTransport wrap = {};  ///< of each rank's transport; may be empty
 };
 
 /// Runs body(world group) as the ranks that the launcher made this process; returns when they have ended.

@@ -52,7 +52,7 @@ struct RankEnd {
   bool all_left = false;
 };
 
-RankEnd be_rank(MpiLibrary& mpi, int rank, LifelineOptions options, const Deadlines& deadlines,
+RankEnd be_rank(MpiLibrary& mpi, int rank, LifelineOptions options, const MpiOptions& how,
                 const RankBody& body) {
   RankEnd end;
   MpiSurroundings around(rank, mpi.ranks());
@@ -63,8 +63,9 @@ RankEnd be_rank(MpiLibrary& mpi, int rank, LifelineOptions options, const Deadli
   around.memory.meet(lifeline, "");
   lifeline.start({.on_failure = [&](int other, const std::string& why) { around.failures.fail(other, why); },
                   .page = [&own] { return own.snapshot(); }});
-  const std::unique_ptr<Transport> transport = mpi_transport(mpi, rank, around, lifeline);
-  end.error = run_rank(*transport, deadlines, body);
+  std::unique_ptr<Transport> transport = mpi_transport(mpi, rank, around, lifeline);
+  if (how.wrap) transport = how.wrap(std::move(transport));
+  end.error = run_rank(*transport, how.deadlines, body);
   const std::optional<Failure> first = around.failures.first();
   end.is_others = first && first->rank != rank;
   lifeline.leave();
@@ -86,7 +87,7 @@ void run_mpi_ranks(const MpiOptions& options, const RankBody& body) {
     RankEnd& end = ends[static_cast<size_t>(i)];
     const ThreadScope scope(threads);
     try {
-      end = be_rank(mpi, mpi.process() * mpi.per_process() + i, meeting.lifeline, options.deadlines, body);
+      end = be_rank(mpi, mpi.process() * mpi.per_process() + i, meeting.lifeline, options, body);
     } catch (...) {
       end.error = std::current_exception();
     }

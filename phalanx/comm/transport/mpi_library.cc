@@ -36,6 +36,7 @@ MpiLibrary::MpiLibrary(int ranks_per_process) : per_process_(ranks_per_process) 
   MPI_Comm host = MPI_COMM_NULL;
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, process_, MPI_INFO_NULL, &host);
   MPI_Comm_size(host, &processes_on_host_);
+  MPI_Comm_rank(host, &process_on_host_);
   MPI_Comm_free(&host);
 }
 

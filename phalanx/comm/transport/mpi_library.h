@@ -24,6 +24,8 @@ class MpiLibrary {
 
   int ranks() const { return processes_ * per_process_; }
   int ranks_on_host() const { return processes_on_host_ * per_process_; }
+  /// A rank's place among those of its host; of ranks of this process.
+  int rank_on_host(int rank) const { return process_on_host_ * per_process_ + rank % per_process_; }
   int per_process() const { return per_process_; }
   int process() const { return process_; }
   int process_of(int rank) const { return rank / per_process_; }
@@ -41,6 +43,7 @@ class MpiLibrary {
   int process_ = 0;
   int processes_ = 1;
   int processes_on_host_ = 1;
+  int process_on_host_ = 0;
   std::mutex mutex_;
 };
 

@@ -93,6 +93,7 @@ class MpiTransport final : public Transport {
     return around_.seen[r] ? &around_.pages[r] : nullptr;
   }
   bool crowded() const override { return crowded_; }
+  int rank_on_host() const override { return mpi_.rank_on_host(rank_); }
 
   void post(Exchange& exchange) override {
     matcher_.post(exchange);

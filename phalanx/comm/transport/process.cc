@@ -228,8 +228,10 @@ void join_process_ranks(const ProcessPlace& place, const RankBody& body) {
                   .page = {}});
   const ThreadScope scope(place.threads_per_rank > 0 ? place.threads_per_rank
                                                      : std::max(1, cores / place.ranks));
-  ProcessTransport transport(segment, memory, place.rank, place.ranks, place.ranks > cores);
-  const std::exception_ptr error = run_rank(transport, place.deadlines, body);
+  std::unique_ptr<Transport> transport =
+      std::make_unique<ProcessTransport>(segment, memory, place.rank, place.ranks, place.ranks > cores);
+  if (place.wrap) transport = place.wrap(std::move(transport));
+  const std::exception_ptr error = run_rank(*transport, place.deadlines, body);
   if (error) {  // the hub need not wait for the others
     const auto failure = segment.failures().first();
     lifeline.fail(failure ? failure->message : segment.page(place.rank).report_text());

@@ -21,6 +21,7 @@ struct ProcessPlace {
   std::chrono::milliseconds meeting = std::chrono::minutes(2);  ///< for all ranks to come
   int threads_per_rank = 0;  ///< of parallel_for; 0: cores ÷ ranks, at least 1
   Deadlines deadlines;
+  WrapTransport wrap = {};  ///< of the rank's transport; may be empty
 };
 
 /// Runs body(world group) as that rank, in this process, and returns when it has ended. The hub runs
@@ -32,6 +33,7 @@ struct ProcessWorldOptions {
   int ranks = 1;
   int threads_per_rank = 0;  ///< of parallel_for; 0: cores ÷ ranks, at least 1
   Deadlines deadlines;
+  WrapTransport wrap = {};  ///< of each rank's transport; may be empty
 };
 
 /// How one rank's process has ended.

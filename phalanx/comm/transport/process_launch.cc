@@ -160,7 +160,8 @@ std::vector<ProcessEnd> process_ranks_end(const ProcessWorldOptions& options, co
                                   .port = port,
                                   .key = key,
                                   .threads_per_rank = options.threads_per_rank,
-                                  .deadlines = options.deadlines},
+                                  .deadlines = options.deadlines,
+                                  .wrap = options.wrap},
                                  signals.before(), body));
   }
   const Hub hub(

@@ -37,7 +37,6 @@ class ThreadWorld {
 void run_thread_ranks(const ThreadWorldOptions& options, const RankBody& body);
 
 /// The same with a transport of the caller's making for each rank, over the world's own: fake.h, say.
-using WrapTransport = std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>;
 void run_thread_ranks(const ThreadWorldOptions& options, const WrapTransport& wrap, const RankBody& body);
 
 }  // namespace phalanx

@@ -3,6 +3,8 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <span>
 
 #include "phalanx/base/function_ref.h"
@@ -23,6 +25,8 @@ class Transport {
   virtual RankPage* page(int world_rank) = 0;
   /// True when ranks have to share cores: waiting then gives way at once instead of spinning.
   virtual bool crowded() const = 0;
+  /// Its place among the world's ranks on its host, which share the GPUs there.
+  virtual int rank_on_host() const { return rank(); }
 
   /// Called when a group is made, in the same order on all members; what it gives lives as long as the group.
   virtual std::unique_ptr<GroupLink> open_group(const GroupInfo& group);
@@ -43,7 +47,7 @@ class Transport {
   virtual void wake_all() noexcept;
 
   // Collectives. The defaults are written over exchange (collectives.h); a transport overrides what it can do
-  // faster. The result is the same to the bit.
+  // faster. The result is the same to the bit, but for sums by NCCL (nccl.h).
   virtual Task<> all_reduce(Call call, Tensor x, Reduce reduce);
   virtual Task<> reduce_scatter(Call call, Tensor x, Tensor out, Reduce reduce);
   virtual Task<> all_gather(Call call, Tensor x, Tensor out);
@@ -52,6 +56,10 @@ class Transport {
   virtual Task<> broadcast(Call call, Tensor x, int root);
   virtual Task<> barrier(Call call);
 
+  /// The result of an operation that has finished is about to be used by what the calling thread queues on
+  /// its GPU. Called once or more often.
+  virtual void taken(const Call&) {}
+
   /// True when the ranks of a group can read and write each other's memory.
   virtual bool shares_memory(const GroupInfo& group) const;
   /// x, or a copy of it where the others cannot reach x's memory.
@@ -59,5 +67,8 @@ class Transport {
   /// peers[r] = rank r's x. Only where shares_memory.
   virtual Task<> share(Call call, Tensor x, std::span<Tensor> peers);
 };
+
+/// Makes a transport over another one, on the thread of the rank whose it is.
+using WrapTransport = std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)>;
 
 }  // namespace phalanx

@@ -28,8 +28,10 @@ constexpr Case kCases[] = {
     {4096, 4096, 384},  // 256 rows, several rounds
     {3900, 4072, 912},  // the second warpgroup of the last tiles, and the first one's second wave, have
                         // nothing
-    {4001, 4091, 144}, {2400, 2400, 144},  // 128 rows, several rounds
-    {24000, 136, 528}, {70, 20000, 528},
+    {4001, 4091, 144},
+    {2400, 2400, 144},  // 128 rows, several rounds
+    {24000, 136, 528},
+    {70, 20000, 528},
 };
 
 class Fp8OnGpu : public Bf16OnGpu {

@@ -108,7 +108,8 @@ void Event::wait() const {
 Stream::Stream(Device device, Priority priority) : device_(device) {
   PHX_CHECK(device.is_cuda(), "a stream of {}", device_name(device));
   state_ = &cuda::GpuState::of(device).take_stream(priority);
-  cuda::wait_for(native(), "a kernel or copy failed");
+  // Without looking around (stream_wait.h): who looks may be making this stream.
+  cuda::check(cudaStreamSynchronize(native()), "a kernel or copy failed");
   (void)std::exchange(*state_->staging().fault, cuda::Fault{});
   state_->last_op = "";
   state_->waits_for_each = false;

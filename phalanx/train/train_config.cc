@@ -227,7 +227,7 @@ void add_parallel(ConfigTable& table, ParallelConfig& p) {
             {"process", TransportKind::process},
             {"mpi", TransportKind::mpi},
             {"nccl", TransportKind::nccl}},
-           "how ranks reach each other; a launcher (mpirun, torchrun) decides it; processes with GPUs: nccl");
+           "how ranks reach each other, unless a launcher decides");
   s.add("progress_timeout", &p.progress_timeout, "seconds in which a waiting rank must get a step further")
       .above(0);
   s.add("liveness_timeout", &p.liveness_timeout, "seconds of silence after which a process is taken for dead")

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdlib>
 
+#include "bench/models.h"
 #include "bench/on_gpu.h"
 #include "phalanx/base/median.h"
 #include "phalanx/comm/transport/threads.h"
@@ -13,20 +14,6 @@ namespace {
 
 constexpr int64_t kContext = 1024;   // about which steps are timed
 constexpr int64_t kCapacity = 2048;  // for which sequences have room
-
-ModelConfig llama_1b() {
-  ModelConfig m;
-  m.layers = 16;
-  m.width = 2048;
-  m.heads = 32;
-  m.kv_heads = 8;
-  m.context = 4096;
-  m.vocabulary = 128256;
-  m.rope_theta = 500000;
-  m.mlp_width = 8192;
-  m.tied = true;
-  return resolved(m);
-}
 
 std::vector<std::vector<int32_t>> random_texts(int sequences, int64_t tokens, const ModelConfig& m) {
   std::mt19937 random(1);
@@ -116,7 +103,7 @@ void run(Report& report, int steps) {
     const DeviceScope scope(kGpu);
     Mesh mesh(world, {});
     ParameterStore store(mesh, DType::bf16, {}, {.gradients = false, .device = kGpu});
-    Transformer model(store, llama_1b(), 1);
+    Transformer model(store, resolved(llama(16, 2048, 32)), 1);
     store.initialise(1);
     Bench bench(report, model, store.values().bytes(), steps);
     for (const int sequences : {1, 8, 16, 64}) bench.decode(sequences);

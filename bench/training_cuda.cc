@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 
+#include "bench/models.h"
 #include "bench/report.h"
 #include "phalanx/base/error.h"
 #include "phalanx/base/median.h"
@@ -37,24 +38,6 @@ ModelConfig gpt2() {
   m.positions = Positions::learned;
   m.mlp = MlpKind::gelu_tanh;
   m.bias = true;
-  m.tied = true;
-  return m;
-}
-
-ModelConfig llama(int layers, int64_t width, int heads) {
-  ModelConfig m;
-  m.layers = layers;
-  m.width = width;
-  m.heads = heads;
-  m.kv_heads = 8;
-  m.context = 4096;
-  m.vocabulary = 128256;
-  m.norm = NormKind::rmsnorm;
-  m.positions = Positions::rope;
-  m.rope_theta = 500000;
-  m.mlp = MlpKind::swiglu;
-  m.mlp_width = 8192;
-  m.bias = false;
   m.tied = true;
   return m;
 }

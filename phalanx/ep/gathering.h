@@ -20,9 +20,8 @@ struct Gathered {
 /// depend on nothing that is chosen, so that on a GPU no host waits. Sums run as Buffer's: over etp in rank
 /// order, then over ep; a rank without an expert of the token adds zeros.
 ///
-/// Bytes that a rank sends, with b bytes a row: gathering (R − T)·b at most, as sums (by whoever moves them,
-/// comm/collectives.h). Buffer sends a token only where it has experts, so with many ranks less; but its
-/// hosts exchange counts first.
+/// Bytes that a rank sends of a tensor with b bytes a row: (R − T)·b, gathered or summed. Buffer sends a
+/// token only where it has experts, so with many ranks less; but its hosts exchange counts first.
 class Gathering {
  public:
   /// Error: the ranks do not divide the experts.

@@ -148,7 +148,10 @@ void run_verify(const Options& o) {
     rows.push_back(json_of(row));
     if (table) print(row);
   });
-  const nlohmann::json result = {{"reference", options.reference ? "dp=1, sequential, on the CPU" : "dp=1, sequential"}, {"layouts", rows}, {"failed", failed}};
+  const nlohmann::json result = {
+      {"reference", options.reference ? "dp=1, sequential, on the CPU" : "dp=1, sequential"},
+      {"layouts", rows},
+      {"failed", failed}};
   if (o.json == "-") {
     std::printf("%s\n", result.dump(2).c_str());
   } else if (!o.json.empty()) {

@@ -25,8 +25,29 @@ struct GpuTable {
     PHX_CHECK(initialised, "{} is used before cuda_initialise", device_name(device));
     GpuState*& gpu = gpus[device.index];
     if (!gpu) gpu = new GpuState(device);
-    if (!gpu->ready_) gpu->set_up(options.reserve_bytes);
+    if (gpu->ready_) return *gpu;
+    gpu->set_up(options.reserve_bytes);
+    for (GpuState* const other : gpus) {
+      if (other && other != gpu && other->ready_) connect(device, other->device_);
+    }
     return *gpu;
+  }
+
+  // Copies between the two then go straight, where their links allow it, and not by way of the host. Leaves
+  // `a` the thread's GPU.
+  static void connect(Device a, Device b) {
+    for (const auto& [here, there] : {std::pair(b, a), std::pair(a, b)}) {
+      int reachable = 0;
+      check(cudaDeviceCanAccessPeer(&reachable, here.index, there.index), "cudaDeviceCanAccessPeer");
+      check(cudaSetDevice(here.index), "cudaSetDevice");
+      if (reachable == 0) continue;
+      const cudaError_t status = cudaDeviceEnablePeerAccess(there.index, 0);
+      if (status == cudaErrorPeerAccessAlreadyEnabled) {
+        (void)cudaGetLastError();
+      } else {
+        check(status, "cudaDeviceEnablePeerAccess");
+      }
+    }
   }
 };
 

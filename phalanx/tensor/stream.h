@@ -21,14 +21,15 @@ class Event {
  public:
   /// Not recorded: it has passed.
   Event() = default;
-  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)), of_(other.of_) {}
   Event& operator=(Event&& other) noexcept {
     std::swap(event_, other.event_);
+    std::swap(of_, other.of_);
     return *this;
   }
   ~Event();
 
-  /// The end of all work queued on `stream` so far.
+  /// The end of all work queued on `stream` so far; of any GPU's, also from one time to the next.
   void record(Stream& stream);
   /// Whether that work has finished; never blocks.
   bool passed() const;
@@ -38,6 +39,7 @@ class Event {
  private:
   friend class Stream;
   CUevent_st* event_ = nullptr;
+  Device of_ = {};  // CUDA's event is of one GPU, whose streams alone can record it
 };
 
 /// Which streams' blocks of threads go first where several wait for room on a GPU.

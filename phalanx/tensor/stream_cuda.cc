@@ -89,7 +89,13 @@ Event::~Event() {
 }
 
 void Event::record(Stream& stream) {
-  if (!event_) cuda::check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
+  if (event_ && of_ != stream.device()) {  // what waits for it already goes on doing so
+    cuda::check(cudaEventDestroy(std::exchange(event_, nullptr)), "cudaEventDestroy");
+  }
+  if (!event_) {
+    cuda::check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
+    of_ = stream.device();
+  }
   cuda::check(cudaEventRecord(event_, stream.native()), "cudaEventRecord");
 }
 

@@ -1,5 +1,7 @@
-// Collectives of tensors on a GPU that ranks, threads of one process, share: the same bits as on the CPU.
+// Collectives of tensors on GPUs by ranks that are threads of one process, on this machine's GPUs in turn:
+// the same bits as on the CPU.
 #include <cstring>
+#include <functional>
 #include <random>
 
 #include "phalanx/comm/transport/threads.h"
@@ -11,12 +13,14 @@ namespace {
 
 class GpuRanks : public CudaTest {
  protected:
-  static void run(int ranks, const RankBody& body) {
+  // body(world, this rank's GPU).
+  static void run(int ranks, const std::function<void(Group&, Device)>& body) {
     run_thread_ranks({.ranks = ranks, .deadlines = {.progress = std::chrono::seconds(30)}},
                      [&](Group& world) {
-                       const DeviceScope scope(kGpu);
-                       body(world);
-                       synchronise(kGpu);
+                       const Device gpu = device_of_rank(Device::Kind::cuda, world.rank());
+                       const DeviceScope scope(gpu);
+                       body(world, gpu);
+                       synchronise(gpu);
                      });
   }
 };
@@ -59,23 +63,23 @@ TEST_F(GpuRanks, CollectivesEqualTheCpus) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(seed);
   for (const int ranks : {1, 2, 3, 4}) {
-    run(ranks, [&](Group& world) {
+    run(ranks, [&](Group& world, Device gpu) {
       for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16, DType::i64, DType::i32}) {
         for (const int64_t rows : {0, 1, 7, 1000}) {
           const Tensor x = numbers({rows * ranks, 3}, dtype, world.rank(), seed);
           for (const Reduce reduce : {Reduce::sum, Reduce::max, Reduce::min}) {
             const Tensor want = world.all_reduce(copied(x), reduce).wait();
-            expect_same(world.all_reduce(x.to(kGpu), reduce).wait(), want, "all_reduce");
+            expect_same(world.all_reduce(x.to(gpu), reduce).wait(), want, "all_reduce");
             const Tensor part = world.reduce_scatter(copied(x), reduce).wait();
-            expect_same(world.reduce_scatter(x.to(kGpu), reduce).wait(), part, "reduce_scatter");
+            expect_same(world.reduce_scatter(x.to(gpu), reduce).wait(), part, "reduce_scatter");
           }
           const Tensor gathered = world.all_gather(x).wait();
-          expect_same(world.all_gather(x.to(kGpu)).wait(), gathered, "all_gather");
+          expect_same(world.all_gather(x.to(gpu)).wait(), gathered, "all_gather");
           const Tensor sent = world.broadcast(copied(x), ranks - 1).wait();
-          expect_same(world.broadcast(x.to(kGpu), ranks - 1).wait(), sent, "broadcast");
+          expect_same(world.broadcast(x.to(gpu), ranks - 1).wait(), sent, "broadcast");
           const std::vector<int64_t> counts(static_cast<size_t>(ranks), rows);
           const Tensor turned = world.all_to_all(x, counts, counts).wait();
-          expect_same(world.all_to_all(x.to(kGpu), counts, counts).wait(), turned, "all_to_all");
+          expect_same(world.all_to_all(x.to(gpu), counts, counts).wait(), turned, "all_to_all");
         }
       }
     });
@@ -87,19 +91,21 @@ TEST_F(GpuRanks, CollectivesEqualTheCpus) {
 TEST_F(GpuRanks, StreamsAreOrdered) {
   constexpr int kRanks = 4;
   constexpr int kTurns = 50;
-  run(kRanks, [&](Group& world) {
+  run(kRanks, [&](Group& world, Device gpu) {
     const int64_t n = 1 << 20;
     const Tensor one = Tensor::empty({n}, DType::f32);
     std::ranges::fill(one.span<float>(), 1.0F);
-    const Tensor step = one.to(kGpu);
-    const Tensor x = Tensor::zeros({n}, DType::f32, kGpu);
-    const Tensor total = Tensor::zeros({n}, DType::f32, kGpu);
+    const Tensor step = one.to(gpu);
+    const Tensor x = Tensor::zeros({n}, DType::f32, gpu);
+    const Tensor total = Tensor::zeros({n}, DType::f32, gpu);
     for (int turn = 1; turn <= kTurns; ++turn) {
       add_into(x, step);  // x = turn
       const Tensor sent = add(x, x);
-      const Tensor received = Tensor::empty({n}, DType::f32, kGpu);
-      PooledVector<P2P> messages = {send_to((world.rank() + 1) % kRanks, sent),
-                                    recv_from((world.rank() + kRanks - 1) % kRanks, received)};
+      const Tensor received = Tensor::empty({n}, DType::f32, gpu);
+      // Each time to another rank: where there are several GPUs, to another one.
+      const int away = 1 + turn % (kRanks - 1);
+      PooledVector<P2P> messages = {send_to((world.rank() + away) % kRanks, sent),
+                                    recv_from((world.rank() + kRanks - away) % kRanks, received)};
       world.exchange(std::move(messages)).wait();
       add_into(total, received);
       const Tensor sum = copied(x);

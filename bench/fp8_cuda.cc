@@ -23,7 +23,8 @@ void quantisers(Table& table, int64_t rows, int64_t width) {
   moves("columns of rows", 2 * n + 2 * scales, [&] { (void)fp8_columns(kept); });
   moves("blocks", 3 * n, [&] { (void)fp8_blocks(x, ScaleFormat::f32); });
   const Fp8Blocks w = fp8_blocks(x, ScaleFormat::f32);
-  moves("blocks transposed", 2 * n, [&] { (void)fp8_transposed(w); });
+  moves("blocks, then transposed", 2 * n, [&] { (void)fp8_transposed(w); });
+  moves("transposed blocks", 3 * n, [&] { (void)fp8_blocks_transposed(x, ScaleFormat::f32); });
 }
 
 void products(Table& table, int64_t m, int64_t n, int64_t k) {

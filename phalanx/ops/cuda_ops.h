@@ -160,6 +160,7 @@ Quantized quantize(const Tensor& x_TD, ScaleFormat format);
 void fp8_lines_into(const Tensor& x_TD, const Fp8Lines* rows, const Fp8Lines* columns);
 void fp8_columns_into(const Fp8Lines& rows, const Fp8Lines& columns);
 void fp8_blocks_into(const Tensor& w_NK, ScaleFormat format, const Fp8Blocks& to);
+void fp8_blocks_transposed_into(const Tensor& w_NK, ScaleFormat format, const Fp8Blocks& to);
 void fp8_transposed_into(const Fp8Blocks& w, const Fp8Blocks& to);
 
 // ops/fp8_matmul.h: by wgmma, on sm_90 alone (Error).

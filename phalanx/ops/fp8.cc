@@ -27,13 +27,36 @@ Fp8Lines columns_like(const Tensor& x, ScaleFormat format) {
   return lines(x.dim(1), stored, format, x.device());
 }
 
-Fp8Blocks blocks(int64_t rows, int64_t columns, Device device) {
-  return {.q_NK = Tensor::empty({rows, columns}, DType::f8e4m3, device),
-          .scales = Tensor::empty({scale_groups(rows), scale_groups(columns)}, DType::f32, device)};
+// [E, N, K], or [N, K], seen as E matrices.
+struct Matrices {
+  int64_t count;
+  int64_t rows;
+  int64_t columns;
+
+  explicit Matrices(const Tensor& t) : count(1) {
+    const int rank = t.shape().rank();
+    PHX_CHECK(rank == 2 || rank == 3, "blocks of {}", t.shape());
+    if (rank == 3) count = t.dim(0);
+    rows = t.dim(rank - 2);
+    columns = t.dim(rank - 1);
+  }
+  // Of so many matrices [n, k], in as many dimensions as `like`.
+  Shape shape_like(const Tensor& like, int64_t n, int64_t k) const {
+    return like.shape().rank() == 3 ? Shape{count, n, k} : Shape{n, k};
+  }
+};
+
+Fp8Blocks blocks_like(const Tensor& w, bool transposed) {
+  const Matrices m(w);
+  const int64_t n = transposed ? m.columns : m.rows;
+  const int64_t k = transposed ? m.rows : m.columns;
+  return {.q_NK = Tensor::empty(m.shape_like(w, n, k), DType::f8e4m3, w.device()),
+          .scales = Tensor::empty(m.shape_like(w, scale_groups(n), scale_groups(k)), DType::f32, w.device())};
 }
 
 void check_blocks(const Fp8Blocks& w) {
-  const Shape scales = {scale_groups(w.q_NK.dim(0)), scale_groups(w.q_NK.dim(1))};
+  const Matrices m(w.q_NK);
+  const Shape scales = m.shape_like(w.q_NK, scale_groups(m.rows), scale_groups(m.columns));
   PHX_CHECK(w.q_NK.dtype() == DType::f8e4m3 && w.scales.shape() == scales, "{} {} with scales {}",
             dtype_name(w.q_NK.dtype()), w.q_NK.shape(), w.scales.shape());
 }
@@ -87,6 +110,40 @@ void quantize_columns(const Tensor& x, const Fp8Lines& to) {
   const int64_t width = x.dim(1);
   with_elements(x, [&](const auto& element) {
     quantize_lines(x.dim(0), to, [&](int64_t r, int64_t k) { return element(k * width + r); });
+  });
+}
+
+// Each block of w, as it is or transposed.
+void quantize_blocks(const Tensor& w, ScaleFormat format, bool transposed, const Fp8Blocks& to) {
+  const Matrices m(w);
+  const int64_t down = scale_groups(m.rows);
+  const int64_t across = scale_groups(m.columns);
+  auto* const q = to.q_NK.data<f8e4m3>();
+  auto* const scales = to.scales.data<float>();
+  with_elements(w, [&](const auto& element) {
+    parallel_for(m.count * down * across, 1, [&](int64_t block, int64_t) {
+      const int64_t matrix = block / (down * across);
+      const int64_t row = block / across % down;
+      const int64_t column = block % across;
+      const int64_t first = matrix * m.rows * m.columns;
+      // f(from, to) for the place of each element of the block in w and in q.
+      const auto for_each = [&](const auto& f) {
+        const int64_t last_row = std::min(m.rows, (row + 1) * kScaleGroup);
+        const int64_t last_column = std::min(m.columns, (column + 1) * kScaleGroup);
+        for (int64_t n = row * kScaleGroup; n < last_row; ++n) {
+          for (int64_t k = column * kScaleGroup; k < last_column; ++k) {
+            const int64_t from = first + n * m.columns + k;
+            f(from, transposed ? first + k * m.rows + n : from);
+          }
+        }
+      };
+      float largest = kLeastMagnitude;
+      for_each([&](int64_t from, int64_t) { largest = larger(largest, element(from)); });
+      const GroupScale group = group_scale(largest, format);
+      const int64_t place = transposed ? column * down + row : row * across + column;
+      scales[matrix * down * across + place] = group.scale;
+      for_each([&](int64_t from, int64_t at) { q[at] = f8e4m3::from(element(from) * group.by); });
+    });
   });
 }
 
@@ -156,8 +213,7 @@ Fp8Lines fp8_columns(const Fp8Lines& rows) {
 }
 
 Fp8Blocks fp8_blocks(const Tensor& w, ScaleFormat format) {
-  const int64_t width = w.dim(1);
-  Fp8Blocks out = blocks(w.dim(0), width, w.device());
+  Fp8Blocks out = blocks_like(w, false);
   if constexpr (kHaveCuda) {
     if (w.on_cuda()) {
       cuda::fp8_blocks_into(w, format, out);
@@ -165,34 +221,26 @@ Fp8Blocks fp8_blocks(const Tensor& w, ScaleFormat format) {
     }
   }
   const TraceSpan span(TraceKind::elementwise, "fp8_blocks", w.bytes() + out.q_NK.bytes());
-  auto* const q = out.q_NK.data<f8e4m3>();
-  auto* const scales = out.scales.data<float>();
-  const int64_t across = out.scales.dim(1);
-  with_elements(w, [&](const auto& element) {
-    parallel_for(out.scales.numel(), 1, [&](int64_t block, int64_t) {
-      // f(i) for the index of each element of the block.
-      const auto for_each = [&](const auto& f) {
-        const int64_t row = block / across * kScaleGroup;
-        const int64_t column = block % across * kScaleGroup;
-        for (int64_t n = row; n < std::min(w.dim(0), row + kScaleGroup); ++n) {
-          for (int64_t k = column; k < std::min(width, column + kScaleGroup); ++k) f(n * width + k);
-        }
-      };
-      float largest = kLeastMagnitude;
-      for_each([&](int64_t i) { largest = larger(largest, element(i)); });
-      const GroupScale group = group_scale(largest, format);
-      scales[block] = group.scale;
-      for_each([&](int64_t i) { q[i] = f8e4m3::from(element(i) * group.by); });
-    });
-  });
+  quantize_blocks(w, format, false, out);
+  return out;
+}
+
+Fp8Blocks fp8_blocks_transposed(const Tensor& w, ScaleFormat format) {
+  Fp8Blocks out = blocks_like(w, true);
+  if constexpr (kHaveCuda) {
+    if (w.on_cuda()) {
+      cuda::fp8_blocks_transposed_into(w, format, out);
+      return out;
+    }
+  }
+  const TraceSpan span(TraceKind::elementwise, "fp8_blocks_transposed", w.bytes() + out.q_NK.bytes());
+  quantize_blocks(w, format, true, out);
   return out;
 }
 
 Fp8Blocks fp8_transposed(const Fp8Blocks& w) {
   check_blocks(w);
-  const int64_t rows = w.q_NK.dim(0);
-  const int64_t columns = w.q_NK.dim(1);
-  Fp8Blocks out = blocks(columns, rows, w.q_NK.device());
+  Fp8Blocks out = blocks_like(w.q_NK, true);
   if constexpr (kHaveCuda) {
     if (w.q_NK.on_cuda()) {
       cuda::fp8_transposed_into(w, out);
@@ -200,15 +248,16 @@ Fp8Blocks fp8_transposed(const Fp8Blocks& w) {
     }
   }
   const TraceSpan span(TraceKind::elementwise, "fp8_transposed", 2 * w.q_NK.bytes());
-  const auto transpose = [](const auto* from, auto* to, int64_t down, int64_t across) {
-    parallel_for(across, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        for (int64_t r = 0; r < down; ++r) to[c * down + r] = from[r * across + c];
+  const auto transpose = [](const auto* from, auto* to, const Matrices& m) {
+    parallel_for(m.count * m.columns, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t line = begin; line < end; ++line) {
+        const int64_t first = line / m.columns * m.rows * m.columns + line % m.columns;
+        for (int64_t r = 0; r < m.rows; ++r) to[line * m.rows + r] = from[first + r * m.columns];
       }
     });
   };
-  transpose(w.q_NK.data<const f8e4m3>(), out.q_NK.data<f8e4m3>(), rows, columns);
-  transpose(w.scales.data<const float>(), out.scales.data<float>(), w.scales.dim(0), w.scales.dim(1));
+  transpose(w.q_NK.data<const f8e4m3>(), out.q_NK.data<f8e4m3>(), Matrices(w.q_NK));
+  transpose(w.scales.data<const float>(), out.scales.data<float>(), Matrices(w.scales));
   return out;
 }
 

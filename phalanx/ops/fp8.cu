@@ -179,13 +179,17 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <bool Whole, class T>
-__global__ void __launch_bounds__(kThreads, 2)
-    blocks_kernel(Source<T> from, Sizes s, ScaleFormat format, f8e4m3* q, float* scales) {
+// Of several matrices, block z has tiles of the z-th: where its elements and scales begin.
+__device__ int64_t matrix_begin(const Sizes& s) { return int64_t{blockIdx.z} * s.rows * s.width; }
+__device__ int64_t scales_begin() { return int64_t{blockIdx.z} * gridDim.y * gridDim.x; }
+
+// A scale's place among its matrix's.
+__device__ int64_t scale_at() { return int64_t{blockIdx.y} * gridDim.x + blockIdx.x; }
+__device__ int64_t scale_turned_at() { return int64_t{blockIdx.x} * gridDim.y + blockIdx.y; }
+
+// The scale of the tile, of all threads.
+__device__ GroupScale tile_scale(const Elements& v, ScaleFormat format) {
   __shared__ float of_warps[kWarps];
-  const Corner c = corner();
-  Elements v;
-  load_elements<Whole>(from, s, c, v);
   float largest = kLeastMagnitude;
 #pragma unroll
   for (int i = 0; i < kEight; ++i) largest = largest_of(v[i], largest);
@@ -194,8 +198,19 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = largest;
   __syncthreads();
   for (const float other : of_warps) largest = fmaxf(largest, other);
-  const GroupScale scale = group_scale(largest, format);
-  if (threadIdx.x == 0) scales[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = scale.scale;
+  return group_scale(largest, format);
+}
+
+template <bool Whole, class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    blocks_kernel(Source<T> from, Sizes s, ScaleFormat format, Lines to) {
+  const Corner c = corner();
+  from.x += matrix_begin(s);
+  Elements v;
+  load_elements<Whole>(from, s, c, v);
+  const GroupScale scale = tile_scale(v, format);
+  if (threadIdx.x == 0) to.scales[scales_begin() + scale_at()] = scale.scale;
+  f8e4m3* const q = to.q + matrix_begin(s);
 #pragma unroll
   for (int i = 0; i < kEight; ++i) {
     if (c.row + i < s.rows)
@@ -203,11 +218,31 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// scales: [gridDim.y, gridDim.x], to [gridDim.x, gridDim.y].
+template <bool Whole, class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    blocks_transposed_kernel(Source<T> from, Sizes s, ScaleFormat format, Lines to) {
+  __shared__ Turned turned;
+  const Corner c = corner();
+  from.x += matrix_begin(s);
+  Elements v;
+  load_elements<Whole>(from, s, c, v);
+  const GroupScale scale = tile_scale(v, format);
+  if (threadIdx.x == 0) to.scales[scales_begin() + scale_turned_at()] = scale.scale;
+  to.q += matrix_begin(s);
+#pragma unroll
+  for (int j = 0; j < kEight; ++j) {
+    const float column[] = {v[0][j], v[1][j], v[2][j], v[3][j], v[4][j], v[5][j], v[6][j], v[7][j]};
+    put_turned(turned, c, j, narrow_eight(column, scale.by));
+  }
+  __syncthreads();
+  store_turned(turned, to, s.width);
+}
+
 template <bool Whole>
 __global__ void __launch_bounds__(kThreads) transpose_kernel(Source<f8e4m3> from, Sizes s, Lines to) {
   __shared__ Turned turned;
   const Corner c = corner();
+  from.x += matrix_begin(s);
   Pack<f8e4m3, kEight> packs[kEight];
 #pragma unroll
   for (int i = 0; i < kEight; ++i) load_eight<Whole>(from.x, c.row + i, c.column, s.rows, s.width, packs[i]);
@@ -216,27 +251,34 @@ __global__ void __launch_bounds__(kThreads) transpose_kernel(Source<f8e4m3> from
 #pragma unroll
   for (int j = 0; j < kEight; ++j) put_turned(turned, c, j, bytes_at(rows, j));
   __syncthreads();
+  to.q += matrix_begin(s);
   store_turned(turned, to, s.width);
   if (threadIdx.x == 0)
-    to.scales[int64_t{blockIdx.x} * gridDim.y + blockIdx.y] =
-        from.scales[int64_t{blockIdx.y} * gridDim.x + blockIdx.x];
+    to.scales[scales_begin() + scale_turned_at()] = from.scales[scales_begin() + scale_at()];
 }
 
-Sizes sizes_of(const Tensor& x) { return {x.dim(0), x.dim(1)}; }
+// Of a matrix, or of each of several.
+Sizes sizes_of(const Tensor& x) {
+  const int rank = x.shape().rank();
+  return {x.dim(rank - 2), x.dim(rank - 1)};
+}
 
-// A block for each tile of x [rows, width].
+// A block for each tile of x [rows, width], or of several.
 dim3 tiles_of(const Tensor& x) {
-  const dim3 grid(blocks_for(x.dim(1), kTile), blocks_for(x.dim(0), kTile));
-  PHX_CHECK(grid.y <= 65535, "{} has more tiles than a launch", x.shape());
+  const Sizes s = sizes_of(x);
+  const int64_t matrices = x.numel() / (s.rows * s.width);
+  const dim3 grid(blocks_for(s.width, kTile), blocks_for(s.rows, kTile), static_cast<unsigned>(matrices));
+  PHX_CHECK(grid.y <= 65535 && matrices <= 65535, "{} has more tiles than a launch", x.shape());
   return grid;
 }
 
 Lines lines_of(const Tensor& q, const Tensor& scales) {
+  const int64_t length = sizes_of(q).width;
   return {.q = q.device_data<f8e4m3>(),
           .scales = scales.device_data<float>(),
-          .length = q.dim(1),
-          .pitch = scales.dim(1),
-          .whole = q.dim(1) % 16 == 0 && reinterpret_cast<uintptr_t>(q.address()) % 16 == 0};
+          .length = length,
+          .pitch = sizes_of(scales).width,
+          .whole = length % 16 == 0 && reinterpret_cast<uintptr_t>(q.address()) % 16 == 0};
 }
 
 template <bool Rows, bool Columns, class T>
@@ -280,21 +322,33 @@ void fp8_blocks_into(const Tensor& w, ScaleFormat format, const Fp8Blocks& to) {
   visit_quantized(w.dtype(), [&](auto t) {
     using T = decltype(t);
     const Source<T> from = {.x = w.device_data<const T>(), .scales = nullptr, .pitch = 0};
-    with_whole_eights(w.dim(1), {&w, &to.q_NK}, [&](auto whole) {
+    with_whole_eights(sizes_of(w).width, {&w, &to.q_NK}, [&](auto whole) {
       blocks_kernel<whole><<<tiles_of(w), kThreads, 0, current_stream().native()>>>(
-          from, sizes_of(w), format, to.q_NK.device_data<f8e4m3>(), to.scales.device_data<float>());
+          from, sizes_of(w), format, lines_of(to.q_NK, to.scales));
     });
   });
   check_launch("fp8_blocks");
 }
 
+void fp8_blocks_transposed_into(const Tensor& w, ScaleFormat format, const Fp8Blocks& to) {
+  if (w.numel() == 0) return;
+  visit_quantized(w.dtype(), [&](auto t) {
+    using T = decltype(t);
+    const Source<T> from = {.x = w.device_data<const T>(), .scales = nullptr, .pitch = 0};
+    with_whole_eights(sizes_of(w).width, {&w}, [&](auto whole) {
+      blocks_transposed_kernel<whole><<<tiles_of(w), kThreads, 0, current_stream().native()>>>(
+          from, sizes_of(w), format, lines_of(to.q_NK, to.scales));
+    });
+  });
+  check_launch("fp8_blocks_transposed");
+}
+
 void fp8_transposed_into(const Fp8Blocks& w, const Fp8Blocks& to) {
   const Tensor& q = w.q_NK;
   if (q.numel() == 0) return;
-  const Source<f8e4m3> from = {.x = q.device_data<const f8e4m3>(),
-                               .scales = w.scales.device_data<const float>(),
-                               .pitch = w.scales.dim(1)};
-  with_whole_eights(q.dim(1), {&q}, [&](auto whole) {
+  const Source<f8e4m3> from = {
+      .x = q.device_data<const f8e4m3>(), .scales = w.scales.device_data<const float>(), .pitch = 0};
+  with_whole_eights(sizes_of(q).width, {&q}, [&](auto whole) {
     transpose_kernel<whole><<<tiles_of(q), kThreads, 0, current_stream().native()>>>(
         from, sizes_of(q), lines_of(to.q_NK, to.scales));
   });

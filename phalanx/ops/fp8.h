@@ -20,7 +20,8 @@ struct Fp8Lines {
   ScaleFormat format = ScaleFormat::f32;
 };
 
-/// A matrix with a scale for each block: w[n, k] ≈ q[n, k] · scales[n / 128, k / 128].
+/// A matrix with a scale for each block: w[n, k] ≈ q[n, k] · scales[n / 128, k / 128]. Or several, each by
+/// itself: q [E, N, K], scales [E, ..].
 struct Fp8Blocks {
   Tensor q_NK;    // f8e4m3
   Tensor scales;  // f32 [⌈N / 128⌉, ⌈K / 128⌉]
@@ -54,10 +55,13 @@ struct Fp8RowsAndColumns {
 };
 Fp8RowsAndColumns fp8_rows_and_columns(const Tensor& x_TD, ScaleFormat format);
 
-/// A weight's blocks: q [N, K].
+/// The blocks of a weight [N, K], or of experts' [E, N, K]: q has w's shape.
 Fp8Blocks fp8_blocks(const Tensor& w_NK, ScaleFormat format);
 
-/// q [K, N] with the scales transposed: exact.
+/// q [K, N], or [E, K, N], with the scales transposed: exact.
 Fp8Blocks fp8_transposed(const Fp8Blocks& w);
+
+/// The transposed blocks of w in one reading of it: the bits of fp8_transposed(fp8_blocks(w, format)).
+Fp8Blocks fp8_blocks_transposed(const Tensor& w_NK, ScaleFormat format);
 
 }  // namespace phalanx

@@ -115,6 +115,13 @@ TEST_P(Fp8, ColumnsOfRowsAreExactButForUnderflow) {
   }
 }
 
+// Of one matrix.
+void expect_blocks(const Fp8Blocks& got, const Tensor& scales, const Tensor& q, const char* what) {
+  SCOPED_TRACE(what);
+  EXPECT_EQ(first_difference(got.scales, scales), "");
+  EXPECT_EQ(first_difference(got.q_NK, q), "");
+}
+
 TEST_P(Fp8, BlocksAreTheDefinitionAndTheirTransposeIsExact) {
   Random random;
   SCOPED_TRACE(random.trace());
@@ -123,14 +130,47 @@ TEST_P(Fp8, BlocksAreTheDefinitionAndTheirTransposeIsExact) {
       for (const ScaleFormat format : kFormats) {
         SCOPED_TRACE(phalanx::format("[{}, {}] {}", s.rows, s.width, dtype_name(dtype)));
         const Tensor host = scattered(random, {s.rows, s.width}, dtype);
-        const Fp8Blocks got = fp8_blocks(here(host), format);
         const BlocksReference want = blocks_reference(host, format);
-        ASSERT_EQ(got.scales.shape(), want.scales.shape());
-        EXPECT_EQ(first_difference(got.scales, want.scales), "");
-        EXPECT_EQ(first_difference(got.q_NK, want.q), "");
-        const Fp8Blocks turned = fp8_transposed(got);
-        EXPECT_EQ(first_difference(turned.scales, transpose_reference(want.scales)), "");
-        EXPECT_EQ(first_difference(turned.q_NK, transpose_reference(want.q)), "");
+        const Tensor q_turned = transpose_reference(want.q);
+        const Tensor scales_turned = transpose_reference(want.scales);
+        const Fp8Blocks got = fp8_blocks(here(host), format);
+        expect_blocks(got, want.scales, want.q, "blocks");
+        expect_blocks(fp8_transposed(got), scales_turned, q_turned, "blocks, transposed");
+        expect_blocks(fp8_blocks_transposed(here(host), format), scales_turned, q_turned,
+                      "transposed blocks");
+      }
+    }
+  }
+}
+
+TEST_P(Fp8, BlocksOfExpertsAreEachTheirOwn) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const int64_t experts : {0, 1, 3}) {
+    for (const Size s : sizes(random)) {
+      const DType dtype = kSources[random.integer(0, 1)];
+      const ScaleFormat format = kFormats[random.integer(0, 1)];
+      SCOPED_TRACE(phalanx::format("[{}, {}, {}] {}", experts, s.rows, s.width, dtype_name(dtype)));
+      const Tensor host =
+          scattered(random, {experts * s.rows, s.width}, dtype).view({experts, s.rows, s.width});
+      const Tensor w = here(host);
+      const Fp8Blocks all = fp8_blocks(w, format);
+      const Fp8Blocks turned = fp8_transposed(all);
+      const Fp8Blocks at_once = fp8_blocks_transposed(w, format);
+      ASSERT_EQ(all.q_NK.shape(), host.shape());
+      ASSERT_EQ(turned.q_NK.shape(), Shape({experts, s.width, s.rows}));
+      ASSERT_EQ(at_once.q_NK.shape(), turned.q_NK.shape());
+      ASSERT_EQ(at_once.scales.shape(), turned.scales.shape());
+      for (int64_t e = 0; e < experts; ++e) {
+        SCOPED_TRACE(phalanx::format("expert {}", e));
+        const auto matrix = [e](const Tensor& t) { return t.slice(e, e + 1).view({t.dim(1), t.dim(2)}); };
+        const auto blocks = [&](const Fp8Blocks& b) { return Fp8Blocks{matrix(b.q_NK), matrix(b.scales)}; };
+        const BlocksReference want = blocks_reference(matrix(host), format);
+        const Tensor q_turned = transpose_reference(want.q);
+        const Tensor scales_turned = transpose_reference(want.scales);
+        expect_blocks(blocks(all), want.scales, want.q, "blocks");
+        expect_blocks(blocks(turned), scales_turned, q_turned, "blocks, transposed");
+        expect_blocks(blocks(at_once), scales_turned, q_turned, "transposed blocks");
       }
     }
   }

@@ -139,6 +139,10 @@ TEST_F(Fp8OnGpu, LargeTensorsGetTheBitsOfTheCpu) {
       const Fp8Blocks want_blocks = fp8_blocks(host, format);
       EXPECT_EQ(first_difference(blocks.q_NK, want_blocks.q_NK), "");
       EXPECT_EQ(first_difference(blocks.scales, want_blocks.scales), "");
+      const Fp8Blocks turned = fp8_blocks_transposed(x, format);
+      const Fp8Blocks want_turned = fp8_blocks_transposed(host, format);
+      EXPECT_EQ(first_difference(turned.q_NK, want_turned.q_NK), "");
+      EXPECT_EQ(first_difference(turned.scales, want_turned.scales), "");
     }
   }
 }

@@ -6,6 +6,7 @@
 #include "bench/cuda_bench.h"
 #include "phalanx/ops/permute.h"
 #include "phalanx/ops/route.h"
+#include "phalanx/ops/swiglu.h"
 
 namespace phalanx::bench {
 namespace {
@@ -58,7 +59,6 @@ void routers(Table& table, const Layer& l, const std::string& shape) {
 
 void orders(Table& table, const Layer& l, const std::string& shape) {
   const Rows x = all_rows(random({l.tokens, l.width}, DType::bf16));
-  const Rows dy = all_rows(random({l.tokens, l.width}, DType::bf16));
   const Routing routing = route(random({l.tokens, l.experts}, DType::f32), {.top_k = l.config.top_k});
   const Rows chosen = all_rows(routing.topk_idx_TK);
   const auto experts = static_cast<int>(l.experts);
@@ -72,8 +72,10 @@ void orders(Table& table, const Layer& l, const std::string& shape) {
   moves(table, "unpermute, weighted", shape, once + each,
         [&] { (void)unpermute(rows, order, routing.weights_TK, x); });
   moves(table, "unpermute", shape, once + each, [&] { (void)unpermute(rows, order, Tensor(), x); });
-  moves(table, "unpermute_backward", shape, once + 2 * each,
-        [&] { (void)unpermute_backward(dy, rows, order, routing.weights_TK); });
+  // Of experts whose gates and ups are as wide as a row, half of each.
+  const Rows da = {rows.data.slice(0, slots / 2).view({slots, l.width / 2}), order.live};
+  moves(table, "weighted_swiglu_backward", shape, 3 * each,
+        [&] { (void)weighted_swiglu_backward(da, rows, order, routing.weights_TK); });
 }
 
 void run(Report& report) {

@@ -143,8 +143,10 @@ void add_experts(std::vector<Case>& cases, int64_t t, int64_t d, int64_t experts
                    }});
   cases.push_back({"permute", {t, d, k}, (1 + k) * n, [=] { (void)permute(x, order); }});
   cases.push_back({"unpermute", {t, d, k}, (1 + k) * n, [=] { (void)unpermute(rows, order, w, x); }});
-  cases.push_back({"unpermute_backward", {t, d, k}, (1 + 2 * k) * n, [=] {
-                     (void)unpermute_backward(x, rows, order, w);
+  const Rows a = {random({t * k, d}), order.live};
+  const Rows h = {random({t * k, 2 * d}), order.live};
+  cases.push_back({"weighted_swiglu_backward", {t, d, k}, 6 * k * n, [=] {
+                     (void)weighted_swiglu_backward(a, h, order, w);
                    }});
 }
 

@@ -237,26 +237,37 @@ Experts::Experts(const Builder& b, const std::string& name)
                          .gradient = OverTp::parts,
                          .rows_move = b.config.moe.exact_sums})) {}
 
-Task<Rows> Experts::forward(Rows x, Tensor offsets, Tape& tape) {
+Task<Rows> Experts::forward(Rows x_RD, ExpertOrder order, Tensor weights_RK, Tape& tape) {
   const Lease gate_up = co_await gate_up_.use();
   const Lease down = co_await down_.use();
-  const Rows h = tape.save(grouped_matmul_nt(tape.save(x), stacked(gate_up.value()), offsets));
-  co_return grouped_matmul_nt(tape.save(swiglu(h)), down.value(), offsets);
+  const Rows h = tape.save(grouped_matmul_nt(permute(x_RD, order), stacked(gate_up.value()), order.offsets));
+  tape.save(x_RD);
+  tape.save(order);
+  tape.save(weights_RK);
+  const Rows y = grouped_matmul_nt(swiglu(h), down.value(), order.offsets);
+  co_return unpermute(y, order, weights_RK, x_RD);
 }
 
-Task<Rows> Experts::backward(Rows dy, Tensor offsets, Tape& tape) {
+Task<ExpertGradients> Experts::backward(Rows dy_RD, Tape& tape) {
   const Lease gate_up = co_await gate_up_.use();
   const Lease down = co_await down_.use();
-  tape.defer([this, dy, a = tape.take<Rows>(), offsets] {
+  const Tensor weights_RK = tape.take();
+  const auto order = tape.take<ExpertOrder>();
+  Rows x_RD = tape.take<Rows>();
+  Rows dy = permute(dy_RD, order);  // of slots before their weights
+  WeightedSwigluGradients d = weighted_swiglu_backward(grouped_matmul(dy, down.value(), order.offsets),
+                                                       tape.take<Rows>(), order, weights_RK);
+  tape.defer([this, dy = std::move(dy), a = std::move(d.weighted_CF), order] {
     const auto [dw, into] = down_.grad_sum();
-    grouped_matmul_tn_into(dw, dy, a, offsets, into);
+    grouped_matmul_tn_into(dw, dy, a, order.offsets, into);
   });
-  const Rows dh = swiglu_backward(grouped_matmul(dy, down.value(), offsets), tape.take<Rows>());
-  tape.defer([this, dh, x = tape.take<Rows>(), offsets] {
+  tape.defer([this, dh = d.gate_up, x_RD = std::move(x_RD), order] {
     const auto [dw, into] = gate_up_.grad_sum();
-    grouped_matmul_tn_into(stacked(dw), dh, x, offsets, into);
+    grouped_matmul_tn_into(stacked(dw), dh, permute(x_RD, order), order.offsets, into);
   });
-  co_return grouped_matmul(dh, stacked(gate_up.value()), offsets);
+  const Rows dx = grouped_matmul(d.gate_up, stacked(gate_up.value()), order.offsets);
+  const ExpertGradients out = {unpermute(dx, order, Tensor(), dy_RD), d.weights_RK};
+  co_return out;
 }
 
 Moe::Moe(const Builder& b, const std::string& name, const std::string& experts, int layer)
@@ -305,14 +316,9 @@ Task<Tensor> Moe::routed_forward(Tensor stream_TD, Pass pass, Tape& tape) {
   if (exact_sums_) options.order = ep::PairOrder::every_slot;
   const ep::Dispatched in = co_await buffer_.dispatch(std::move(tokens), options);
   const ExpertOrder order = order_by_expert(in.topk_idx_RK, buffer_.local_experts());
-  const Rows x = permute(in.x_RD, order);
-  const Rows y = co_await experts_.forward(x, order.offsets, tape.scope("experts"));
-  const Rows y_RD = unpermute(y, order, in.weights_RK, in.x_RD);
+  const Rows y_RD = co_await experts_.forward(in.x_RD, order, in.weights_RK, tape.scope("experts"));
   const ep::Combined out = co_await buffer_.combine(y_RD, in.handle, Tensor());
   tape.save(in.handle);
-  tape.save(in.weights_RK);
-  tape.save(order);
-  tape.save(y);
   co_return co_await tensor_.join(out.x_TD);
 }
 
@@ -320,15 +326,10 @@ Task<Tensor> Moe::routed_forward(Tensor stream_TD, Pass pass, Tape& tape) {
 Task<Tensor> Moe::routed_backward(Tensor dstream_TD, Pass pass, Tape& tape) {
   const Tensor dy_TD = tensor_.split(dstream_TD);
   if (gathers_) co_return co_await gathered_backward(dy_TD, pass, tape);
-  const Rows y = tape.take<Rows>();
-  const auto order = tape.take<ExpertOrder>();
-  const Tensor weights_RK = tape.take();
   const auto handle = tape.take<ep::Handle>();
   const Rows dy_RD = co_await buffer_.dispatch(dy_TD, handle);
-  const UnpermuteGradients d = unpermute_backward(dy_RD, y, order, weights_RK);
-  const Rows dx = co_await experts_.backward(d.rows, order.offsets, tape.scope("experts"));
-  const Rows dx_RD = unpermute(dx, order, Tensor(), dy_RD);
-  const ep::Combined back = co_await buffer_.combine(dx_RD, handle, d.weights_RK);
+  const ExpertGradients d = co_await experts_.backward(dy_RD, tape.scope("experts"));
+  const ep::Combined back = co_await buffer_.combine(d.x_RD, handle, d.weights_RK);
   const Tensor dx_router = co_await router_.backward(back.weights_TK, pass, tape.scope("router"));
   const Tensor dx_TD = add(back.x_TD, dx_router);
   co_return co_await tensor_.join(dx_TD);
@@ -337,27 +338,17 @@ Task<Tensor> Moe::routed_backward(Tensor dstream_TD, Pass pass, Tape& tape) {
 Task<Tensor> Moe::gathered_forward(Tensor x_TD, Routing route, Tape& tape) {
   const ep::Gathered in = co_await gathering_.dispatch(x_TD, route.topk_idx_TK, route.weights_TK);
   const ExpertOrder order = order_by_expert(in.topk_idx_RK, gathering_.local_experts());
-  const Rows x = permute(in.x_RD, order);
-  const Rows y = co_await experts_.forward(x, order.offsets, tape.scope("experts"));
-  const Rows y_RD = unpermute(y, order, in.weights_RK, in.x_RD);
-  tape.save(in.weights_RK);
-  tape.save(order);
-  tape.save(y);
+  const Rows y_RD = co_await experts_.forward(in.x_RD, order, in.weights_RK, tape.scope("experts"));
   const Tensor y_TD = co_await gathering_.sum(y_RD.data);
   co_return co_await tensor_.join(y_TD);
 }
 
 Task<Tensor> Moe::gathered_backward(Tensor dy_TD, Pass pass, Tape& tape) {
-  const Rows y = tape.take<Rows>();
-  const auto order = tape.take<ExpertOrder>();
-  const Tensor weights_RK = tape.take();
   const Tensor gathered_RD = co_await gathering_.gather(std::move(dy_TD));
   const Rows dy_RD = all_rows(gathered_RD);
-  const UnpermuteGradients d = unpermute_backward(dy_RD, y, order, weights_RK);
-  const Rows dx = co_await experts_.backward(d.rows, order.offsets, tape.scope("experts"));
-  const Rows dx_RD = unpermute(dx, order, Tensor(), dy_RD);
+  const ExpertGradients d = co_await experts_.backward(dy_RD, tape.scope("experts"));
   const Tensor dweights_TK = co_await gathering_.sum(d.weights_RK);
-  const Tensor dx_TD = co_await gathering_.sum(dx_RD.data);
+  const Tensor dx_TD = co_await gathering_.sum(d.x_RD.data);
   const Tensor dx_router = co_await router_.backward(dweights_TK, pass, tape.scope("router"));
   const Tensor sum_TD = add(dx_TD, dx_router);
   co_return co_await tensor_.join(sum_TD);

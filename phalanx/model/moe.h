@@ -72,15 +72,24 @@ class Router {
   std::vector<Tensor> counted_BE_;  // by a GPU, not in the statistics yet
 };
 
+/// Of what the experts of a rank gave: for their rows, and for the weights of slots.
+struct ExpertGradients {
+  Rows x_RD;
+  Tensor weights_RK;
+};
+
 /// SwiGLU experts, cut over ep, and each one's hidden width over etp. Parameters NAME.gate_up [E, 2, F, D]
 /// (gate first), NAME.down [E, D, F], which layers of one NAME share.
+///
+/// Backward of y[r] = Σ_k w·down·a, a = swiglu(h), needs no rows of the output: a weight's gradient
+/// ⟨dy[r], down·a⟩ is ⟨downᵀ·dy[r], a⟩. Nor a, which is made again where h is read, nor x in expert order.
 class Experts {
  public:
   Experts(const Builder& build, const std::string& name);
-  /// x: rows in expert order, cut by offsets i64 [E_local+1]. Gives the part that this rank's slice adds to
-  /// the sum over etp.
-  Task<Rows> forward(Rows x, Tensor offsets, Tape& tape);
-  Task<Rows> backward(Rows dy, Tensor offsets, Tape& tape);
+  /// x: a row for each token; order: of its slots that name local experts. Gives the weighted sums over
+  /// slots, of which a rank of etp has the part of its slice.
+  Task<Rows> forward(Rows x_RD, ExpertOrder order, Tensor weights_RK, Tape& tape);
+  Task<ExpertGradients> backward(Rows dy_RD, Tape& tape);
   std::array<Parameter*, 2> parameters() { return {&gate_up_, &down_}; }
 
  private:

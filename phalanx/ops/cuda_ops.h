@@ -25,6 +25,7 @@
 #include "phalanx/ops/rmsnorm.h"
 #include "phalanx/ops/rope.h"
 #include "phalanx/ops/route.h"
+#include "phalanx/ops/swiglu.h"
 #include "phalanx/tensor/rows.h"
 
 namespace phalanx::cuda {
@@ -119,9 +120,11 @@ RmsNormed rmsnorm(const Tensor& x_TD, const Tensor& w_D, double eps);
 Tensor rmsnorm_backward(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& w_D, const Tensor& inv_rms_T,
                         const Tensor& dw_D, const Tensor& also_TD);
 
-// ops/swiglu.h
+// ops/swiglu.h. Weights of bf16 rows are f32, and so are their gradients.
 Rows swiglu(const Rows& gate_up);
 Rows swiglu_backward(const Rows& dy_RF, const Rows& gate_up);
+WeightedSwigluGradients weighted_swiglu_backward(const Rows& dy_CF, const Rows& gate_up,
+                                                 const ExpertOrder& order, const Tensor& weights_RK);
 
 // ops/embedding.h
 Tensor embedding(const Tensor& table_VD, const Tensor& tokens, VocabularyPart part);
@@ -167,12 +170,10 @@ void fp8_transposed_into(const Fp8Blocks& w, const Fp8Blocks& to);
 void fp8_matmul_nt_into(const Tensor& y_MN, const Fp8Lines& a_MK, const Fp8Blocks& b_NK, Into into);
 void fp8_matmul_nt_into(const Tensor& y_MN, const Fp8Lines& a_MK, const Fp8Lines& b_NK, Into into);
 
-// ops/permute.h. Weights of bf16 rows are f32, and so are their gradients.
+// ops/permute.h. Weights of bf16 rows are f32.
 ExpertOrder order_by_expert(const Rows& topk_idx_RK, int experts);
 Rows permute(const Rows& x_RD, const ExpertOrder& order);
 Rows unpermute(const Rows& rows, const ExpertOrder& order, const Tensor& weights_RK, const Rows& like_RD);
-UnpermuteGradients unpermute_backward(const Rows& dy_RD, const Rows& rows, const ExpertOrder& order,
-                                      const Tensor& weights_RK);
 
 // ops/keep_experts.h
 void keep_experts(const Tensor& topk_idx_RK, int64_t first, int64_t count);

@@ -168,6 +168,7 @@ void expert_ops(Stand& stand, const OpShapes& s) {
   const Tensor w = stand.random({s.experts, 2 * width, s.width});
   const Tensor dw = stand.random({s.experts, 2 * width, s.width});
   const Rows h = grouped_matmul_nt(rows, w, order.offsets);
+  const Rows a = swiglu(h);
   stand.time(text(logits.shape()), [&] { route(logits, config); });
   stand.time(text(topk.data.shape()), [&] { order_by_expert(topk, s.experts); });
   stand.time(text(x.data.shape()), [&] { permute(x, order); });
@@ -176,7 +177,7 @@ void expert_ops(Stand& stand, const OpShapes& s) {
   stand.time(text(h.data.shape(), rows.data.shape()),
              [&] { grouped_matmul_tn_into(dw, h, rows, order.offsets); });
   stand.time(text(rows.data.shape()), [&] { unpermute(rows, order, routing.weights_TK, x); });
-  stand.time(text(rows.data.shape()), [&] { unpermute_backward(x, rows, order, routing.weights_TK); });
+  stand.time(text(h.data.shape()), [&] { weighted_swiglu_backward(a, h, order, routing.weights_TK); });
 }
 
 void optimizer_ops(Stand& stand, int64_t parameters) {

@@ -48,38 +48,8 @@ void gather_sums(const Rows& rows, const ExpertOrder& order, const Tensor& weigh
   });
 }
 
-template <class T>
-void backward(const Rows& dy, const Rows& rows, const ExpertOrder& order, const Tensor& weights,
-              const UnpermuteGradients& out) {
-  const int64_t k = order.places.dim(1);
-  const int64_t width = rows.data.dim(1);
-  const int64_t* const slots = order.slots.data<int64_t>();
-  const T* const gd = dy.data.data<T>();
-  const T* const in = rows.data.data<T>();
-  const T* const wd = weights.data<T>();
-  T* const dxd = out.rows.data.data<T>();
-  T* const dwd = out.weights_RK.data<T>();
-  for_rows<T>(rows.count(), width, [&](auto d, int64_t r) HWY_ATTR {
-    const int64_t slot = slots[r];
-    const T* g = gd + slot / k * width;
-    const T* y = in + r * width;
-    T* dx = dxd + r * width;
-    const auto w = hn::Set(d, wd[slot]);
-    dwd[slot] = sum_lanes(d, width, [&](auto at, int64_t i, auto acc) PHX_LANES {
-      const auto gi = at.load(d, g + i);
-      at.store(hn::Mul(w, gi), d, dx + i);
-      return hn::MulAdd(gi, at.load(d, y + i), acc);
-    });
-  });
-}
-
 void unpermute_kernel(const Rows& rows, const ExpertOrder& order, const Tensor& weights, const Rows& y) {
   visit_float(y.data.dtype(), [&](auto t) { gather_sums<decltype(t)>(rows, order, weights, y); });
-}
-
-void unpermute_backward_kernel(const Rows& dy, const Rows& rows, const ExpertOrder& order,
-                               const Tensor& weights, const UnpermuteGradients& out) {
-  visit_float(rows.data.dtype(), [&](auto t) { backward<decltype(t)>(dy, rows, order, weights, out); });
 }
 
 }  // namespace
@@ -90,7 +60,6 @@ HWY_AFTER_NAMESPACE();
 namespace phalanx {
 namespace {
 HWY_EXPORT(unpermute_kernel);
-HWY_EXPORT(unpermute_backward_kernel);
 }  // namespace
 
 ExpertOrder order_by_expert(const Rows& topk_idx, int experts) {
@@ -150,18 +119,6 @@ Rows unpermute(const Rows& rows, const ExpertOrder& order, const Tensor& weights
   const TraceSpan span(TraceKind::elementwise, "unpermute", rows.live_bytes() + y.live_bytes());
   HWY_DYNAMIC_DISPATCH(unpermute_kernel)(rows, order, weights, y);
   return y;
-}
-
-UnpermuteGradients unpermute_backward(const Rows& dy, const Rows& rows, const ExpertOrder& order,
-                                      const Tensor& weights) {
-  if constexpr (kHaveCuda) {
-    if (rows.data.on_cuda()) return cuda::unpermute_backward(dy, rows, order, weights);
-  }
-  const UnpermuteGradients out = {rows_like(rows, rows.data.shape(), rows.data.dtype()),
-                                  Tensor::zeros(weights.shape(), weights.dtype())};
-  const TraceSpan span(TraceKind::elementwise, "unpermute_backward", dy.live_bytes() + 2 * rows.live_bytes());
-  HWY_DYNAMIC_DISPATCH(unpermute_backward_kernel)(dy, rows, order, weights, out);
-  return out;
 }
 
 }  // namespace phalanx

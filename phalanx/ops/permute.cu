@@ -8,10 +8,8 @@ namespace {
 
 // A team of threads for each row of tokens, whose slots it serves: so the row is read, or written, once.
 //
-// Slots whose rows are under way at once, at most: of the combine, and of its backward, which needs more
-// registers for each.
+// Slots whose rows the combine has under way at once, at most.
 constexpr int kSlots = 8;
-constexpr int kSlotsBack = 4;
 
 struct PermuteArguments {
   const std::byte* x;
@@ -73,11 +71,8 @@ void with_unit(int64_t row_bytes, const Tensor& x, const Tensor& y, F&& f) {
 template <class T>
 struct Arguments {
   const T* rows;                 // in expert order
-  const T* dy;                   // of backward, [capacity, width]
   const Arithmetic<T>* weights;  // or null
   T* y;                          // [capacity, width]
-  T* drows;                      // of backward, in expert order
-  Arithmetic<T>* dweights;       // of backward
   const int64_t* places;         // [capacity, top_k]
   const int64_t* live;
   int64_t capacity;
@@ -133,57 +128,6 @@ __global__ void __launch_bounds__(kMostThreads) combine_kernel(Arguments<T> a) {
   }
 }
 
-// The sums over a team of each of S values, in a fixed order: on its thread k the k-th.
-template <class A, int S>
-__device__ A team_sums(A (&values)[S], A (&scratch)[kMostThreads / kWarp][S]) {
-#pragma unroll
-  for (int k = 0; k < S; ++k) {
-    for (int step = kWarp / 2; step > 0; step /= 2) values[k] += __shfl_xor_sync(~0u, values[k], step);
-  }
-  const unsigned warps = blockDim.x / kWarp;
-  A(*const mine)[S] = scratch + threadIdx.y * warps;
-  __syncthreads();  // a previous call's values have been read
-  if (threadIdx.x % kWarp == 0) {
-    for (int k = 0; k < S; ++k) mine[threadIdx.x / kWarp][k] = values[k];
-  }
-  __syncthreads();
-  A sum = 0;
-  for (unsigned w = 0; threadIdx.x < S && w < warps; ++w) sum += mine[w][threadIdx.x];
-  return sum;
-}
-
-// Of each slot of a row: drow = w · dy, dw = dy · row.
-template <class T, int N, int S>
-__global__ void __launch_bounds__(kMostThreads, 2) backward_kernel(Arguments<T> a) {
-  using A = Arithmetic<T>;
-  __shared__ A scratch[kMostThreads / kWarp][S];
-  const int64_t rows = live_rows(a.live, a.capacity, a.fault);
-  const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  const int64_t end = r < rows ? a.width : 0;
-  for (int64_t first = 0; first < a.top_k; first += S) {
-    A dots[S] = {};
-    for (int64_t i = int64_t{threadIdx.x} * N; i < end; i += int64_t{blockDim.x} * N) {
-      const auto g = load<T, N>(a.dy + r * a.width + i);
-      const SlotPacks<T, N, S> in(a, r, first, i);
-#pragma unroll
-      for (int k = 0; k < S; ++k) {
-        if (in.places[k] < 0) continue;
-        Pack<T, N> out;
-#pragma unroll
-        for (int j = 0; j < N; ++j) {
-          const A gj = widen(g.v[j]);
-          out.v[j] = narrow<T>(in.weights[k] * gj);
-          dots[k] = fma(gj, widen(in.packs[k].v[j]), dots[k]);
-        }
-        stream_out(a.drows + in.places[k] * a.width + i, out);
-      }
-    }
-    const A dot = team_sums(dots, scratch);
-    const int64_t k = first + threadIdx.x;
-    if (end > 0 && threadIdx.x < S && k < a.top_k) a.dweights[r * a.top_k + k] = dot;
-  }
-}
-
 // Calls f(integral_constant S) with the slots whose rows to load at once: a power of 2, `most` at most.
 template <int most, class F>
 void with_slots(int64_t top_k, F&& f) {
@@ -196,11 +140,8 @@ template <class T>
 Arguments<T> arguments_of(const Rows& rows, const ExpertOrder& order, const Tensor& weights,
                           const Rows& tokens) {
   return {.rows = rows.data.device_data<T>(),
-          .dy = nullptr,
           .weights = weights.defined() ? weights.device_data<Arithmetic<T>>() : nullptr,
           .y = nullptr,
-          .drows = nullptr,
-          .dweights = nullptr,
           .places = order.places.device_data<int64_t>(),
           .live = tokens.live.device_data<int64_t>(),
           .capacity = tokens.capacity(),
@@ -252,30 +193,6 @@ Rows unpermute(const Rows& rows, const ExpertOrder& order, const Tensor& weights
   });
   check_launch("unpermute");
   return y;
-}
-
-UnpermuteGradients unpermute_backward(const Rows& dy, const Rows& rows, const ExpertOrder& order,
-                                      const Tensor& weights) {
-  const int64_t width = rows.data.dim(1);
-  const UnpermuteGradients out = {rows_like(rows, rows.data.shape(), rows.data.dtype()),
-                                  Tensor::zeros(weights.shape(), weights.dtype(), weights.device())};
-  if (rows.data.numel() == 0) return out;
-  visit_stored(rows.data.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    with_pack<T>(width, {&rows.data, &dy.data, &out.rows.data}, [&](auto n) {
-      Arguments<T> a = arguments_of<T>(rows, order, weights, dy);
-      a.dy = dy.data.device_data<T>();
-      a.drows = out.rows.data.device_data<T>();
-      a.dweights = out.weights_RK.device_data<Arithmetic<T>>();
-      const dim3 threads = row_threads(width / n);
-      with_slots<kSlotsBack>(a.top_k, [&](auto s) {
-        backward_kernel<T, n, s>
-            <<<blocks_for(a.capacity, threads.y), threads, 0, current_stream().native()>>>(a);
-      });
-    });
-  });
-  check_launch("unpermute_backward");
-  return out;
 }
 
 }  // namespace phalanx::cuda

@@ -20,12 +20,4 @@ Rows permute(const Rows& x_RD, const ExpertOrder& order);
 /// Back: y[r] = Σ_k weights[r, k] · rows[place of (r, k)], in slot order; weights may be empty, for ones.
 Rows unpermute(const Rows& rows, const ExpertOrder& order, const Tensor& weights_RK, const Rows& like_RD);
 
-/// Gradients of unpermute with weights: of the rows, and of the weights (0 where a slot names none).
-struct UnpermuteGradients {
-  Rows rows;
-  Tensor weights_RK;
-};
-UnpermuteGradients unpermute_backward(const Rows& dy_RD, const Rows& rows, const ExpertOrder& order,
-                                      const Tensor& weights_RK);
-
 }  // namespace phalanx

@@ -1,7 +1,7 @@
 // SwiGLU, N. Shazeer, "GLU variants improve Transformer", 2020.
 #pragma once
 
-#include "phalanx/tensor/rows.h"
+#include "phalanx/ops/permute.h"
 
 namespace phalanx {
 
@@ -9,5 +9,15 @@ namespace phalanx {
 Rows swiglu(const Rows& gate_up);
 /// Gives the gradient of gate_up.
 Rows swiglu_backward(const Rows& dy_RF, const Rows& gate_up);
+
+/// Gradients where slots' rows y = swiglu(gate_up), in expert order, count by their weights.
+struct WeightedSwigluGradients {
+  Rows gate_up;
+  Tensor weights_RK;  // ⟨dy, y⟩; 0 where a slot names none
+  Rows weighted_CF;   // weight · y, made again: what the weights behind meet in their gradient
+};
+/// dy is the gradient of weight · y, of each slot before its weight.
+WeightedSwigluGradients weighted_swiglu_backward(const Rows& dy_CF, const Rows& gate_up,
+                                                 const ExpertOrder& order, const Tensor& weights_RK);
 
 }  // namespace phalanx

@@ -105,32 +105,34 @@ BranchMemory LayerMemory::moe() const {
   const int64_t width = c_.moe.expert_width / etp_;
   const auto own_rows = static_cast<int64_t>(static_cast<double>(own_) * ranks_of_token());
   const int64_t rows = own_rows * etp_;  // that ranks of etp gather
-  const int64_t own_received = block(own_rows * c_.width);
-  const int64_t received = block(rows * c_.width);       // [R, D]
+  // A rank that gathers from nobody has its own rows as they are; else [R, D].
+  const bool alone = gathers_ && ep_ * etp_ == 1;
+  const int64_t own_received = alone ? 0 : block(own_rows * c_.width);
+  const int64_t received = alone ? 0 : block(rows * c_.width);
   const int64_t x_expert = block(rows * k * c_.width);   // [C, D]
   const int64_t a_expert = block(rows * k * width);      // [C, F]
   const int64_t h_expert = block(2 * rows * k * width);  // [C, 2F]
   const int64_t scores = block(own_ * c_.moe.experts);
   const int64_t index = 2 * block(rows * k, 8) + block(rows * k) + block(own_ * std::min<int64_t>(k, ep_), 8);
-  const int64_t experts = 2 * x_expert + a_expert + h_expert + index;  // x, y, a, h; order, weights, handle
+  const int64_t experts = received + h_expert + index;  // x, h; order, weights, handle
   const int64_t for_z_loss = c_.moe.z_loss != 0 ? scores + block(own_) : 0;
   const int64_t router = block(own_ * k, 8) + block(own_ * k) + scores + for_z_loss;
   const bool shares = c_.moe.shared_experts > 0;
   const BranchMemory shared = shares ? dense(c_.moe.shared_experts * width / tp_, true) : BranchMemory();
-  const int64_t shared_dx = shares ? x() : 0;
+  // The shared experts compute while rows of dy travel; where none do, behind the others.
+  const int64_t shared_then = shares && !alone ? x() - shared.saved : 0;
 
   BranchMemory m;
   m.saved = norm() + x() + router + experts + shared.saved;
-  // The rows of dy travel while the shared experts compute; then the experts' own backward, which drops a,
-  // and in the end the rows of dx travel back, when all that the experts saved but y is dropped.
+  // While rows travel; then dy and da in expert order, of which come dh and the weighted a beside h; and in
+  // the end the rows of dx travel back, when all that the experts saved is dropped.
   const int64_t sending = own_received + received + shared.working;
-  const int64_t computing = received + x_expert + h_expert + shared_dx - shared.saved;
+  const int64_t computing = received + x_expert + 2 * a_expert + h_expert + shared_then;
   const int64_t parts = etp_ > 1 ? received : 0;  // of own rows, from ranks of etp
-  const int64_t returning =
-      2 * received + own_received + parts + x_expert + shared_dx + x() - a_expert - h_expert - shared.saved;
+  const int64_t returning = received + own_received + parts + x() - h_expert + shared_then;
   m.working = x() + dropped() + std::max({sending, computing, returning});
-  m.deferred = 2 * x() + scores + 2 * x_expert + a_expert + h_expert + shared.deferred;
-  m.undropped = a_expert + shared.deferred;
+  m.deferred = 2 * x() + scores + x_expert + received + a_expert + h_expert + shared.deferred;
+  m.undropped = shared.deferred;
   return m;
 }
 

@@ -108,10 +108,8 @@ void expect_as_reference(Random& random, const Case& c, int64_t width, DType dty
   const ExpertOrder order = order_by_expert(here(topk), c.experts);
   const std::vector<int64_t> slots = list(order.slots);
   const Rows x = first_rows(random.tensor({c.shape[0], width}, dtype), topk);
-  const Rows dy = first_rows(random.tensor({c.shape[0], width}, dtype), topk);
   const Tensor weights = random.tensor(c.shape, dtype);
   const Values xv = values(x.data);
-  const Values gv = values(dy.data);
   const Values wv = values(weights);
   const auto d = static_cast<size_t>(width);
   const auto k = static_cast<size_t>(c.shape[1]);
@@ -119,10 +117,8 @@ void expect_as_reference(Random& random, const Case& c, int64_t width, DType dty
   const Rows rows = permute(here(x), order);
   const int64_t held = list(rows.live)[0];
   Values permuted;
-  Values drows;
   Values y(static_cast<size_t>(topk.count()) * d);
   Values plain(y.size());
-  Values dweights(wv.size());
   for (int64_t i = 0; i < held; ++i) {
     const auto slot = static_cast<size_t>(slots[static_cast<size_t>(i)]);
     for (size_t j = 0; j < d; ++j) {
@@ -130,8 +126,6 @@ void expect_as_reference(Random& random, const Case& c, int64_t width, DType dty
       permuted.push_back(xv[at]);
       y[at] += wv[slot] * xv[at];
       plain[at] += xv[at];
-      drows.push_back(wv[slot] * gv[at]);
-      dweights[slot] += gv[at] * xv[at];
     }
   }
   EXPECT_EQ(values(rows), permuted);
@@ -140,10 +134,6 @@ void expect_as_reference(Random& random, const Case& c, int64_t width, DType dty
                  within(8, dtype, 1 + largest(y)), "y");
     expect_close(values(unpermute(rows, order, Tensor(), here(topk))), plain,
                  within(8, dtype, 1 + largest(plain)), "plain");
-    const UnpermuteGradients got = unpermute_backward(here(dy), rows, order, here(weights));
-    expect_close(values(got.rows), drows, within(1, dtype), "drows");
-    expect_close(values(got.weights_RK), dweights, within(16, dtype, static_cast<double>(1 + width)),
-                 "dweights");
   });
 }
 
@@ -157,23 +147,6 @@ TEST_P(Permute, EqualsTheReference) {
   }
 }
 
-TEST_P(Permute, BackwardIsTheDerivative) {
-  Random random;
-  SCOPED_TRACE(random.trace());
-  const Rows topk = random_slots(random, {5, 2}, 5, 4, 0.3);
-  const ExpertOrder order = order_by_expert(here(topk), 4);
-  const Rows permuted = permute(here(first_rows(random.tensor({5, 3}, DType::f64), topk)), order);
-  const Rows rows = {permuted.data.to(kCpu), permuted.live.to(kCpu)};
-  const Tensor weights = random.tensor({5, 2}, DType::f64);
-  const Tensor dy = random.tensor({5, 3}, DType::f64);
-  const auto loss = [&] { return dot(dy, unpermute(here(rows), order, here(weights), here(topk)).data); };
-  const UnpermuteGradients got =
-      unpermute_backward(here(first_rows(dy, topk)), here(rows), order, here(weights));
-  const Tensor live = rows.data.slice(0, rows.count());
-  expect_gradient(values(got.rows), numeric_gradient(live, loss), "rows");
-  expect_gradient(values(got.weights_RK), numeric_gradient(weights, loss), "weights");
-}
-
 TEST_P(Permute, BitsDoNotDependOnThreads) {
   Random random;
   SCOPED_TRACE(random.trace());
@@ -184,9 +157,7 @@ TEST_P(Permute, BitsDoNotDependOnThreads) {
   const int64_t held = list(order.live)[0];
   expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
     const Rows rows = permute(x, order);
-    const UnpermuteGradients d = unpermute_backward(x, rows, order, weights);
-    return {rows.data.slice(0, held), unpermute(rows, order, weights, here(topk)).data,
-            d.rows.data.slice(0, held), d.weights_RK};
+    return {rows.data.slice(0, held), unpermute(rows, order, weights, here(topk)).data};
   });
 }
 

@@ -94,5 +94,100 @@ TEST_P(Swiglu, BitsDoNotDependOnThreads) {
   });
 }
 
+// Rows of slots that name an expert, in expert order, with random weights; some slots name none, and an
+// expert may have none.
+struct WeightedRows {
+  ExpertOrder order;
+  Rows gate_up, dy;  // of random live rows
+  Tensor weights;
+};
+
+WeightedRows weighted_rows(Random& random, const Shape& slots, int64_t f, DType dtype) {
+  constexpr int kExperts = 7;
+  std::vector<int64_t> idx(static_cast<size_t>(slots.numel()));
+  for (int64_t& e : idx) e = random.integer(0, 3) == 0 ? -1 : random.integer(0, kExperts - 1);
+  const Rows topk = first_rows(indices64(slots, idx), random.integer(0, slots[0]));
+  const ExpertOrder order = order_by_expert(topk, kExperts);
+  return {order,
+          {random.tensor({slots.numel(), 2 * f}, dtype, 3), order.live},
+          {random.tensor({slots.numel(), f}, dtype), order.live},
+          random.tensor(slots, dtype)};
+}
+
+WeightedSwigluGradients gradients(const WeightedRows& in) {
+  const ExpertOrder order = {here(in.order.offsets), here(in.order.slots), here(in.order.places),
+                             here(in.order.live)};
+  return weighted_swiglu_backward(here(in.dy), here(in.gate_up), order, here(in.weights));
+}
+
+void expect_weighted_reference(const WeightedRows& in, int64_t f, DType dtype) {
+  const std::vector<int64_t> slots = list(in.order.slots);
+  const Values weights = values(in.weights);
+  const Values dy = values(in.dy);
+  const auto width = static_cast<size_t>(f);
+  auto [y, dx] = reference(values(in.gate_up), dy, width);
+  const auto slot_of = [&](size_t row) { return static_cast<size_t>(slots[row]); };
+  for (size_t i = 0; i < dx.size(); ++i) dx[i] *= weights[slot_of(i / (2 * width))];
+  Values dweights(weights.size());
+  double largest_term = 0;
+  for (size_t i = 0; i < y.size(); ++i) {
+    const double term = dy[i] * y[i];
+    dweights[slot_of(i / width)] += term;
+    largest_term = std::max(largest_term, std::abs(term));
+    y[i] *= weights[slot_of(i / width)];
+  }
+  for_each_target_here([&](bool) {
+    const WeightedSwigluGradients got = gradients(in);
+    expect_close(values(got.gate_up), dx, within(16, dtype, 1), "dx");
+    expect_close(values(got.weighted_CF), y, within(8, dtype), "weighted");
+    expect_close(values(got.weights_RK), dweights,
+                 within(16, dtype, 1 + largest_term * std::sqrt(static_cast<double>(f))), "dweights");
+  });
+}
+
+TEST_P(Swiglu, WeightedBackwardEqualsTheReference) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const DType dtype : kFloats) {
+    for (const auto& [rows, k, f] :
+         {std::array<int64_t, 3>{0, 2, 3}, {1, 1, 1}, {5, 3, 33}, {9, 2, 128}, {40, 4, 1000}, {3, 2, 4100}}) {
+      SCOPED_TRACE(format("{} rows of {} slots, {} wide, {}", rows, k, f, dtype_name(dtype)));
+      expect_weighted_reference(weighted_rows(random, {rows, k}, f, dtype), f, dtype);
+    }
+  }
+}
+
+TEST_P(Swiglu, WeightedBackwardIsTheDerivative) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  const WeightedRows in = weighted_rows(random, {4, 3}, 5, DType::f64);
+  const int64_t held = list(in.order.live)[0];
+  const Tensor x = in.gate_up.data.slice(0, held);
+  const Tensor dy = in.dy.data.slice(0, held);
+  const std::vector<int64_t> slots = list(in.order.slots);
+  const auto loss = [&] {
+    const Values y = values(swiglu(all_rows(here(x))));
+    const Values g = values(dy);
+    const Values w = values(in.weights);
+    double sum = 0;
+    for (size_t i = 0; i < y.size(); ++i) sum += w[static_cast<size_t>(slots[i / 5])] * g[i] * y[i];
+    return sum;
+  };
+  const WeightedSwigluGradients got = gradients(in);
+  expect_gradient(values(got.gate_up), numeric_gradient(x, loss), "gate_up");
+  expect_gradient(values(got.weights_RK), numeric_gradient(in.weights, loss), "weights");
+}
+
+TEST_P(Swiglu, WeightedBackwardHasTheBitsOfAnyThreads) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  const WeightedRows in = weighted_rows(random, {300, 3}, 67, DType::f32);
+  const int64_t held = list(in.order.live)[0];
+  expect_same_bits_for_any_threads([&]() -> std::vector<Tensor> {
+    const WeightedSwigluGradients d = gradients(in);
+    return {d.gate_up.data.slice(0, held), d.weighted_CF.data.slice(0, held), d.weights_RK};
+  });
+}
+
 }  // namespace
 }  // namespace phalanx::test

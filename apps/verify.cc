@@ -129,6 +129,7 @@ void run_verify(const Options& o) {
   options.narrow = o.dtype == "bf16" || (on_cpu && config.train.weights == KeptWeights::bf16);
   // Beside one rank that rounds as well, two roundings would be taken for one layout's error.
   if (o.dtype == "bf16") options.reference = Device::Kind::cpu;
+  options.products = config.train.products;
   options.dtype = o.dtype == "f64" ? DType::f64 : DType::f32;
   if (o.dtype == "bf16" && on_cpu) {
     throw Error("--dtype bf16 is for GPUs, which compute in it: --device cuda");

@@ -1,6 +1,6 @@
 // Training steps on one GPU, whole (forward, backward, AdamW), on random tokens and without clipping: what
 // bench/peers' gpu_training_torch.py runs with PyTorch. Arguments: models (all), --steps N, --microbatch N,
-// --bf16-gradients, --fast (not deterministic), --update-apart (AdamW not beside forward), --json FILE.
+// --bf16-gradients, --fp8 (linear layers), --fast (not deterministic), --update-apart (AdamW not beside forward), --json FILE.
 #include <chrono>
 #include <cstdlib>
 #include <functional>
@@ -90,6 +90,7 @@ struct Arguments {
   int steps = 10;
   int64_t microbatch = 0;
   KeptWeights gradients = KeptWeights::same;
+  Products products = Products::same;
   bool deterministic = true;
   bool overlap = true;
 };
@@ -102,6 +103,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
   config.train.batch = c.sequences;
   config.train.microbatch = a.microbatch;
   config.train.gradients = a.gradients;
+  config.train.products = a.products;
   config.train.deterministic = a.deterministic;
   config.clip = 0;
   config.optimizer.overlap = a.overlap;
@@ -128,6 +130,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
     const MemoryStats memory = current_stream().memory();
     report.add({{"model", c.name},
                 {"gradients", a.gradients == KeptWeights::bf16 ? "bf16" : "f32"},
+                {"products", a.products == Products::fp8 ? "fp8" : "bf16"},
                 {"deterministic", a.deterministic ? "yes" : "no"},
                 {"AdamW", a.overlap ? "beside forward" : "apart"},
                 {"ms", 1e3 * step_s},
@@ -147,6 +150,8 @@ Arguments arguments_of(std::span<char*> all) {
       a.deterministic = false;
     } else if (text == "--update-apart") {
       a.overlap = false;
+    } else if (text == "--fp8") {
+      a.products = Products::fp8;
     } else if (text == "--bf16-gradients") {
       a.gradients = KeptWeights::bf16;
     } else if (text.starts_with("--") && i + 1 < all.size()) {

@@ -10,7 +10,7 @@ namespace {
 
 // What backward needs of the forward.
 struct Saved {
-  Tensor x;  // of the stream
+  LinearRows x;  // of the stream
   AttendedRows attended;
 };
 
@@ -53,11 +53,13 @@ Attention::Attention(const Builder& b, const std::string& name, int layer)
       o_(b, name + ".o", outer(b.config)) {}
 
 Task<Tensor> Attention::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) {
-  auto [q, k, v] = co_await qkv_.forward(x_TD);
+  const LinearRows x = qkv_.rows(std::move(x_TD));
+  auto [q, k, v] = co_await qkv_.forward(x);
   if (pass.cache) {
     const AttentionRows rows = {q, k, v, rotates() ? &rotation_ : nullptr};
     const Tensor y = pass.cache->attend(layer_, rows, *pass.batch, config_);
-    co_return co_await o_.forward(y, std::move(residual_TD));
+    LinearRows rows_of_o = o_.rows(y);
+    co_return co_await o_.forward(std::move(rows_of_o), std::move(residual_TD));
   }
   if (rotates()) {
     rope_into(q, pass.batch->positions, config_.head_dim, rotation_);
@@ -65,14 +67,16 @@ Task<Tensor> Attention::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape
   }
   const AttendedRows attended =
       co_await context_.attend(std::move(q), std::move(k), std::move(v), pass.sequence_rows(layer_), config_);
-  Saved saved = {x_TD, attended};
+  Saved saved = {x, attended};
   tape.save(std::move(saved));
-  co_return co_await o_.forward(attended.y_THd, std::move(residual_TD));
+  LinearRows rows_of_o = o_.rows(attended.y_THd);
+  co_return co_await o_.forward(std::move(rows_of_o), std::move(residual_TD));
 }
 
 Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   auto saved = tape.take<Saved>();
-  const Tensor dy_THd = co_await o_.backward(dy_TD, saved.attended.y_THd, tape);
+  LinearRows rows_of_o = {saved.attended.y_THd};  // which attention keeps
+  const Tensor dy_THd = co_await o_.backward(dy_TD, std::move(rows_of_o), tape);
   AttentionConfig config = config_;
   config.deterministic = pass.deterministic;
   AttentionGradients d =
@@ -82,7 +86,7 @@ Task<Tensor> Attention::backward(Tensor dy_TD, Pass pass, Tape& tape) {
     rope_backward_into(d.dk_TGd, pass.batch->positions, config_.head_dim, rotation_);
   }
   const std::array dqkv = {d.dq_THd, d.dk_TGd, d.dv_TGd};
-  co_return co_await qkv_.backward(dqkv, std::exchange(saved.x, Tensor()), tape);
+  co_return co_await qkv_.backward(dqkv, std::move(saved.x), tape);
 }
 
 }  // namespace phalanx

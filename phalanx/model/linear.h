@@ -7,6 +7,7 @@
 
 #include "phalanx/model/layer.h"
 #include "phalanx/ops/gelu_linear.h"
+#include "phalanx/ops/linear_products.h"
 
 namespace phalanx {
 
@@ -27,29 +28,37 @@ struct LinearConfig {
 };
 
 /// y = x Wᵀ + b. Parameters NAME.w [out, in] and, if asked for, NAME.b [out]; stacked: [stacked, out, in] and
-/// [stacked, out].
+/// [stacked, out]. Where the store's products are in FP8, so are this layer's three (ops/linear_products.h);
+/// what comes and goes is not.
+///
+/// Error: in FP8, features whose blocks of 128 tp would cut, or that are not multiples of kTermPad.
 class Linear {
  public:
   Linear(const Builder& build, const std::string& name, const LinearConfig& config);
+  /// x as forward and backward take it, and a layer keeps it.
+  LinearRows rows(Tensor x) const;
   /// x [T, in / tp] → the stream [·, out] (inputs cut: summed over tp, then the bias once); or the stream
   /// [·, in] → its rows [·, out] (none cut). Plus `also`, of that shape, which may be empty.
-  Task<Tensor> forward(Tensor x, Tensor also = {});
+  Task<Tensor> forward(LinearRows x, Tensor also = {});
   /// The gradient of x, given the forward's x; with none cut and a `sum`, it is added to that.
-  Task<Tensor> backward(Tensor dy, Tensor x, Tape& tape, Tensor sum = {});
-  /// With inputs cut, where the forward's x was a GELU: the gradient of what stood before it.
-  Task<Tensor> backward_gelu(Tensor dy, GeluRows x, Gelu kind, Tape& tape);
+  Task<Tensor> backward(Tensor dy, LinearRows x, Tape& tape, Tensor sum = {});
+  /// With inputs cut, where the forward's x was gelu(h): the gradient of h.
+  Task<Tensor> backward_gelu(Tensor dy, Tensor h, LinearRows x, Gelu kind, Tape& tape);
 
  private:
   template <size_t N>
   friend class GatheredLinears;
 
   template <class Multiply>
-  Task<Tensor> backward_of_cut(Tensor dy, Tensor x, Tape& tape, Multiply multiply);
+  Task<Tensor> backward_of_cut(Tensor dy, LinearRows x, Tape& tape, Multiply multiply);
   Task<> bias_into(Tensor y);
+  // dy as backward's products take it.
+  LinearGradient gradient(const Tensor& dy) const;
   // `dy_stream` for the bias: with inputs cut it has the stream's rows.
-  void defer_gradients(const Tensor& dy, const Tensor& dy_stream, Tensor x, Tape& tape);
+  void defer_gradients(LinearGradient dy, const Tensor& dy_stream, LinearRows x, Tape& tape);
 
   TensorParallel& tensor_;
+  Products products_;
   Cut cut_;
   Parameter& w_;
   Parameter* b_;  // or null
@@ -60,26 +69,35 @@ template <size_t N>
 class GatheredLinears {
  public:
   GatheredLinears(const Builder& build, std::array<Linear, N> linears)
-      : tensor_(build.tensor), linears_(std::move(linears)) {}
+      : tensor_(build.tensor), products_(build.store.products()), linears_(std::move(linears)) {}
+  /// x as forward and backward take it, and a layer keeps it.
+  LinearRows rows(Tensor x) const;
   /// The stream [·, in] → of each linear all rows [T, stacked · out / tp].
-  Task<std::array<Tensor, N>> forward(Tensor x);
+  Task<std::array<Tensor, N>> forward(LinearRows x);
   /// The same of one linear, and its GELU.
-  Task<GeluRows> forward_gelu(Tensor x, Gelu kind) requires(N == 1);
+  Task<GeluRows> forward_gelu(LinearRows x, Gelu kind) requires(N == 1);
   /// Of one linear with gates stacked before what they gate: SwiGLU's result. Nothing is kept.
-  Task<Tensor> forward_swiglu(Tensor x) requires(N == 1);
+  Task<Tensor> forward_swiglu(LinearRows x) requires(N == 1);
   /// The gradient of the stream, given the forward's x.
-  Task<Tensor> backward(std::array<Tensor, N> dy, Tensor x, Tape& tape);
+  Task<Tensor> backward(std::array<Tensor, N> dy, LinearRows x, Tape& tape);
 
  private:
+  enum class Direction : uint8_t { forward, backward };
   struct Weights {
     PooledVector<Lease> leases;
+    PooledVector<LinearWeight> products;
     std::array<Tensor, N> matrices;
     std::array<Tensor, N> biases;  // undefined where there is none
   };
-  Task<Weights> weights();
-  void defer_gradients(const std::array<Tensor, N>& dy, Tensor all, Tape& tape);
+  Task<Weights> weights(Direction direction);
+  // All rows of what rows() gave: one chunk where it has them.
+  GatherChunks gather(const LinearRows& x) const;
+  // What backward keeps of x once all rows are there.
+  void defer_gradients(const std::array<LinearGradient, N>& products, const std::array<Tensor, N>& dy,
+                       const LinearRows& all, Tape& tape);
 
   TensorParallel& tensor_;
+  Products products_;
   std::array<Linear, N> linears_;
 };
 

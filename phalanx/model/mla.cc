@@ -9,9 +9,9 @@ constexpr double kLatentEps = 1e-6;  // of the latents' norms, in DeepSeek's mod
 
 // What backward needs of the forward.
 struct Saved {
-  Tensor x;      // of the stream's rows, as are the next two
-  Tensor q_in;   // what q_b takes: the latent, or x
-  Tensor kv_in;  // what kv_b takes
+  LinearRows x;      // of the stream's rows, as are the next two
+  LinearRows q_in;   // what q_b takes: the latent, or x
+  LinearRows kv_in;  // what kv_b takes
   AttendedRows attended;
 };
 
@@ -43,14 +43,14 @@ Latent::Latent(const Builder& b, const std::string& name, int64_t rank)
     : down_(b, name, linear(b.config.width, rank, Cut::none, b.config)),
       norm_(make_rms_norm(b, name + "_norm", rank, kLatentEps)) {}
 
-Task<Tensor> Latent::forward(Tensor x_TD, Tape& tape) {
-  const Tensor y_TR = co_await down_.forward(x_TD);
+Task<Tensor> Latent::forward(LinearRows x, Tape& tape) {
+  const Tensor y_TR = co_await down_.forward(std::move(x));
   co_return co_await norm_->forward(y_TR, tape);
 }
 
-Task<Tensor> Latent::backward(Tensor dy_TR, Tensor x_TD, Tape& tape, Tensor sum) {
+Task<Tensor> Latent::backward(Tensor dy_TR, LinearRows x, Tape& tape, Tensor sum) {
   const Tensor dx_TR = co_await norm_->backward(dy_TR, tape, Tensor());
-  co_return co_await down_.backward(dx_TR, x_TD, tape, sum);
+  co_return co_await down_.backward(dx_TR, std::move(x), tape, sum);
 }
 
 Mla::Mla(const Builder& b, const std::string& name, int layer)
@@ -75,10 +75,13 @@ Mla::Mla(const Builder& b, const std::string& name, int layer)
       o_(b, name + ".o", outer(b.config)) {}
 
 Task<Tensor> Mla::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) {
-  Tensor q_in = x_TD;
-  if (q_a_) q_in = co_await q_a_->forward(x_TD, tape.scope("q_a"));
-  const Tensor kv_in = co_await kv_a_.forward(x_TD, tape.scope("kv_a"));
-  Tensor k_rope = co_await k_rope_.forward(x_TD);
+  const LinearRows x = k_rope_.rows(x_TD);
+  Tensor latent = x_TD;
+  if (q_a_) latent = co_await q_a_->forward(x, tape.scope("q_a"));
+  const LinearRows q_in = q_b_.rows(std::move(latent));
+  const Tensor kv_latent = co_await kv_a_.forward(x, tape.scope("kv_a"));
+  const LinearRows kv_in = kv_b_.rows(kv_latent);
+  Tensor k_rope = co_await k_rope_.forward(x);
   k_rope = co_await tensor_.gather(k_rope);
   auto [q] = co_await q_b_.forward(q_in);
   const auto [kv] = co_await kv_b_.forward(kv_in);
@@ -88,18 +91,21 @@ Task<Tensor> Mla::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape
   if (pass.cache) {
     const AttentionRows rows = {q, heads.k_THd, heads.v_THd};
     const Tensor y = pass.cache->attend(layer_, rows, *pass.batch, config_);
-    co_return co_await o_.forward(y, std::move(residual_TD));
+    LinearRows rows_of_o = o_.rows(y);
+    co_return co_await o_.forward(std::move(rows_of_o), std::move(residual_TD));
   }
   const AttendedRows attended = co_await context_.attend(
       std::move(q), std::move(heads.k_THd), std::move(heads.v_THd), pass.sequence_rows(layer_), config_);
-  Saved saved = {x_TD, q_in, kv_in, attended};
+  Saved saved = {x, q_in, kv_in, attended};
   tape.save(std::move(saved));
-  co_return co_await o_.forward(attended.y_THd, std::move(residual_TD));
+  LinearRows rows_of_o = o_.rows(attended.y_THd);
+  co_return co_await o_.forward(std::move(rows_of_o), std::move(residual_TD));
 }
 
 Task<Tensor> Mla::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   auto saved = tape.take<Saved>();
-  const Tensor dy_THd = co_await o_.backward(dy_TD, saved.attended.y_THd, tape);
+  LinearRows rows_of_o = {saved.attended.y_THd};  // which attention keeps
+  const Tensor dy_THd = co_await o_.backward(dy_TD, std::move(rows_of_o), tape);
   AttentionConfig config = config_;
   config.deterministic = pass.deterministic;
   AttentionGradients d =

@@ -13,9 +13,9 @@ namespace phalanx {
 class Latent {
  public:
   Latent(const Builder& build, const std::string& name, int64_t rank);
-  Task<Tensor> forward(Tensor x_TD, Tape& tape);
+  Task<Tensor> forward(LinearRows x, Tape& tape);
   /// The gradient of x, given the forward's x; where there is a `sum`, it is added to that.
-  Task<Tensor> backward(Tensor dy_TR, Tensor x_TD, Tape& tape, Tensor sum = {});
+  Task<Tensor> backward(Tensor dy_TR, LinearRows x, Tape& tape, Tensor sum = {});
 
  private:
   Linear down_;

@@ -33,16 +33,20 @@ GeluMlp::GeluMlp(const Builder& b, const std::string& name)
       down_(b, name + ".down", out_of(b.config.mlp_width, b.config)) {}
 
 Task<Tensor> GeluMlp::forward(Tensor x_TD, Tensor residual_TD, Pass, Tape& tape) {
-  const GeluRows hidden = co_await up_.forward_gelu(tape.save(x_TD), kind_);
-  tape.save(hidden);
-  co_return co_await down_.forward(hidden.a, std::move(residual_TD));
+  LinearRows x = tape.save(up_.rows(std::move(x_TD)));
+  const GeluRows hidden = co_await up_.forward_gelu(std::move(x), kind_);
+  tape.save(hidden.h);
+  LinearRows a = tape.save(down_.rows(hidden.a));
+  co_return co_await down_.forward(std::move(a), std::move(residual_TD));
 }
 
 Task<Tensor> GeluMlp::backward(Tensor dy_TD, Pass, Tape& tape) {
-  auto hidden = tape.take<GeluRows>();
-  const Tensor dh = co_await down_.backward_gelu(dy_TD, std::move(hidden), kind_, tape);
+  auto a = tape.take<LinearRows>();
+  Tensor h = tape.take();
+  const Tensor dh = co_await down_.backward_gelu(dy_TD, std::move(h), std::move(a), kind_, tape);
   const std::array dh_TF = {dh};
-  co_return co_await up_.backward(dh_TF, tape.take(), tape);
+  auto x = tape.take<LinearRows>();
+  co_return co_await up_.backward(dh_TF, std::move(x), tape);
 }
 
 SwigluMlp::SwigluMlp(const Builder& b, const std::string& name, int64_t hidden)
@@ -50,22 +54,26 @@ SwigluMlp::SwigluMlp(const Builder& b, const std::string& name, int64_t hidden)
       down_(b, name + ".down", out_of(hidden, b.config)) {}
 
 Task<Tensor> SwigluMlp::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) {
+  LinearRows x = gate_up_.rows(std::move(x_TD));
   if (pass.cache) {
-    const Tensor gated = co_await gate_up_.forward_swiglu(std::move(x_TD));
-    co_return co_await down_.forward(gated, std::move(residual_TD));
+    const Tensor gated = co_await gate_up_.forward_swiglu(std::move(x));
+    LinearRows a = down_.rows(gated);
+    co_return co_await down_.forward(std::move(a), std::move(residual_TD));
   }
-  const auto [h] = co_await gate_up_.forward(tape.save(x_TD));
+  tape.save(x);
+  const auto [h] = co_await gate_up_.forward(std::move(x));
   const Rows rows = tape.save(all_rows(h));
-  const Rows a = swiglu(rows);
-  co_return co_await down_.forward(tape.save(a.data), std::move(residual_TD));
+  LinearRows a = tape.save(down_.rows(swiglu(rows).data));
+  co_return co_await down_.forward(std::move(a), std::move(residual_TD));
 }
 
 Task<Tensor> SwigluMlp::backward(Tensor dy_TD, Pass, Tape& tape) {
-  Tensor a = tape.take();
+  auto a = tape.take<LinearRows>();
   const Tensor da = co_await down_.backward(dy_TD, std::move(a), tape);
   const Rows h = tape.take<Rows>();
   const std::array dh = {swiglu_backward({da, h.live}, h).data};
-  co_return co_await gate_up_.backward(dh, tape.take(), tape);
+  auto x = tape.take<LinearRows>();
+  co_return co_await gate_up_.backward(dh, std::move(x), tape);
 }
 
 }  // namespace phalanx

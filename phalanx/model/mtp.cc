@@ -31,15 +31,19 @@ MtpModule::MtpModule(const Builder& b, int depth, uint64_t seed)
 Task<Tensor> MtpModule::forward(Tensor h_TD, Tensor e_TD, Pass pass, Tape& tape) {
   const Tensor e_normed = co_await embedding_norm_->forward(std::move(e_TD), tape.scope("embedding"));
   const Tensor h_normed = co_await stream_norm_->forward(std::move(h_TD), tape.scope("stream"));
-  const Tensor of_e = co_await from_embedding_.forward(tape.save(e_normed));
-  const Tensor of_h = co_await from_stream_.forward(tape.save(h_normed));
+  LinearRows e = tape.save(from_embedding_.rows(e_normed));
+  const Tensor of_e = co_await from_embedding_.forward(std::move(e));
+  LinearRows h = tape.save(from_stream_.rows(h_normed));
+  const Tensor of_h = co_await from_stream_.forward(std::move(h));
   co_return co_await block_.forward(add(of_e, of_h), pass, tape.scope("block"));
 }
 
 Task<MtpModule::Gradients> MtpModule::backward(Tensor dy_TD, Pass pass, Tape& tape) {
   const Tensor dx_TD = co_await block_.backward(std::move(dy_TD), pass, tape.scope("block"));
-  const Tensor dh_normed = co_await from_stream_.backward(dx_TD, tape.take(), tape);
-  const Tensor de_normed = co_await from_embedding_.backward(dx_TD, tape.take(), tape);
+  auto h = tape.take<LinearRows>();
+  const Tensor dh_normed = co_await from_stream_.backward(dx_TD, std::move(h), tape);
+  auto e = tape.take<LinearRows>();
+  const Tensor de_normed = co_await from_embedding_.backward(dx_TD, std::move(e), tape);
   Gradients d;
   d.h_TD = co_await stream_norm_->backward(dh_normed, tape.scope("stream"), Tensor());
   d.e_TD = co_await embedding_norm_->backward(de_normed, tape.scope("embedding"), Tensor());

@@ -94,7 +94,9 @@ Task<Tensor> TokenTable::loss_backward(Tensor targets, double scale, Tape& tape)
     defer_gradient(dlogits_TV, std::move(all_TD), tape);
   }
   ReduceChunks dx_TD = tensor_.reduce_chunks({rows.rows(), w.value().dim(1)}, dlogits_TV);
-  multiply_and_send(dx_TD, matmul_into, std::array{dlogits_TV}, std::array{w.value()});
+  multiply_and_send(dx_TD, [&](const Tensor& part_TD, RowRun run) {
+    matmul_into(part_TD, dlogits_TV.slice(run.begin, run.end), w.value(), Into::replace);
+  });
   if (tensor_.overlaps()) {
     Tensor all_TD = co_await rows.rest();
     defer_gradient(dlogits_TV, std::move(all_TD), tape);
@@ -105,11 +107,13 @@ Task<Tensor> TokenTable::loss_backward(Tensor targets, double scale, Tape& tape)
 Task<Tensor> TokenTable::gathered_logits(Tensor x_TD) {
   GatherChunks rows = tensor_.gather_chunks(std::move(x_TD));
   const Lease w = co_await w_.use();
-  const std::array weight = {w.value()};
-  const std::array logits_TV = {
-      Tensor::empty({rows.rows(), weight[0].rows()}, weight[0].dtype(), weight[0].device())};
-  co_await multiply_gathered(&rows, matmul_nt_into, weight, logits_TV);
-  co_return logits_TV[0];
+  const Tensor weight = w.value();
+  const Tensor logits_TV = Tensor::empty({rows.rows(), weight.rows()}, weight.dtype(), weight.device());
+  const auto multiply = [&](RowRun run, const Tensor& chunk) {
+    matmul_nt_into(logits_TV.slice(run.begin, run.end), chunk, weight, Into::replace);
+  };
+  co_await each_chunk(&rows, multiply);
+  co_return logits_TV;
 }
 
 void TokenTable::defer_gradient(const Tensor& dlogits_TV, Tensor x_TD, Tape& tape) {

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <vector>
 
+#include "phalanx/ops/linear_products.h"
 #include "phalanx/parallel/bucket.h"
 
 namespace phalanx {
@@ -36,7 +37,8 @@ struct WeightsConfig {
   bool narrow_gradients = false;  ///< in bf16, on GPUs
   std::string master_in = "";     ///< directory of a file that holds the master copy; "": it is in memory
   bool gradients = true;          ///< false: nothing is trained, so there is no memory for them
-  Device device = kCpu;           ///< of weights, gradients and states, and where units run
+  Products products = Products::same;  ///< how linear layers multiply by them
+  Device device = kCpu;                ///< of weights, gradients and states, and where units run
 };
 
 /// What training keeps beside the parameters and without a gradient (a router's bias): whole on every rank of
@@ -87,6 +89,7 @@ class ParameterStore {
   Mesh& mesh() { return mesh_; }
   Zero zero() const { return zero_.stage; }
   bool narrow() const { return weights_.narrow; }
+  Products products() const { return weights_.products; }
   /// Outside its unit's run a parameter has no value() here, but own_value.
   bool keeps_shares() const { return narrow() || zero() == Zero::weights; }
 

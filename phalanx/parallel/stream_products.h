@@ -4,13 +4,9 @@
 
 #include <span>
 
-#include "phalanx/ops/matmul.h"
 #include "phalanx/parallel/stream_chunks.h"
 
 namespace phalanx {
-
-/// y [M, N] (+)= x [M, K] · w, or · wᵀ: matmul_into or matmul_nt_into.
-using Product = void (*)(Tensor y, const Tensor& x, const Tensor& w, Into into);
 
 /// f(the rows that have come, and what they are) until x, which outlives the task, has all rows.
 template <class F>
@@ -21,16 +17,14 @@ Task<> each_chunk(GatherChunks* x, F f) {
   }
 }
 
-/// y[i] [T, N_i] = x · w[i], of all rows of x [T, K], which outlives the task.
-Task<> multiply_gathered(GatherChunks* x, Product product, std::span<const Tensor> w,
-                         std::span<const Tensor> y);
-
 /// y[i] [T, N_i] = x · w[i]ᵀ + b[i], of all rows of x; b[i] may be empty.
 Task<> linear_gathered(GatherChunks* x, std::span<const Tensor> w, std::span<const Tensor> b,
                        std::span<const Tensor> y);
 
-/// Writes and sends Σ_i x[i] · w[i], all rows of this rank's summand. Does not wait.
-void multiply_and_send(ReduceChunks& sum, Product product, std::span<const Tensor> x,
-                       std::span<const Tensor> w);
+/// Each chunk of a sum is written by multiply(its place, the rows that it is), and sent. Does not wait.
+template <class F>
+void multiply_and_send(ReduceChunks& sum, F multiply) {
+  for (; sum.more(); sum.send()) multiply(sum.part(), sum.rows());
+}
 
 }  // namespace phalanx

@@ -55,6 +55,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
                   {.narrow = config.train.weights == KeptWeights::bf16,
                    .narrow_gradients = config.train.gradients == KeptWeights::bf16,
                    .master_in = config.optimizer.offload,
+                   .products = config.train.products,
                    .device = device_}),
       model_(parameters_, config_.model, config.train.seed, stream_config(config.parallel),
              config.parallel.ulysses,

@@ -142,6 +142,8 @@ void add_run(ConfigTable& table, RunConfig& r) {
            "kept and sent in dtype, or in bf16 (what GPUs then compute in) with a master copy");
   s.choice("gradients", &r.gradients, {{"same", KeptWeights::same}, {"bf16", KeptWeights::bf16}},
            "summed in dtype, or, on GPUs with weights in bf16, in bf16: of few microbatches");
+  s.choice("products", &r.products, {{"same", Products::same}, {"fp8", Products::fp8}},
+           "of linear layers: in the dtype of the rest, or in FP8 as DeepSeek-V3's");
   s.add("deterministic", &r.deterministic,
         "the same bits in every run; false: on GPUs faster attention, tuned products");
   s.add("blocking", &r.blocking, "on a GPU: wait for each op, so that a fault names the op");

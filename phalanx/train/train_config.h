@@ -32,6 +32,7 @@ struct RunConfig {
   DType dtype = DType::f32;
   KeptWeights weights = KeptWeights::same;
   KeptWeights gradients = KeptWeights::same;
+  Products products = Products::same;
   bool deterministic = true;  ///< the same bits in every run; on CPUs always
   bool blocking = false;      ///< on a GPU each op is waited for
   int64_t loss_rows = 0;      ///< of a microbatch, whose logits exist at once; 0: loss_rows_of

@@ -77,6 +77,9 @@ void check_device(const TrainConfig& c, const Layout& layout) {
   if (c.train.gradients == KeptWeights::bf16 && (on_cpu || c.train.weights != KeptWeights::bf16)) {
     throw Error("train.gradients bf16 is for train.device cuda with train.weights bf16");
   }
+  if (c.train.products == Products::fp8 && c.train.dtype == DType::f64) {
+    throw Error("train.products fp8 is for train.dtype f32");
+  }
   if (c.train.gradients == KeptWeights::bf16 && c.optimizer.kind != OptimizerConfig::Kind::adamw) {
     throw Error("train.gradients bf16 is for optimizer.kind adamw");
   }

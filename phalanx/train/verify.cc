@@ -109,7 +109,7 @@ Outcome run_case(const VerifyOptions& o, const VerifyCase& c, RoutingWatch& watc
     const DeviceScope scope(device);
     Mesh mesh(world, c.layout);
     ParameterStore store(mesh, o.dtype, {.stage = c.zero, .shard = c.shard},
-                         {.narrow = o.narrow, .device = device});
+                         {.narrow = o.narrow, .products = o.products, .device = device});
     const Schedule schedule = schedule_of(c, o.microbatches);
     Transformer model(store, o.model, o.seed, {.sequence = c.sequence, .overlap = c.tp_overlap}, c.ulysses,
                       parts_of_rank(schedule, mesh.coordinate(Axis::pp), o.model.layers));
@@ -203,7 +203,8 @@ std::vector<VerifyRow> verify(const VerifyOptions& given, const std::vector<Veri
     o.microbatches = std::max(o.microbatches, 2 * c.layout.pp);
   }
   const bool bf16 = o.narrow && o.device != Device::Kind::cpu;
-  const double usual = bf16 ? 2e-2 : o.dtype == DType::f64 ? 1e-12 : 1e-5;
+  const bool fp8 = o.products == Products::fp8;
+  const double usual = fp8 ? 5e-2 : bf16 ? 2e-2 : o.dtype == DType::f64 ? 1e-12 : 1e-5;
   const double limit = o.tolerance > 0 ? o.tolerance : usual;
   CloseChoices close(bf16 ? kCloseChoiceOfBf16 : o.dtype == DType::f64 ? 0 : kCloseChoice);
   RecordChoices record(close);

@@ -31,13 +31,15 @@ struct VerifyOptions {
   Device::Kind device = Device::Kind::cpu;
   std::optional<Device::Kind> reference = {};  ///< where the one rank computes; none: on `device` too
   DType dtype = DType::f64;
-  bool documents = false;  ///< sequences hold several, of random lengths
-  bool narrow = false;     ///< weights kept in bf16, one rank's too; GPUs then compute in bf16
+  bool documents = false;              ///< sequences hold several, of random lengths
+  Products products = Products::same;  ///< of linear layers, the one rank's too
+  bool narrow = false;                 ///< weights kept in bf16, one rank's too; GPUs then compute in bf16
   int64_t sequences =
       0;  ///< in a microbatch of the whole job; 0: the fewest that every case's dp ranks divide
   int microbatches = 4;
   uint64_t seed = 0;
-  double tolerance = 0;  ///< largest gradient error that passes; 0: 1e-12 in f64, 1e-5 in f32, 2e-2 in bf16
+  double tolerance =
+      0;  ///< largest gradient error that passes; 0: 1e-12 in f64, 1e-5 in f32, 2e-2 in bf16, in FP8 5e-2
 };
 
 /// The error of a gradient g against one rank's g0 is ‖g − g0‖ / max(‖g0‖, 1e-6 · ‖all g0‖); of a bias of

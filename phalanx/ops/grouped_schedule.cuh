@@ -89,10 +89,10 @@ __device__ void sum_tiles(Schedule<N>& schedule, int experts) {
   if (threadIdx.x == 0) schedule.tiles = before;
 }
 
-/// By all threads of a block. tn's groups go from many terms to few, so that the last to end are short.
-/// Offsets that fit no rows are reported, and no tile is left.
-template <Form F, int N>
-__device__ void make_schedule(const GroupedSizes& s, Schedule<N>& schedule, Fault* fault) {
+/// By all threads of a block; tiles(rows) of a group of so many rows. tn's groups go from many terms to few,
+/// so that the last to end are short. Offsets that fit no rows are reported, and no tile is left.
+template <Form F, int N, class Tiles>
+__device__ void make_schedule(const GroupedSizes& s, Schedule<N>& schedule, Fault* fault, Tiles&& tiles) {
   bool broken = false;
   for (int e = threadIdx.x; e < s.experts; e += blockDim.x) {
     const int64_t begin = s.offsets[e];
@@ -113,7 +113,7 @@ __device__ void make_schedule(const GroupedSizes& s, Schedule<N>& schedule, Faul
         place += other > rows || (other == rows && o < e) ? 1 : 0;
       }
     }
-    schedule.groups[place] = {e, static_cast<int>(s.offsets[e]), rows, tiles_of<F>(s, rows)};
+    schedule.groups[place] = {e, static_cast<int>(s.offsets[e]), rows, tiles(rows)};
   }
   __syncthreads();
   if (threadIdx.x < kWarp) sum_tiles(schedule, s.experts);
@@ -122,20 +122,25 @@ __device__ void make_schedule(const GroupedSizes& s, Schedule<N>& schedule, Faul
   __syncthreads();
 }
 
+template <Form F, int N>
+__device__ void make_schedule(const GroupedSizes& s, Schedule<N>& schedule, Fault* fault) {
+  make_schedule<F>(s, schedule, fault, [&](int rows) { return tiles_of<F>(s, rows); });
+}
+
 struct Cell {
   int row;
   int column;
 };
 
-/// Tile `index` of a result of down × across tiles: columns of at most kBand tiles, so that blocks that work
+/// Tile `index` of a result of down × across tiles: columns of at most Band tiles, so that blocks that work
 /// at the same time read few rows of both factors.
-__device__ inline Cell cell(int index, int down, int across) {
-  constexpr int kBand = 16;
-  const int band = index / (kBand * across);
-  const int height = min(kBand, down - band * kBand);
-  const int in_band = index - band * kBand * across;
+template <int Band>
+__device__ Cell cell(int index, int down, int across) {
+  const int band = index / (Band * across);
+  const int height = min(Band, down - band * Band);
+  const int in_band = index - band * Band * across;
   const int column = in_band / height;
-  return {band * kBand + in_band - column * height, column};
+  return {band * Band + in_band - column * height, column};
 }
 
 /// Tile `index`, not less than that of the last call with this place. There is one at least.
@@ -154,7 +159,8 @@ __device__ Tile tile_at(const GroupedSizes& s, const Schedule<N>& schedule, int 
     in_group = down * across - 1;
     idle = true;
   }
-  const Cell c = cell(in_group, down, across);
+  constexpr int kBand = 16;
+  const Cell c = cell<kBand>(in_group, down, across);
   const bool both = !idle && other >= 0 && other < down * across;
   return {.expert = g.expert,
           .begin = g.begin,
@@ -162,7 +168,7 @@ __device__ Tile tile_at(const GroupedSizes& s, const Schedule<N>& schedule, int 
           .column = c.column * kTileColumns,
           .rows = idle ? 0 : min(kTileRows, height - c.row * kTileRows),
           .terms = F == Form::tn ? g.rows : s.k,
-          .shared = both && cell(other, down, across).column == c.column};
+          .shared = both && cell<kBand>(other, down, across).column == c.column};
 }
 
 /// f(tile) for each tile of this block, in the order of all its roles. Every other round of tn goes

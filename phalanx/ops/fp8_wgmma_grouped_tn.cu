@@ -1,0 +1,10 @@
+#include "phalanx/ops/fp8_wgmma.cuh"
+
+namespace phalanx::cuda {
+
+bool fp8_wgmma_grouped_tn(const Fp8Product& p, const Tensor& offsets) {
+  return p.y.dtype() == DType::bf16 ? launch_fp8_grouped<Form::tn, bf16>(p, offsets)
+                                    : launch_fp8_grouped<Form::tn, float>(p, offsets);
+}
+
+}  // namespace phalanx::cuda

@@ -15,7 +15,7 @@
 #include "phalanx/ops/cross_entropy.h"
 #include "phalanx/ops/decode_attention.h"
 #include "phalanx/ops/dropout.h"
-#include "phalanx/ops/fp8_matmul.h"
+#include "phalanx/ops/fp8_grouped.h"
 #include "phalanx/ops/gelu_linear.h"
 #include "phalanx/ops/latent_kv.h"
 #include "phalanx/ops/layernorm.h"
@@ -169,6 +169,16 @@ void fp8_transposed_into(const Fp8Blocks& w, const Fp8Blocks& to);
 // ops/fp8_matmul.h: by wgmma, on sm_90 alone (Error).
 void fp8_matmul_nt_into(const Tensor& y_MN, const Fp8Lines& a_MK, const Fp8Blocks& b_NK, Into into);
 void fp8_matmul_nt_into(const Tensor& y_MN, const Fp8Lines& a_MK, const Fp8Lines& b_NK, Into into);
+
+// ops/fp8_grouped.h, into tensors of the right shapes.
+void fp8_live_rows_into(const Rows& x_RD, const Fp8Lines& to);
+void fp8_grouped_columns_into(const Tensor& x_RD, const Tensor& offsets, const Fp8Lines* rows,
+                              const Fp8Lines& columns);
+void fp8_grouped_columns_into(const Fp8Lines& rows, const Tensor& offsets, const Fp8Lines& columns);
+void fp8_grouped_matmul_nt_into(const Tensor& y_RN, const Fp8Lines& x_RK, const Fp8Blocks& w_ENK,
+                                const Tensor& offsets);
+void fp8_grouped_matmul_tn_into(const Tensor& dw_ENK, const Fp8Lines& dy_NC, const Fp8Lines& x_KC,
+                                const Tensor& offsets, Into into);
 
 // ops/permute.h. Weights of bf16 rows are f32.
 ExpertOrder order_by_expert(const Rows& topk_idx_RK, int experts);

@@ -1,175 +1,19 @@
-// Factors of FP8 products. A block has a tile of 128 × 128: each of its threads 8 × 8 neighbouring elements,
-// in registers, so that the tile is read once whatever is made of it.
+// Factors of FP8 products: blocks of fp8_tile.cuh, one a tile of the matrix.
 #include "phalanx/ops/cuda_ops.h"
-#include "phalanx/ops/fp8.cuh"
-#include "phalanx/ops/quantize_scale.h"
+#include "phalanx/ops/fp8_tile.cuh"
 
 namespace phalanx::cuda {
 namespace {
 
-constexpr int kTile = static_cast<int>(kScaleGroup);
-constexpr int kSide = kTile / kEight;  // threads along each side of the tile
-constexpr int kThreads = kSide * kSide;
-constexpr int kWarps = kThreads / kWarp;
+using namespace fp8_tile;
 
-// Where a thread's elements lie in the matrix.
-struct Corner {
-  int across;  // of the tile, in threads
-  int down;
-  int64_t row;
-  int64_t column;
-};
-
-__device__ Corner corner() {
-  const int across = static_cast<int>(threadIdx.x) % kSide;
-  const int down = static_cast<int>(threadIdx.x) / kSide;
-  return {across, down, int64_t{blockIdx.y} * kTile + down * kEight,
-          int64_t{blockIdx.x} * kTile + across * kEight};
-}
-
-struct Sizes {
-  int64_t rows;
-  int64_t width;
-};
-
-// What is read: elements, and of f8e4m3 the rows' scales.
-template <class T>
-struct Source {
-  const T* x;
-  const float* scales;  // [⌈width / 128⌉, pitch], or null
-  int64_t pitch;
-};
-
-// Where lines go.
-struct Lines {
-  f8e4m3* q;  // [lines, length]
-  float* scales;
-  int64_t length;
-  int64_t pitch;  // of scales
-  bool whole;     // length and q are multiples of 16
-};
-
-using Elements = float[kEight][kEight];
-
-template <bool Whole, class T>
-__device__ void load_elements(const Source<T>& from, const Sizes& s, const Corner& c, Elements& v) {
-  Pack<T, kEight> packs[kEight];
-#pragma unroll
-  for (int i = 0; i < kEight; ++i) load_eight<Whole>(from.x, c.row + i, c.column, s.rows, s.width, packs[i]);
-#pragma unroll
-  for (int i = 0; i < kEight; ++i) {
-    widen_eight(packs[i], v[i]);
-    if constexpr (std::is_same_v<T, f8e4m3>) {
-      const float scale = from.scales[int64_t{blockIdx.x} * from.pitch + min(c.row + i, s.rows - 1)];
-#pragma unroll
-      for (int j = 0; j < kEight; ++j) v[i][j] *= scale;
-    }
-  }
-}
-
-// The sixteen threads of a row find its scale.
-template <bool Whole>
-__device__ void quantize_rows(const Elements& v, const Sizes& s, const Corner& c, const Lines& to,
-                              ScaleFormat format) {
-#pragma unroll
-  for (int i = 0; i < kEight; ++i) {
-    float largest = largest_of(v[i], kLeastMagnitude);
-    for (int step = kSide / 2; step > 0; step /= 2)
-      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-    const GroupScale scale = group_scale(largest, format);
-    const int64_t row = c.row + i;
-    if (c.across == 0 && row < to.pitch)
-      to.scales[int64_t{blockIdx.x} * to.pitch + row] = row < s.rows ? scale.scale : 0;
-    if (row < s.rows)
-      store_eight<Whole>(to.q + row * s.width, c.column, s.width, narrow_eight(v[i], scale.by));
-  }
-}
-
-// The tile transposed: of each column 16 words of 8 rows. Word w of column k lies at w ^ (k / 8), so that
-// neither the threads of a row, 8 columns apart, nor those that read a column meet in a bank.
-struct Turned {
-  alignas(16) uint2 words[kTile][kSide];
-};
-
-struct ColumnScratch {
-  float largest[kWarps][kTile];
-  alignas(16) float by[kTile];
-  Turned turned;
-};
-
-// Byte j of each of the eight words, the first the lowest.
-__device__ uint2 bytes_at(const uint2 (&rows)[kEight], int j) {
-  uint32_t bytes[kEight];
-#pragma unroll
-  for (int i = 0; i < kEight; ++i) bytes[i] = (j < 4 ? rows[i].x : rows[i].y) >> 8 * (j % 4) & 0xff;
-  return {bytes[0] | bytes[1] << 8 | bytes[2] << 16 | bytes[3] << 24,
-          bytes[4] | bytes[5] << 8 | bytes[6] << 16 | bytes[7] << 24};
-}
-
-__device__ void put_turned(Turned& turned, const Corner& c, int j, uint2 word) {
-  turned.words[c.across * kEight + j][c.down ^ c.across] = word;
-}
-
-// The tile's columns, to lines of `count`: eight threads have a line's 128 bytes. All threads have put
-// theirs.
-__device__ void store_turned(const Turned& turned, const Lines& to, int64_t count) {
-  constexpr int kOfALine = kTile / 16;
-  const int pair = static_cast<int>(threadIdx.x) % kOfALine;  // of words
-  const int64_t at = int64_t{blockIdx.y} * kTile + pair * 16;
-#pragma unroll
-  for (int first = 0; first < kTile; first += kThreads / kOfALine) {
-    const int k = first + static_cast<int>(threadIdx.x) / kOfALine;
-    const int64_t line = int64_t{blockIdx.x} * kTile + k;
-    const int place = (2 * pair) ^ (k / kEight);  // of the first word; the other's differs in the last bit
-    const uint2 low = turned.words[k][place];
-    const uint2 high = turned.words[k][place ^ 1];
-    if (line >= count) continue;
-    f8e4m3* const q = to.q + line * to.length;
-    if (to.whole) {
-      if (at < to.length) *reinterpret_cast<uint4*>(q + at) = {low.x, low.y, high.x, high.y};
-    } else {
-      store_eight<false>(q, at, to.length, low);
-      store_eight<false>(q, at + kEight, to.length, high);
-    }
-  }
-}
-
-__device__ void quantize_columns(const Elements& v, const Sizes& s, const Corner& c, const Lines& to,
-                                 ScaleFormat format, ColumnScratch& scratch) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-#pragma unroll
-  for (int j = 0; j < kEight; ++j) {
-    float largest = kLeastMagnitude;
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) largest = fmaxf(largest, fabsf(v[i][j]));
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, kSide));
-    if (c.down % 2 == 0) scratch.largest[warp][c.across * kEight + j] = largest;
-  }
-  __syncthreads();
-  if (threadIdx.x < kTile) {
-    float largest = kLeastMagnitude;
-    for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, scratch.largest[w][threadIdx.x]);
-    const GroupScale scale = group_scale(largest, format);
-    scratch.by[threadIdx.x] = scale.by;
-    const int64_t column = int64_t{blockIdx.x} * kTile + threadIdx.x;
-    if (column < to.pitch)
-      to.scales[int64_t{blockIdx.y} * to.pitch + column] = column < s.width ? scale.scale : 0;
-  }
-  __syncthreads();
-  const auto by = load<float, kEight>(scratch.by + c.across * kEight);
-#pragma unroll
-  for (int j = 0; j < kEight; ++j) {
-    const float column[] = {v[0][j], v[1][j], v[2][j], v[3][j], v[4][j], v[5][j], v[6][j], v[7][j]};
-    put_turned(scratch.turned, c, j, narrow_eight(column, by.v[j]));
-  }
-  __syncthreads();
-  store_turned(scratch.turned, to, s.width);
-}
+// Where this block's tile begins, down.
+__device__ int64_t tile_row() { return int64_t{blockIdx.y} * kTile; }
 
 template <bool Whole, bool Rows, bool Columns, class T>
 __global__ void __launch_bounds__(kThreads, 2)
     lines_kernel(Source<T> from, Sizes s, ScaleFormat format, Lines rows, Lines columns) {
-  const Corner c = corner();
+  const Corner c = corner(tile_row());
   Elements v;
   load_elements<Whole>(from, s, c, v);
   if constexpr (Rows) quantize_rows<Whole>(v, s, c, rows, format);
@@ -204,7 +48,7 @@ __device__ GroupScale tile_scale(const Elements& v, ScaleFormat format) {
 template <bool Whole, class T>
 __global__ void __launch_bounds__(kThreads, 2)
     blocks_kernel(Source<T> from, Sizes s, ScaleFormat format, Lines to) {
-  const Corner c = corner();
+  const Corner c = corner(tile_row());
   from.x += matrix_begin(s);
   Elements v;
   load_elements<Whole>(from, s, c, v);
@@ -222,7 +66,7 @@ template <bool Whole, class T>
 __global__ void __launch_bounds__(kThreads, 2)
     blocks_transposed_kernel(Source<T> from, Sizes s, ScaleFormat format, Lines to) {
   __shared__ Turned turned;
-  const Corner c = corner();
+  const Corner c = corner(tile_row());
   from.x += matrix_begin(s);
   Elements v;
   load_elements<Whole>(from, s, c, v);
@@ -241,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <bool Whole>
 __global__ void __launch_bounds__(kThreads) transpose_kernel(Source<f8e4m3> from, Sizes s, Lines to) {
   __shared__ Turned turned;
-  const Corner c = corner();
+  const Corner c = corner(tile_row());
   from.x += matrix_begin(s);
   Pack<f8e4m3, kEight> packs[kEight];
 #pragma unroll
@@ -257,12 +101,6 @@ __global__ void __launch_bounds__(kThreads) transpose_kernel(Source<f8e4m3> from
     to.scales[scales_begin() + scale_turned_at()] = from.scales[scales_begin() + scale_at()];
 }
 
-// Of a matrix, or of each of several.
-Sizes sizes_of(const Tensor& x) {
-  const int rank = x.shape().rank();
-  return {x.dim(rank - 2), x.dim(rank - 1)};
-}
-
 // A block for each tile of x [rows, width], or of several.
 dim3 tiles_of(const Tensor& x) {
   const Sizes s = sizes_of(x);
@@ -270,15 +108,6 @@ dim3 tiles_of(const Tensor& x) {
   const dim3 grid(blocks_for(s.width, kTile), blocks_for(s.rows, kTile), static_cast<unsigned>(matrices));
   PHX_CHECK(grid.y <= 65535 && matrices <= 65535, "{} has more tiles than a launch", x.shape());
   return grid;
-}
-
-Lines lines_of(const Tensor& q, const Tensor& scales) {
-  const int64_t length = sizes_of(q).width;
-  return {.q = q.device_data<f8e4m3>(),
-          .scales = scales.device_data<float>(),
-          .length = length,
-          .pitch = sizes_of(scales).width,
-          .whole = length % 16 == 0 && reinterpret_cast<uintptr_t>(q.address()) % 16 == 0};
 }
 
 template <bool Rows, bool Columns, class T>

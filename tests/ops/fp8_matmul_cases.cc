@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tests/ops/fp8_reference.h"
+#include "tests/ops/fp8_product_reference.h"
 #include "tests/ops/on_device.h"
 
 namespace phalanx::test {
@@ -19,93 +19,10 @@ constexpr Case kCases[] = {{1, 1, 16},      {5, 7, 48},      {64, 136, 400},  {1
                            {129, 257, 272}, {300, 520, 528}, {257, 72, 1040}, {33, 300, 16},
                            {3, 5, 0},       {0, 8, 32},      {8, 0, 32}};
 
-// Normal rows whose groups differ in size.
-Tensor draw(Random& random, int64_t rows, int64_t width) {
-  const Tensor t = random.tensor({rows, width}, DType::f32);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t first = 0; first < width; first += kScaleGroup) {
-      const auto size = static_cast<float>(std::exp2(random.uniform(-3, 3)));
-      for (int64_t i = first; i < std::min(width, first + kScaleGroup); ++i)
-        t.data<float>()[r * width + i] *= size;
-    }
-  }
-  return t;
-}
-
-// A factor on the host: terms of its rows, and the scale of row r and group g.
-struct Factor {
-  Values q;
-  std::function<double(int64_t r, int64_t g)> scale;
-};
-
-Factor factor(const Fp8Lines& lines) {
-  const Tensor scales = lines.scales_SR.to(kCpu);
-  return {fp8_values(lines.q_RK), [scales](int64_t r, int64_t g) {
-            return static_cast<double>(scales.data<float>()[g * scales.dim(1) + r]);
-          }};
-}
-
-Factor factor(const Fp8Blocks& blocks) {
-  const Tensor scales = blocks.scales.to(kCpu);
-  return {fp8_values(blocks.q_NK), [scales](int64_t r, int64_t g) {
-            return static_cast<double>(scales.data<float>()[r / kScaleGroup * scales.dim(1) + g]);
-          }};
-}
-
-// An exact result, and how far one in f32 may lie from it before it is rounded to y.
-struct Exact {
-  double value = 0;
-  double allowed = 0;
-};
-
-// In f32 each of a group's sums is wrong by 2^-24 of what was added up. Tensor cores line 32 products and the
-// sum before them up with the largest, and cut each, and their sum, at 2^-13 of it.
-Exact exact(const Factor& a, const Factor& b, int64_t m, int64_t n, int64_t k) {
-  constexpr int64_t kAtOnce = 32;
-  Exact out;
-  double magnitude = 0;
-  for (int64_t g = 0; g * kScaleGroup < k; ++g) {
-    double sum = 0;
-    double wrong = 0;
-    for (int64_t first = g * kScaleGroup; first < std::min(k, (g + 1) * kScaleGroup); first += kAtOnce) {
-      double largest = std::abs(sum);
-      double added = std::abs(sum);
-      for (int64_t i = first; i < std::min(k, first + kAtOnce); ++i) {
-        const double p = a.q[static_cast<size_t>(m * k + i)] * b.q[static_cast<size_t>(n * k + i)];
-        sum += p;
-        largest = std::max(largest, std::abs(p));
-        added += std::abs(p);
-      }
-      wrong += OnDevice::on_gpu() ? (kAtOnce + 2) * 0x1p-13 * largest : kAtOnce * 0x1p-24 * added;
-    }
-    const double scale = a.scale(m, g) * b.scale(n, g);
-    out.value += sum * scale;
-    out.allowed += wrong * scale;
-    magnitude += std::abs(sum) * scale;
-  }
-  out.allowed += static_cast<double>(k / kScaleGroup + 4) * 0x1p-23 * magnitude;
-  return out;
-}
-
-void expect_product(const Tensor& got, const std::vector<Exact>& want, const Values& before) {
-  const double rounding = got.dtype() == DType::bf16 ? 0x1p-8 : 0x1p-24;
-  const Values y = values(got.dtype() == DType::bf16 ? wide_on_host(got) : got);
-  for (size_t i = 0; i < want.size(); ++i) {
-    const double value = want[i].value + before[i];
-    const double allowed = 1.01 * (want[i].allowed + rounding * (std::abs(value) + want[i].allowed));
-    ASSERT_LE(std::abs(y[i] - value), allowed)
-        << "row " << static_cast<int64_t>(i) / got.dim(1) << ", column "
-        << static_cast<int64_t>(i) % got.dim(1) << ": " << y[i] << ", expected " << value;
-  }
-}
-
 // All results and ways to store them.
 template <class B>
 void expect_products(Random& random, const Case& c, const Fp8Lines& a, const B& b) {
-  const Factor fa = factor(a);
-  const Factor fb = factor(b);
-  std::vector<Exact> want;
-  for (int64_t i = 0; i < c.m * c.n; ++i) want.push_back(exact(fa, fb, i / c.n, i % c.n, a.q_RK.dim(1)));
+  const std::vector<Fp8Sum> want = fp8_product_reference(fp8_factor(a), fp8_factor(b));
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const Into into : {Into::replace, Into::add}) {
       SCOPED_TRACE(format("{} {}", into == Into::add ? "added to" : "into", dtype_name(dtype)));
@@ -114,7 +31,7 @@ void expect_products(Random& random, const Case& c, const Fp8Lines& a, const B& 
       fp8_matmul_nt_into(y, a, b, into);
       Values old(want.size(), 0);
       if (into == Into::add) old = values(dtype == DType::bf16 ? wide_on_host(before) : before);
-      expect_product(y, want, old);
+      expect_fp8_product(y, want, old);
     }
   }
 }
@@ -124,8 +41,8 @@ TEST_P(Fp8Product, OfBlocksIsTheDefinition) {
   SCOPED_TRACE(random.trace());
   for (const Case& c : kCases) {
     SCOPED_TRACE(format("{}×{}×{}", c.m, c.n, c.k));
-    const Fp8Lines a = fp8_rows(here(draw(random, c.m, c.k)), ScaleFormat::f32);
-    const Fp8Blocks b = fp8_blocks(here(draw(random, c.n, c.k)), ScaleFormat::f32);
+    const Fp8Lines a = fp8_rows(here(uneven_groups(random, c.m, c.k)), ScaleFormat::f32);
+    const Fp8Blocks b = fp8_blocks(here(uneven_groups(random, c.n, c.k)), ScaleFormat::f32);
     expect_products(random, c, a, b);
   }
 }
@@ -136,8 +53,8 @@ TEST_P(Fp8Product, OfLinesIsTheDefinition) {
   for (const Case& c : kCases) {
     const int64_t tokens = c.k == 0 ? 0 : c.k - 3;  // columns are filled up with zeros
     SCOPED_TRACE(format("{}×{}×{}", c.m, c.n, tokens));
-    const Fp8Lines a = fp8_columns(here(draw(random, tokens, c.m)), ScaleFormat::f32);
-    const Fp8Lines b = fp8_columns(here(draw(random, tokens, c.n)), ScaleFormat::ue8m0);
+    const Fp8Lines a = fp8_columns(here(uneven_groups(random, tokens, c.m)), ScaleFormat::f32);
+    const Fp8Lines b = fp8_columns(here(uneven_groups(random, tokens, c.n)), ScaleFormat::ue8m0);
     expect_products(random, c, a, b);
   }
 }

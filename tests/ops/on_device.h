@@ -101,6 +101,7 @@ class HeadRuns : public OnDevice {};
 class LatentKv : public OnDevice {};
 class Fp8 : public OnDevice {};
 class Fp8Product : public OnDevice {};
+class Fp8Grouped : public OnDevice {};
 class DecodeAttention : public OnDevice {};
 class Argmax : public OnDevice {};
 

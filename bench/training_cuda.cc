@@ -1,6 +1,7 @@
 // Training steps on one GPU, whole (forward, backward, AdamW), on random tokens and without clipping: what
 // bench/peers' gpu_training_torch.py runs with PyTorch. Arguments: models (all), --steps N, --microbatch N,
-// --bf16-gradients, --fp8 (linear layers), --fast (not deterministic), --update-apart (AdamW not beside forward), --json FILE.
+// --bf16-gradients, --fp8 (linear layers), --fast (not deterministic), --update-apart (AdamW not beside
+// forward), --json FILE.
 #include <chrono>
 #include <cstdlib>
 #include <functional>

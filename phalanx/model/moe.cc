@@ -224,7 +224,8 @@ Task<Tensor> Router::backward(Tensor dweights_TK, Pass pass, Tape& tape) {
 }
 
 Experts::Experts(const Builder& b, const std::string& name)
-    : gate_up_(b.store.add({.name = name + ".gate_up",
+    : products_(b.store.products()),
+      gate_up_(b.store.add({.name = name + ".gate_up",
                             .shape = {b.config.moe.experts, 2, b.config.moe.expert_width, b.config.width},
                             .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
                             .init = {.std = b.config.init_std},
@@ -235,16 +236,28 @@ Experts::Experts(const Builder& b, const std::string& name)
                          .placement = {{.axis = Axis::ep, .dim = 0}, {.axis = Axis::etp, .dim = 2}},
                          .init = {.std = b.config.init_std / std::sqrt(2.0 * b.config.layers)},
                          .gradient = OverTp::parts,
-                         .rows_move = b.config.moe.exact_sums})) {}
+                         .rows_move = b.config.moe.exact_sums})) {
+  if (products_ == Products::same) return;
+  const int parts = b.store.mesh().size(Axis::etp);
+  const int64_t multiple = parts > 1 ? kScaleGroup : kTermPad;
+  const int64_t own = b.config.moe.expert_width / parts;
+  if (own % multiple != 0 || b.config.width % kTermPad != 0) {
+    throw Error(
+        "{}: products in FP8 want a width of a multiple of {} and an expert width of {} on each rank, "
+        "not {} and {}",
+        name, kTermPad, multiple, b.config.width, own);
+  }
+}
 
 Task<Rows> Experts::forward(Rows x_RD, ExpertOrder order, Tensor weights_RK, Tape& tape) {
   const Lease gate_up = co_await gate_up_.use();
   const Lease down = co_await down_.use();
-  const Rows h = tape.save(grouped_matmul_nt(permute(x_RD, order), stacked(gate_up.value()), order.offsets));
+  const ExpertWeight to_h = ExpertWeight::forward(stacked(gate_up.value()), products_);
+  const Rows h = tape.save(to_h.multiply(permute(x_RD, order), order.offsets));
   tape.save(x_RD);
   tape.save(order);
   tape.save(weights_RK);
-  const Rows y = grouped_matmul_nt(swiglu(h), down.value(), order.offsets);
+  const Rows y = ExpertWeight::forward(down.value(), products_).multiply(swiglu(h), order.offsets);
   co_return unpermute(y, order, weights_RK, x_RD);
 }
 
@@ -254,18 +267,21 @@ Task<ExpertGradients> Experts::backward(Rows dy_RD, Tape& tape) {
   const Tensor weights_RK = tape.take();
   const auto order = tape.take<ExpertOrder>();
   Rows x_RD = tape.take<Rows>();
-  Rows dy = permute(dy_RD, order);  // of slots before their weights
-  WeightedSwigluGradients d = weighted_swiglu_backward(grouped_matmul(dy, down.value(), order.offsets),
-                                                       tape.take<Rows>(), order, weights_RK);
+  // Of slots before their weights.
+  ExpertRowsGradient dy = expert_gradient(permute(dy_RD, order), order.offsets, products_);
+  const Rows da = ExpertWeight::backward(down.value(), products_).multiply(dy, order.offsets);
+  WeightedSwigluGradients d = weighted_swiglu_backward(da, tape.take<Rows>(), order, weights_RK);
   tape.defer([this, dy = std::move(dy), a = std::move(d.weighted_CF), order] {
     const auto [dw, into] = down_.grad_sum();
-    grouped_matmul_tn_into(dw, dy, a, order.offsets, into);
+    expert_gradient_into(dw, dy, a, order.offsets, products_, into);
   });
-  tape.defer([this, dh = d.gate_up, x_RD = std::move(x_RD), order] {
+  const ExpertRowsGradient dh = expert_gradient(std::move(d.gate_up), order.offsets, products_);
+  tape.defer([this, dh, x_RD = std::move(x_RD), order] {
     const auto [dw, into] = gate_up_.grad_sum();
-    grouped_matmul_tn_into(stacked(dw), dh, permute(x_RD, order), order.offsets, into);
+    expert_gradient_into(stacked(dw), dh, permute(x_RD, order), order.offsets, products_, into);
   });
-  const Rows dx = grouped_matmul(d.gate_up, stacked(gate_up.value()), order.offsets);
+  const ExpertWeight from_h = ExpertWeight::backward(stacked(gate_up.value()), products_);
+  const Rows dx = from_h.multiply(dh, order.offsets);
   const ExpertGradients out = {unpermute(dx, order, Tensor(), dy_RD), d.weights_RK};
   co_return out;
 }

@@ -8,6 +8,7 @@
 #include "phalanx/ep/buffer.h"
 #include "phalanx/ep/gathering.h"
 #include "phalanx/model/mlp.h"
+#include "phalanx/ops/expert_products.h"
 #include "phalanx/ops/permute.h"
 #include "phalanx/ops/route.h"
 
@@ -93,6 +94,7 @@ class Experts {
   std::array<Parameter*, 2> parameters() { return {&gate_up_, &down_}; }
 
  private:
+  Products products_;
   Parameter& gate_up_;
   Parameter& down_;
 };

@@ -87,7 +87,7 @@ void quantize_lines(int64_t length, const Fp8Lines& to, const Value& value) {
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t first = 0; first < stored; first += kScaleGroup) {
         const int64_t last = std::min(length, first + kScaleGroup);
-        float largest = kLeastMagnitude;
+        float largest = kLeastOfFactors;
         for (int64_t k = first; k < last; ++k) largest = larger(largest, value(r, k));
         const GroupScale group = group_scale(largest, to.format);
         scales[first / kScaleGroup * pitch + r] = group.scale;
@@ -137,7 +137,7 @@ void quantize_blocks(const Tensor& w, ScaleFormat format, bool transposed, const
           }
         }
       };
-      float largest = kLeastMagnitude;
+      float largest = kLeastOfFactors;
       for_each([&](int64_t from, int64_t) { largest = larger(largest, element(from)); });
       const GroupScale group = group_scale(largest, format);
       const int64_t place = transposed ? column * down + row : row * across + column;

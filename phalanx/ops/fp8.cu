@@ -34,7 +34,7 @@ __device__ int64_t scale_turned_at() { return int64_t{blockIdx.x} * gridDim.y + 
 // The scale of the tile, of all threads.
 __device__ GroupScale tile_scale(const Elements& v, ScaleFormat format) {
   __shared__ float of_warps[kWarps];
-  float largest = kLeastMagnitude;
+  float largest = kLeastOfFactors;
 #pragma unroll
   for (int i = 0; i < kEight; ++i) largest = largest_of(v[i], largest);
   for (int step = kWarp / 2; step > 0; step /= 2)

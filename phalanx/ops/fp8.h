@@ -5,7 +5,8 @@
 // columns: the rows of x, and w as it is. The input's gradient dy·w: the rows of dy, and w transposed. The
 // weight's gradient dyᵀ·x sums over tokens: the columns of both.
 //
-// How scales are found and values rounded is quantize.h's. Scales are f32 here, whatever the format;
+// How scales are found and values rounded is quantize.h's, but that a group's largest magnitude counts as
+// 2^-100 at least, not 1e-4: gradients are often below that. Scales are f32 here, whatever the format;
 // ScaleFormat::ue8m0 makes them powers of two. Inputs are f32 or bf16.
 #pragma once
 

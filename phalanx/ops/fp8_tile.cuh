@@ -76,7 +76,7 @@ __device__ void quantize_rows(const Elements& v, const Sizes& s, const Corner& c
                               ScaleFormat format) {
 #pragma unroll
   for (int i = 0; i < kEight; ++i) {
-    float largest = largest_of(v[i], kLeastMagnitude);
+    float largest = largest_of(v[i], kLeastOfFactors);
     for (int step = kSide / 2; step > 0; step /= 2)
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
     const GroupScale scale = group_scale(largest, format);
@@ -142,7 +142,7 @@ __device__ inline void quantize_columns(const Elements& v, const Sizes& s, const
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
 #pragma unroll
   for (int j = 0; j < kEight; ++j) {
-    float largest = kLeastMagnitude;
+    float largest = kLeastOfFactors;
 #pragma unroll
     for (int i = 0; i < kEight; ++i) largest = fmaxf(largest, fabsf(v[i][j]));
     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, kSide));
@@ -150,7 +150,7 @@ __device__ inline void quantize_columns(const Elements& v, const Sizes& s, const
   }
   __syncthreads();
   if (threadIdx.x < kTile) {
-    float largest = kLeastMagnitude;
+    float largest = kLeastOfFactors;
     for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, scratch.largest[w][threadIdx.x]);
     const GroupScale scale = group_scale(largest, format);
     scratch.by[threadIdx.x] = scale.by;

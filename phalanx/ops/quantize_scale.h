@@ -8,8 +8,10 @@
 
 namespace phalanx {
 
-/// Groups whose largest magnitude is below this are scaled as if it were this.
+/// Groups whose largest magnitude is below this are scaled as if it were this: rows that are sent, and
+/// factors of products, among which gradients are as small as the loss makes them.
 inline constexpr float kLeastMagnitude = 1e-4f;
+inline constexpr float kLeastOfFactors = 0x1p-100f;
 
 /// The exponent of the least power of two that is not below x, with the bias of floats.
 constexpr uint8_t power_above(float x) {
@@ -26,7 +28,7 @@ struct GroupScale {
   float scale;
 };
 
-/// Of a group whose largest magnitude is `largest`, at least kLeastMagnitude (quantize.h).
+/// Of a group whose largest magnitude is `largest`, at least 0x1p-110.
 constexpr GroupScale group_scale(float largest, ScaleFormat format) {
   constexpr float kLargest = 448;
   const float scale = largest * (1 / kLargest);

@@ -16,8 +16,8 @@ struct Scale {
   float back;
 };
 
-Scale scale_of(float largest, ScaleFormat format) {
-  largest = std::max(largest, 1e-4f);
+Scale scale_of(float largest, ScaleFormat format, float least = 0x1p-100f) {
+  largest = std::max(largest, least);
   const float back = largest * (1 / 448.0f);
   if (format == ScaleFormat::f32) return {448 / largest, back};
   const auto power = static_cast<float>(std::exp2(std::ceil(std::log2(static_cast<double>(back)))));
@@ -27,7 +27,7 @@ Scale scale_of(float largest, ScaleFormat format) {
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Lines of x [T, D]: its rows, or its columns.
-LinesReference reference(const Tensor& x, bool columns, ScaleFormat format) {
+LinesReference reference(const Tensor& x, bool columns, ScaleFormat format, float least = 0x1p-100f) {
   const int64_t count = x.dim(columns ? 1 : 0);
   const int64_t length = x.dim(columns ? 0 : 1);
   const int64_t stored = columns ? round_up(length, 16) : length;
@@ -39,7 +39,7 @@ LinesReference reference(const Tensor& x, bool columns, ScaleFormat format) {
       const int64_t end = std::min(length, 128 * s + 128);
       float largest = 0;
       for (int64_t k = 128 * s; k < end; ++k) largest = std::max(largest, std::abs(element(x, at(r, k))));
-      const Scale scale = scale_of(largest, format);
+      const Scale scale = scale_of(largest, format, least);
       out.scales.data<float>()[s * out.scales.dim(1) + r] = scale.back;
       for (int64_t k = 128 * s; k < end; ++k)
         out.q.data<f8e4m3>()[r * stored + k] = f8e4m3::from(element(x, at(r, k)) * scale.by);
@@ -58,7 +58,9 @@ void transpose_elements(const Tensor& from, const Tensor& to) {
 
 }  // namespace
 
-LinesReference rows_reference(const Tensor& x, ScaleFormat format) { return reference(x, false, format); }
+LinesReference rows_reference(const Tensor& x, ScaleFormat format, float least) {
+  return reference(x, false, format, least);
+}
 
 LinesReference columns_reference(const Tensor& x, ScaleFormat format) { return reference(x, true, format); }
 

@@ -11,7 +11,8 @@ struct LinesReference {
   Tensor q;
   Tensor scales;
 };
-LinesReference rows_reference(const Tensor& x, ScaleFormat format);
+/// A group's largest magnitude counts as `least` at least.
+LinesReference rows_reference(const Tensor& x, ScaleFormat format, float least = 0x1p-100f);
 LinesReference columns_reference(const Tensor& x, ScaleFormat format);
 
 /// What fp8_blocks should give.

@@ -14,22 +14,22 @@
 namespace phalanx {
 namespace {
 
-class Fp8Layouts : public testing::TestWithParam<bool> {};
+class Fp8Layouts : public testing::TestWithParam<Fp8Model> {};
 
 // What is quantised is the same rows and the same blocks on every layout; groups of tokens, and sums before
 // they are quantised, differ a little.
 TEST_P(Fp8Layouts, EqualOneRank) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(seed);
-  verify(fp8_options(GetParam(), seed), fp8_cases(), [](const VerifyRow& row) {
+  verify(fp8_options(GetParam(), seed), fp8_cases(GetParam()), [](const VerifyRow& row) {
     EXPECT_TRUE(row.pass) << row.run.layout.text() << " " << row.run.schedule << ": " << row.error << " "
                           << row.worst_tensor << " " << row.max_rel_grad_err << " loss " << row.loss_err
                           << " weights " << row.weights_err;
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Fp8Layouts, testing::Bool(),
-                         [](const auto& info) { return info.param ? "mla" : "llama"; });
+INSTANTIATE_TEST_SUITE_P(Models, Fp8Layouts, testing::Values(Fp8Model::llama, Fp8Model::mla, Fp8Model::moe),
+                         [](const auto& info) { return fp8_name(info.param); });
 
 struct Trained {
   std::map<std::string, std::vector<float>> grads;
@@ -71,7 +71,7 @@ TEST(Fp8Training, IsNearF32) {
   SCOPED_TRACE(seed);
   for (const auto model : {small_gpt, small_llama}) {
     TrainConfig config = model({}, "sequential");
-    config.model = fp8_options(false, 0).model;
+    config.model = fp8_options(Fp8Model::llama, 0).model;
     const TrainConfig of = model({}, "sequential");
     config.model.mlp = of.model.mlp;
     config.model.bias = of.model.bias;
@@ -98,7 +98,7 @@ TEST(Fp8Training, IsNearF32) {
 }
 
 TEST(Fp8Training, RefusesFeaturesThatItCannotCut) {
-  VerifyOptions options = fp8_options(false, 1);
+  VerifyOptions options = fp8_options(Fp8Model::llama, 1);
   options.model.mlp_width = 384;
   const std::vector<VerifyRow> rows = verify(options, {{.layout = {.tp = 2}}}, [](const VerifyRow&) {});
   EXPECT_NE(rows.at(0).error.find("of a multiple of 128, not 192"), std::string::npos) << rows.at(0).error;

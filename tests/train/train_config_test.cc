@@ -156,9 +156,9 @@ TEST(TrainConfig, ProcessesWithGpusTalkOverNccl) {
 // Sets the field to a value that it does not have.
 void change(ConfigTable& table, const std::string& name) {
   const std::string before = table.field(name).text();
-  for (const char* value :
-       {"3",      "300", "1",         "0.25",    "true",      "false",   "sgd",  "bpe", "f64",  "overlapped",
-        "linear", "mpi", "layernorm", "learned", "gelu_tanh", "sigmoid", "full", "mla", "bf16", "cuda"}) {
+  for (const char* value : {"3",         "300",     "1",          "0.25",   "true", "false",     "sgd",
+                            "bpe",       "f64",     "overlapped", "linear", "mpi",  "layernorm", "learned",
+                            "gelu_tanh", "sigmoid", "full",       "mla",    "bf16", "fp8",       "cuda"}) {
     try {
       table.set(name + "=" + value);
     } catch (const Error&) {

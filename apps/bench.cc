@@ -98,7 +98,7 @@ void add_memory(Report& report, const StepProfile& p) {
     report.add({{"memory", name}, {"mib", static_cast<double>(bytes) / (1 << 20)}, {"bytes", bytes}});
   };
   add("weights", p.memory.weights);
-  add("gradients", p.memory.gradients);
+  add("gradients", p.memory.gradients_then());
   add("optimizer", p.memory.optimizer);
   add("batch", p.memory.batch);
   add("activations", p.memory.activations);

@@ -92,7 +92,7 @@ void run_generate(const Options& o) {
     config.mtp = 0;  // of training alone
     config.vocabulary = tokenizer.vocabulary();
     Mesh mesh(world, {});
-    ParameterStore parameters(mesh, dtype, {}, {.gradients = false, .device = device});
+    ParameterStore parameters(mesh, dtype, {}, {.device = device});
     Transformer model(parameters, config, 0);
     parameters.initialise(0);
     load(parameters, saved, world);

@@ -102,7 +102,7 @@ void run(Report& report, int steps) {
   run_thread_ranks({.ranks = 1}, [&](Group& world) {
     const DeviceScope scope(kGpu);
     Mesh mesh(world, {});
-    ParameterStore store(mesh, DType::bf16, {}, {.gradients = false, .device = kGpu});
+    ParameterStore store(mesh, DType::bf16, {}, {.device = kGpu});
     Transformer model(store, resolved(llama(16, 2048, 32)), 1);
     store.initialise(1);
     Bench bench(report, model, store.values().bytes(), steps);

@@ -35,6 +35,13 @@ void Bucket::bind() {
   }
 }
 
+void Bucket::settle() {
+  if (!std::exchange(updating, false)) return;
+  updated.pass(device);
+  grads = summed = Tensor();
+  bind();
+}
+
 void Bucket::need_grads() {
   if (grads.defined()) return;
   grads = Tensor::empty({elements}, dtype, device);

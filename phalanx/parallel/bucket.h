@@ -46,8 +46,11 @@ struct Bucket {
   int64_t begin = 0;          ///< elements of earlier buckets
   int64_t shares_before = 0;  ///< elements of this rank's shares of earlier buckets
 
-  Tensor values;         ///< [elements]; undefined while only the share is here
-  Tensor grads;          ///< [elements]; undefined until something is added
+  Tensor values;  ///< [elements]; undefined while only the share is here
+  /// [elements]; undefined until something is added, and again once the optimizer's update is done with them:
+  /// backward's activations go as gradients come, and both take the same memory.
+  Tensor grads;
+  Tensor summed;         ///< of ZeRO-2 and 3 the sum of this rank's share; undefined as grads
   bool reduced = false;  ///< at least once since the last zero_grads
   int passes_left = 0;   ///< backward passes of this step that will still add to it
   int holds = 0;         ///< who needs the values here
@@ -62,10 +65,9 @@ struct Bucket {
     updated.mark(device);
     updating = true;
   }
-  /// What is queued from now on starts behind that: before anything reads or writes values or gradients.
-  void settle() {
-    if (std::exchange(updating, false)) updated.pass(device);
-  }
+  /// What is queued from now on starts behind that: before anything reads or writes values. The gradients
+  /// that it has read are gone, and what is queued may have their memory.
+  void settle();
   /// Memory for gradients, if there is none.
   void need_grads();
   /// Every parameter's gradient written, those that nothing added to as zeros.

@@ -127,8 +127,9 @@ Task<> DataParallel::sum(Bucket* bucket) {
     Work summing = sum_replicas(b, share);
     co_await summing;
   }
-  const Tensor kept = store_.share_of_grads(b);
   if (keeps && !b.sharers) co_return;  // in place
+  if (!keeps && !b.summed.defined()) b.summed = Tensor::empty(share.shape(), share.dtype(), share.device());
+  const Tensor kept = store_.share_of_grads(b);
   if (keeps || is_first) {
     copy_into(kept, share);
   } else {

@@ -159,10 +159,8 @@ void ParameterStore::initialise(uint64_t seed) {
   values_ =
       in_file ? mapped_zeros({share_elements_}, dtype_, weights_.master_in) : memory(keeps_shares(), dtype_);
   if (narrow()) narrow_values_ = memory(zero() == Zero::weights, DType::bf16);
-  if (weights_.gradients) grads_ = memory(zero() >= Zero::gradients, gradient_dtype());
   for (Bucket& b : buckets_) {
     if (!keeps_shares()) b.values = kept_values(b);
-    if (weights_.gradients && zero() < Zero::gradients) b.grads = grads_.slice(b.begin, b.begin + b.elements);
     b.bind();
   }
   for (const Parameter& p : parameters_) {
@@ -254,11 +252,17 @@ Tensor ParameterStore::share_in(const Tensor& flat, bool shares, const Bucket& b
   return flat.slice(begin, begin + b.share.size());
 }
 
-Tensor ParameterStore::own_part(const Tensor& flat, bool shares, const Parameter& p) const {
+Tensor ParameterStore::own_part_in(const Tensor& share, const Parameter& p) const {
   const FlatRange own = share_of(p);
-  if (own.size() == 0) return flat.slice(0, 0);
+  if (own.size() == 0) return share.slice(0, 0);
   const int64_t begin = p.at_ + own.begin - p.bucket_->share.begin;
-  return share_in(flat, shares, *p.bucket_).slice(begin, begin + own.size());
+  return share.slice(begin, begin + own.size());
+}
+
+Tensor ParameterStore::share_of_grads(const Bucket& b) const {
+  const Tensor& grads = zero() >= Zero::gradients ? b.summed : b.grads;
+  PHX_CHECK(grads.defined(), "{}: no gradients since the last update", b.unit);
+  return zero() >= Zero::gradients ? grads : grads.slice(b.share.begin, b.share.end);
 }
 
 void ParameterStore::narrow_kept() const {
@@ -267,13 +271,6 @@ void ParameterStore::narrow_kept() const {
     PHX_CHECK(!b.updating, "{}: the optimizer is at it", b.unit);
     narrow_into(kept_share(b), share_of_values(b));
   }
-}
-
-const Tensor& ParameterStore::grads() {
-  if (zero() < Zero::gradients) {
-    for (Bucket& b : buckets_) b.complete_grads();
-  }
-  return grads_;
 }
 
 void ParameterStore::zero_grads() {

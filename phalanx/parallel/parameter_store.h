@@ -36,7 +36,6 @@ struct WeightsConfig {
   bool narrow = false;            ///< in bf16, with a master copy beside
   bool narrow_gradients = false;  ///< in bf16, on GPUs
   std::string master_in = "";     ///< directory of a file that holds the master copy; "": it is in memory
-  bool gradients = true;          ///< false: nothing is trained, so there is no memory for them
   Products products = Products::same;  ///< how linear layers multiply by them
   Device device = kCpu;                ///< of weights, gradients and states, and where units run
 };
@@ -95,21 +94,20 @@ class ParameterStore {
 
   /// The values of all buckets, or, where it keeps shares, this rank's.
   const Tensor& values() const { return values_; }
-  /// The gradients, or from ZeRO-2 on the summed ones of this rank's shares.
-  const Tensor& grads();
 
   /// What this rank updates of a parameter (as it lies in memory), and whose gradient is summed here: all, or
   /// with ZeRO its share, perhaps nothing.
   FlatRange share_of(const Parameter& parameter) const;
   /// True on one of the ranks that update that share.
   bool writes_share_of(const Parameter& parameter) const;
-  /// That part's values, and its gradient once it is summed; [share_of(parameter).size()].
+  /// That part's values, and its gradient from when it is summed until it has been used for an update (and
+  /// somebody asks for a value); [share_of(parameter).size()].
   Tensor own_value(const Parameter& parameter) const {
     bucket_of(parameter).settle();
     return own_part(values_, keeps_shares(), parameter);
   }
   Tensor own_grad(const Parameter& parameter) const {
-    return own_part(grads_, zero() >= Zero::gradients, parameter);
+    return own_part_in(share_of_grads(bucket_of(parameter)), parameter);
   }
   /// The same part as it is kept and sent (kept_values).
   Tensor own_kept(const Parameter& parameter) const {
@@ -123,9 +121,7 @@ class ParameterStore {
   }
   /// A bucket's share of the values, and of the summed gradients.
   Tensor share_of_values(const Bucket& bucket) const { return share_in(values_, keeps_shares(), bucket); }
-  Tensor share_of_grads(const Bucket& bucket) const {
-    return share_in(grads_, zero() >= Zero::gradients, bucket);
-  }
+  Tensor share_of_grads(const Bucket& bucket) const;
 
   /// As they are kept and sent, bf16 in a narrow store: a bucket's share, and, but for ZeRO-3, all of it.
   Tensor kept_share(const Bucket& bucket) const { return share_in(kept(), zero() == Zero::weights, bucket); }
@@ -153,7 +149,10 @@ class ParameterStore {
   void share_out(Bucket& bucket, const std::vector<int>& members, const std::string& axes) const;
   void fill_buckets();
   void find_state_holders(std::span<const std::vector<int>> holders);
-  Tensor own_part(const Tensor& flat, bool shares, const Parameter& parameter) const;
+  Tensor own_part(const Tensor& flat, bool shares, const Parameter& parameter) const {
+    return own_part_in(share_in(flat, shares, bucket_of(parameter)), parameter);
+  }
+  Tensor own_part_in(const Tensor& share, const Parameter& parameter) const;
   static Tensor share_in(const Tensor& flat, bool shares, const Bucket& bucket);
   void fill(const Parameter& parameter, uint64_t seed) const;
   void fill_kept(const Parameter& parameter, uint64_t seed) const;
@@ -171,7 +170,6 @@ class ParameterStore {
   int64_t share_elements_ = 0;
   Tensor values_;         // of all buckets, or this rank's shares of them
   Tensor narrow_values_;  // the same in bf16, in a narrow store
-  Tensor grads_;          // of all buckets, or this rank's shares
 };
 
 }  // namespace phalanx

@@ -8,6 +8,7 @@
 #include "phalanx/base/units.h"
 #include "phalanx/model/stage.h"
 #include "phalanx/parallel/parameter_store.h"
+#include "phalanx/train/gradient_memory.h"
 #include "phalanx/train/layer_memory.h"
 #include "phalanx/train/local_elements.h"
 
@@ -17,7 +18,8 @@ namespace {
 struct Live {
   int64_t saved = 0;
   int64_t working = 0;
-  int64_t sum() const { return saved + working; }
+  int64_t gradients = 0;  // of weights
+  int64_t sum() const { return saved + working + gradients; }
 };
 
 // What the tape keeps of a layer's branches from forward to backward.
@@ -49,11 +51,13 @@ struct BackwardMemory {
 
 class BackwardWalk {
  public:
-  BackwardWalk(const LayerMemory& layers, int64_t saved, bool deferring)
-      : layers_(layers), before_(saved), deferring_(deferring) {}
+  // Gradients that are there already count as none.
+  BackwardWalk(const LayerMemory& layers, int64_t saved, const ChunkGradients& gradients, bool deferring)
+      : layers_(layers), before_(saved), gradients_(gradients), deferring_(deferring) {}
 
   // A head's product with logits, its weights transposed or its input's gradient beside them.
   void head() {
+    come_ = gradients_.head;
     if (layers_.by_rows()) {  // at the loss, which is the end of forward
       at(layers_.logits() + layers_.x());
       before_ -= layers_.head();
@@ -70,6 +74,7 @@ class BackwardWalk {
     const int64_t attention_kept =
         what == Recompute::attention ? layers_.x() + layers_.kept_for_later() : attention.saved;
     before_ += attention_kept + mlp.saved - kept_by(layers_, layer, what);
+    come_ += gradients_.layer;
     for (const BranchMemory* branch : {&mlp, &attention}) {
       if (branch == &attention) before_ += attention.saved - attention_kept;
       at(branch->working + (deferring_ ? branch->undropped : 0));
@@ -89,26 +94,29 @@ class BackwardWalk {
   void hold(int64_t bytes) { kept_ += bytes; }
 
   BackwardMemory result() const {
-    return {kept_ > peak_.sum() ? Live{kept_, 0} : peak_, deferring_ ? kept_ - given_ : 0};
+    const Live end = {kept_, 0, gradients_.all};
+    return {end.sum() > peak_.sum() ? end : peak_, deferring_ ? kept_ - given_ : 0};
   }
 
  private:
   void at(int64_t working) {
-    const Live now = {before_ + kept_, working};
+    const Live now = {before_ + kept_, working, come_};
     if (now.sum() > peak_.sum()) peak_ = now;
   }
 
   const LayerMemory& layers_;
   int64_t before_;  // saved by what backward has not reached
+  ChunkGradients gradients_;
   bool deferring_;
+  int64_t come_ = 0;
   int64_t kept_ = 0;
   int64_t given_ = 0;  // of that, to slices before this one
   Live peak_;
 };
 
 BackwardMemory backward_memory(const LayerMemory& layers, const ModelConfig& c, const StagePart& part,
-                               const Recomputation& again, bool deferring) {
-  BackwardWalk walk(layers, saved_by(layers, c, part, again), deferring);
+                               const Recomputation& again, const ChunkGradients& gradients, bool deferring) {
+  BackwardWalk walk(layers, saved_by(layers, c, part, again), gradients, deferring);
   const auto block = [&](int layer) { walk.block(layer, again.of(layer - part.first_layer)); };
   if (part.predicts) {
     for (int layer = c.blocks(); layer-- > c.layers;) {
@@ -141,10 +149,12 @@ int64_t beside_backward(const LayerMemory& layers, const ModelConfig& c, const S
 
 // The most that a rank's list holds at once.
 Live peak_of(const Steps& steps, const LayerMemory& layers, const ModelConfig& c,
-             const std::vector<StagePart>& parts, const Recomputation& again) {
+             const std::vector<StagePart>& parts, const Recomputation& again,
+             const std::vector<ChunkGradients>& gradients) {
   std::map<std::pair<int, int>, int64_t> live;   // by chunk and microbatch, or slice
   std::map<std::pair<int, int>, int64_t> given;  // gradients of k and v from later slices, by microbatch
-  Live peak;
+  StepGradients made(gradients);
+  Live peak = {0, 0, made.sum()};
   const int slices = layers.slices();
   const auto part_of = [&](int chunk) { return parts[static_cast<size_t>(chunk)]; };
   const auto add = [&](const Live& now) {
@@ -152,20 +162,25 @@ Live peak_of(const Steps& steps, const LayerMemory& layers, const ModelConfig& c
     for (const auto* held : {&live, &given}) {
       for (const auto& [passage, bytes] : *held) others += bytes;
     }
-    if (others + now.sum() > peak.sum()) peak = {others + now.saved, now.working};
+    const int64_t all = now.gradients + made.sum();
+    if (others + now.saved + now.working + all > peak.sum()) peak = {others + now.saved, now.working, all};
   };
   for (const Step& s : steps) {
+    if (s.goes_forward()) made.forward(s.chunk);
     if (s.op == StepOp::F) live[{s.chunk, s.microbatch}] = saved_by(layers, c, part_of(s.chunk), again);
+    if (s.op == StepOp::W) made.made(s.chunk);
     if (s.goes_backward()) {
       const auto passage = std::pair(s.backward_chunk(), s.backward_microbatch());
       const StagePart part = part_of(passage.first);
       const int slice = passage.second % slices;
-      const BackwardMemory backward =
-          backward_memory(layers.at_slice(slice), c, part, again, s.op == StepOp::I);
+      const bool defers = s.op == StepOp::I;
+      const ChunkGradients come = defers ? ChunkGradients() : made.backward(passage.first);
+      const BackwardMemory backward = backward_memory(layers.at_slice(slice), c, part, again, come, defers);
       live.erase(passage);
       Live now = backward.peak;
       if (s.op == StepOp::FB) now.saved += beside_backward(layers, c, part_of(s.chunk), again);
       add(now);
+      if (!defers) made.made(passage.first);
       if (backward.left > 0) live[passage] = backward.left;
       given[{passage.first, passage.second / slices}] =
           (end_block(c, part) - part.first_layer) * slice * layers.kv_gradients();
@@ -202,9 +217,10 @@ struct Kept {
   DType compute() const { return gpu && narrow ? DType::bf16 : config.train.dtype; }
   int64_t wide(int64_t elements) const { return bytes(elements, config.train.dtype); }
   int64_t half(int64_t elements) const { return bytes(elements, DType::bf16); }
-  int64_t gradients(int64_t elements) const {
-    return config.train.gradients == KeptWeights::bf16 ? half(elements) : wide(elements);
+  DType gradient() const {
+    return config.train.gradients == KeptWeights::bf16 ? DType::bf16 : config.train.dtype;
   }
+  int64_t gradients(int64_t elements) const { return bytes(elements, gradient()); }
 
  private:
   static int64_t bytes(int64_t elements, DType dtype) {
@@ -231,12 +247,18 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   const std::vector<StagePart> parts =
       parts_of_rank(schedule, pp_rank, model.layers, stage_layers(config.parallel));
 
-  const Live peak =
-      peak_of(schedule.steps[static_cast<size_t>(pp_rank)], layers, model, parts, config.train.recompute);
   const Elements elements = elements_of(model, layout, parts);
   const auto zero = static_cast<Zero>(config.parallel.zero);
   const int64_t own = shared_out(elements, layout, {.stage = zero, .shard = config.parallel.shard});
   const bool whole = zero < Zero::weights;
+  const bool sums = zero >= Zero::gradients;  // into shares, unit by unit
+  std::vector<ChunkGradients> gradients;
+  for (const StagePart& part : parts) {
+    const double left = sums ? static_cast<double>(own) / static_cast<double>(elements.all) : 1;
+    gradients.push_back(chunk_gradients(model, layout, part, {.left = left, .dtype = bytes.gradient()}));
+  }
+  const Live peak = peak_of(schedule.steps[static_cast<size_t>(pp_rank)], layers, model, parts,
+                            config.train.recompute, gradients);
   // Of ZeRO-2 and 3 beside the shares: of gradients the unit at work and the one that is being summed, of
   // weights that one and the one that comes next; with multi-token prediction the tables of its stage stay
   // meanwhile.
@@ -251,8 +273,9 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
     const int64_t at_work = bytes.wide(elements.layer) + bytes.wide(elements.ends);
     account.weights = kept + master + (bytes.gpu ? (whole ? 0 : at_work / 2) : at_work) + next;
   }
-  account.gradients = bytes.gradients(zero >= Zero::gradients ? own : elements.all);
-  if (zero >= Zero::gradients) {
+  for (const ChunkGradients& of_chunk : gradients) account.gradients += of_chunk.all;
+  account.to_come = account.gradients - peak.gradients;
+  if (sums) {
     account.gradients += 2 * bytes.gradients(elements.layer) + bytes.gradients(elements.ends) +
                          bytes.gradients(elements.over_stages);
   }
@@ -286,8 +309,9 @@ MemoryAccount account_of(const TrainConfig& config, int64_t vocabulary, std::spa
   for (const int pp_rank : pp_ranks) {
     const auto [at, is_new] = by_stage.try_emplace(pp_rank);
     if (is_new) at->second = memory_account(config, vocabulary, pp_rank);
-    for (const auto part : {&MemoryAccount::weights, &MemoryAccount::gradients, &MemoryAccount::optimizer,
-                            &MemoryAccount::batch, &MemoryAccount::activations, &MemoryAccount::working}) {
+    for (const auto part : {&MemoryAccount::weights, &MemoryAccount::gradients, &MemoryAccount::to_come,
+                            &MemoryAccount::optimizer, &MemoryAccount::batch, &MemoryAccount::activations,
+                            &MemoryAccount::working}) {
       sum.*part += at->second.*part;
     }
   }

@@ -7,19 +7,21 @@
 
 namespace phalanx {
 
-/// Bytes of blocks of the rank's allocator at the moment of a step when they are most (the end of the last
-/// layer's forward and what follows); every tensor is rounded up to its block (tensor/size_class.h). With
-/// experts, tokens are taken to choose evenly, so that a real step differs by a few percent. Threads' scratch
-/// memory is left out: some tens of KiB for each.
+/// Bytes of blocks of the rank's allocator at the moment of a step when they are most: when backward begins,
+/// with all that forward has saved, or ends, with all gradients, or between. Every tensor is rounded up to
+/// its block (tensor/size_class.h). With experts, tokens are taken to choose evenly, so that a real step
+/// differs by a few percent. Threads' scratch memory is left out: some tens of KiB for each.
 struct MemoryAccount {
   int64_t weights = 0;
-  int64_t gradients = 0;
+  int64_t gradients = 0;    ///< of all units, at the end of backward
+  int64_t to_come = 0;      ///< of them, of units that backward has not reached when most is held
   int64_t optimizer = 0;    ///< AdamW's two moments
   int64_t batch = 0;        ///< tokens, targets and positions of the step's microbatches
   int64_t activations = 0;  ///< saved for backward, of all microbatches, or slices, that are live
   int64_t working = 0;      ///< gradients of activations and other tensors of the layer that runs
+  int64_t gradients_then() const { return gradients - to_come; }
   int64_t kept() const { return weights + gradients + optimizer; }
-  int64_t total() const { return kept() + batch + activations + working; }
+  int64_t total() const { return kept() - to_come + batch + activations + working; }
 };
 /// Of the ranks with that coordinate of pp. `config` is checked; `vocabulary` is the tokenizer's.
 MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int pp_rank = 0);

@@ -276,7 +276,7 @@ std::string memory_section(const History& h) {
   const MemoryAccount& e = h.expected_memory;
   StackedBar bar = {.title = "Memory of rank 0 by kind", .unit = "expected of a step"};
   bar.parts = {{"weights", static_cast<double>(e.weights), 0},
-               {"gradients", static_cast<double>(e.gradients), 1},
+               {"gradients", static_cast<double>(e.gradients_then()), 1},
                {"optimizer", static_cast<double>(e.optimizer), 2},
                {"batch", static_cast<double>(e.batch), 7},
                {"saved for backward", static_cast<double>(e.activations), 3},

@@ -76,7 +76,7 @@ struct Case {
 struct Model {
   Model(Group& world, const ModelConfig& config, DType dtype, uint64_t seed, Device device = kCpu)
       : mesh(world, {}),
-        store(mesh, dtype, {}, {.gradients = false, .device = device}),
+        store(mesh, dtype, {}, {.device = device}),
         transformer(store, resolved(config), seed) {
     store.initialise(seed);
   }

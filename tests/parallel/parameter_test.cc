@@ -219,6 +219,32 @@ TEST(Parameter, TheFirstProductOfAStepOverwritesTheGradient) {
   });
 }
 
+// With all its gradients summed, and once they have been used.
+TEST(Parameter, GradientsTakeMemoryFromBackwardToTheUpdateAlone) {
+  for (const Zero stage : {Zero::none, Zero::optimizer, Zero::gradients}) {
+    run_thread_ranks({.ranks = 2}, [&](Group& world) {
+      Mesh mesh(world, {.dp = 2});
+      ParameterStore store(mesh, DType::f64, {.stage = stage});
+      Parameter& p = store.add({.name = "w", .shape = {1000}});
+      store.initialise(1);
+      DataParallel data(store);
+      const size_t before = cpu_allocator().stats().in_use;
+      for (int step = 0; step < 2; ++step) {
+        store.zero_grads();
+        EXPECT_THROW((void)store.own_grad(p), BrokenPromise);
+        p.grad().data<double>()[3] += step + 1;
+        run(data.reduce_grads());
+        EXPECT_EQ(run(data.grad_norm()), 2 * (step + 1));
+        EXPECT_EQ(store.own_grad(p).numel(), stage == Zero::none ? 1000 : 500);
+        EXPECT_GT(cpu_allocator().stats().in_use, before);
+        ParameterStore::bucket_of(p).mark_updated();
+        (void)p.value();
+        EXPECT_EQ(cpu_allocator().stats().in_use, before);
+      }
+    });
+  }
+}
+
 TEST(Parameter, ALeaseKeepsTheValueFromBeingReplaced) {
   run_thread_ranks({.ranks = 1}, [](Group& world) {
     Mesh mesh(world, {});

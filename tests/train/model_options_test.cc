@@ -67,8 +67,11 @@ bool check_model(const std::vector<std::string>& options, unsigned seed) {
     const std::vector<Batch> batches = {random_sequences(random), random_sequences(random)};
     compute_gradients(rank.trainer(), batches, 4);
     const auto routing = take_expert_tokens(rank.model());
-    const auto grads = rank.parameters().grads().span<double>();
-    std::vector<double> direction(grads.begin(), grads.end());
+    std::vector<double> direction;
+    for (const Bucket& b : rank.parameters().buckets()) {
+      const auto grads = rank.parameters().share_of_grads(b).span<double>();
+      direction.insert(direction.end(), grads.begin(), grads.end());
+    }
     double squares = 0;
     for (const double g : direction) squares += g * g;
     for (double& g : direction) g /= std::sqrt(squares);

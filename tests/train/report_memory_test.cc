@@ -12,7 +12,7 @@ using ::testing::Not;
 TEST(ReportMemory, IsToldByRankTheLargestFirst) {
   TrainingHistory h = {.title = "tiny"};
   EXPECT_THAT(report_html(h), Not(HasSubstr("<h2>Memory")));
-  h.expected_memory = {.weights = 3 << 20, .activations = 1 << 20};
+  h.expected_memory = {.weights = 3 << 20, .gradients = 5 << 20, .to_come = 5 << 20, .activations = 1 << 20};
   h.memory = {{"cuda:0", 5 << 20, 6 << 20}, {"cuda:1", 7 << 20, 9 << 20}};
   const std::string html = report_html(h);
   const size_t larger = html.find("<tr><td>1</td><td>cuda:1</td><td>7.0 MiB</td><td>9.0 MiB</td></tr>");

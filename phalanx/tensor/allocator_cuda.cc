@@ -8,6 +8,25 @@
 #include "phalanx/tensor/cuda_tensor.h"
 
 namespace phalanx::cuda {
+namespace {
+
+constexpr size_t kMostKeptWhole = size_t{16} << 20;
+
+bool is_cut(const SizeClass& c) { return c.bytes > kMostKeptWhole; }
+
+// Null where the GPU has no room.
+std::byte* malloc_if_free(size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    return nullptr;
+  }
+  check(status, "cudaMalloc");
+  return static_cast<std::byte*>(memory);
+}
+
+}  // namespace
 
 // All GPUs of the process; never destroyed: tensors may outlive main.
 struct GpuTable {
@@ -98,43 +117,45 @@ void GpuState::give_stream(StreamState& stream) noexcept {
   idle_.push_back(&stream);
 }
 
-Block& GpuState::new_block(size_t bytes, StreamState& stream) {
-  constexpr size_t kAlignment = 512;  // as cudaMalloc's
+Block& GpuState::new_block(size_t bytes, size_t least, StreamState& stream) {
   const std::lock_guard lock(mutex_);
-  const size_t carved = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  const bool carve = carved <= reserve_left_;
-  std::byte* const data = carve ? reserve_ : device_memory(bytes, stream);
-  if (carve) {
-    reserve_ += carved;
-    reserve_left_ -= carved;
+  std::byte* data = carve(bytes);
+  if (!data && (data = carve(least))) bytes = least;
+  const bool carved = data != nullptr;
+  if (!data && least < bytes) {
+    data = malloc_if_free(bytes);
+    if (!data) bytes = least;
   }
+  if (!data) data = device_memory(bytes, stream);
   Block& block = blocks_.emplace_back();
-  block.carved = carve;
+  block.carved = carved;
   block.data = data;
+  block.capacity = bytes;
   return block;
 }
 
+std::byte* GpuState::carve(size_t bytes) {
+  constexpr size_t kAlignment = 512;  // as cudaMalloc's
+  const size_t carved = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (carved > reserve_left_) return nullptr;
+  reserve_left_ -= carved;
+  return std::exchange(reserve_, reserve_ + carved);
+}
+
 std::byte* GpuState::device_memory(size_t bytes, StreamState& stream) {
-  void* memory = nullptr;
-  cudaError_t status = cudaMalloc(&memory, bytes);
-  if (status == cudaErrorMemoryAllocation) {
-    (void)cudaGetLastError();
-    stream.trim();
-    for (StreamState* idle : idle_) idle->trim();
-    status = cudaMalloc(&memory, bytes);
-  }
-  if (status == cudaErrorMemoryAllocation) {
-    (void)cudaGetLastError();
-    size_t free_bytes = 0;
-    size_t total = 0;
-    check(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo");
-    throw Error(
-        "{} is full: {} bytes are needed, {} of {} are free, this rank's tensors hold {}; use smaller "
-        "microbatches or more ranks",
-        device_name(device_), bytes, free_bytes, total, stream.stats().in_use);
-  }
-  check(status, "cudaMalloc");
-  return static_cast<std::byte*>(memory);
+  std::byte* memory = malloc_if_free(bytes);
+  if (memory) return memory;
+  stream.trim();
+  for (StreamState* idle : idle_) idle->trim();
+  memory = malloc_if_free(bytes);
+  if (memory) return memory;
+  size_t free_bytes = 0;
+  size_t total = 0;
+  check(cudaMemGetInfo(&free_bytes, &total), "cudaMemGetInfo");
+  throw Error(
+      "{} is full: {} bytes are needed, {} of {} are free, this rank's tensors hold {}; use smaller "
+      "microbatches or more ranks",
+      device_name(device_), bytes, free_bytes, total, stream.stats().in_use);
 }
 
 CUevent_st* GpuState::take_event() {
@@ -181,23 +202,48 @@ StreamState::StreamState(Device device, GpuState& gpu, Priority priority)
 
 Storage* StreamState::allocate(size_t bytes) {
   const SizeClass c = size_class(bytes);
+  size_t wanted = c.bytes;
   {
     const std::lock_guard lock(mutex_);
-    Block* block = pop_free(c.index);
+    Block* block = reuse(c);
     if (!block && !pending_.empty()) {
       settle();
-      block = pop_free(c.index);
+      block = reuse(c);
     }
     if (block) return take(*block);
+    if (is_cut(c)) wanted = segment_for(c.bytes);
   }
-  Block& block = gpu_.new_block(c.bytes, *this);
-  block.capacity = c.bytes;
+  Block& block = gpu_.new_block(wanted, c.bytes, *this);
   block.home = this;
   block.device = device_;
   const std::lock_guard lock(mutex_);
-  stats_.reserved += c.bytes;
+  stats_.reserved += block.capacity;
   ++stats_.system_allocations;
-  return take(block);
+  if (!is_cut(c)) return take(block);
+  segments_.add(block.data, block.capacity, block.carved);
+  return take(*reuse(c));
+}
+
+Block* StreamState::reuse(const SizeClass& c) { return is_cut(c) ? cut(c.bytes) : pop_free(c.index); }
+
+Block* StreamState::cut(size_t bytes) {
+  Segments::Range* const range = segments_.take(bytes);
+  if (!range) return nullptr;
+  if (uncut_.empty()) uncut_.push_back(&cut_blocks_.emplace_back());
+  Block& block = *uncut_.back();
+  uncut_.pop_back();
+  block.data = range->data;
+  block.capacity = bytes;
+  block.home = this;
+  block.device = device_;
+  block.range = range;
+  return &block;
+}
+
+// More than a block takes, so that others find room beside it, and several together in its place.
+size_t StreamState::segment_for(size_t bytes) const {
+  constexpr size_t kMost = size_t{1} << 30;
+  return std::max(bytes, std::min(size_class(stats_.reserved / 8).bytes, kMost));
 }
 
 Storage* StreamState::take(Block& block) {
@@ -239,6 +285,11 @@ void StreamState::settle() {
 }
 
 void StreamState::push_free(Block& block) {
+  if (block.range) {
+    segments_.give(std::exchange(block.range, nullptr));
+    uncut_.push_back(&block);
+    return;
+  }
   Storage*& head = free_[size_class(block.capacity).index];
   block.next_free = head;
   head = &block;
@@ -268,6 +319,11 @@ size_t StreamState::trim() noexcept {
     }
     head = kept;
   }
+  segments_.leave([&](std::byte* data, size_t of_segment) {
+    if (cudaFree(data) != cudaSuccess) return false;
+    bytes += of_segment;
+    return true;
+  });
   stats_.reserved -= bytes;
   return bytes;
 }

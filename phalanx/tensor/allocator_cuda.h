@@ -4,6 +4,9 @@
 // pool at once, though kernels that use it may still be queued, because whoever takes it next queues behind
 // them. A block used on other streams too first waits for events recorded there. Streams, blocks and pools
 // are never destroyed, only taken over, so that no destructor waits for a GPU.
+//
+// Blocks of up to 16 MiB serve their size again. Larger ones are cut from segments, and free neighbours are
+// one: of a training step gradients take the memory that activations had.
 #pragma once
 
 #include <array>
@@ -14,6 +17,7 @@
 
 #include "phalanx/tensor/allocator.h"
 #include "phalanx/tensor/fault.h"
+#include "phalanx/tensor/segments.h"
 #include "phalanx/tensor/size_class.h"
 #include "phalanx/tensor/stream.h"
 
@@ -29,6 +33,7 @@ struct Block : Storage {
   std::vector<StreamState*> used_on;  // other streams than its home's
   std::vector<CUevent_st*> pending;   // the block is free when all have passed
   bool carved = false;                // from the reserve: never given back
+  Segments::Range* range = nullptr;   // of a block that is cut from a segment
 };
 
 /// One GPU of this process: its reserve, its streams, and events to reuse. Thread-safe.
@@ -41,9 +46,9 @@ class GpuState {
   StreamState& take_stream(Priority priority);
   void give_stream(StreamState& stream) noexcept;
 
-  /// A new block of `bytes`, from the reserve while it lasts. Error when the GPU is full, even after idle
-  /// memory, and that of `stream`, was given back.
-  Block& new_block(size_t bytes, StreamState& stream);
+  /// A new block of `bytes`, or if there is no room for them of `least`; from the reserve while it lasts.
+  /// Error when the GPU is full, even after idle memory, and that of `stream`, was given back.
+  Block& new_block(size_t bytes, size_t least, StreamState& stream);
   CUevent_st* take_event();
   void give_event(CUevent_st* event);
 
@@ -51,6 +56,7 @@ class GpuState {
   friend struct GpuTable;
   explicit GpuState(Device device) : device_(device) {}
   void set_up(size_t reserve_bytes);
+  std::byte* carve(size_t bytes);
   std::byte* device_memory(size_t bytes, StreamState& stream);
 
   Device device_;
@@ -114,6 +120,9 @@ class StreamState final : public Allocator {
 
  private:
   Storage* take(Block& block);
+  Block* reuse(const SizeClass& c);
+  Block* cut(size_t bytes);
+  size_t segment_for(size_t bytes) const;
   void settle();  // pending blocks whose events have passed become free
   void push_free(Block& block);
   Block* pop_free(size_t size_class);
@@ -127,6 +136,9 @@ class StreamState final : public Allocator {
 
   mutable std::mutex mutex_;
   std::array<Storage*, SizeClass::kCount> free_{};
+  Segments segments_;
+  std::deque<Block> cut_blocks_;
+  std::vector<Block*> uncut_;  // of them, without memory
   std::vector<Block*> pending_;
   MemoryStats stats_;
 };

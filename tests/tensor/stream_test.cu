@@ -279,6 +279,36 @@ TEST_F(CudaAllocator, TheSteadyStateAllocatesNothing) {
   EXPECT_EQ(home.memory().peak, 0u);
 }
 
+TEST_F(CudaAllocator, LargeBlocksServeOtherSizesAndComeTogetherAgain) {
+  Stream stream(kGpu);
+  const StreamScope scope(stream);
+  constexpr int64_t kWhole = int64_t{100} << 20;
+  Tensor whole = Tensor::empty({kWhole}, DType::f32, kGpu);
+  const std::byte* const at = whole.address();
+  fill(whole, 1);
+  const MemoryStats taken = stream.memory();
+  for (int round = 0; round < 3; ++round) {
+    whole = Tensor();
+    std::vector<Tensor> parts;
+    for (int i = 0; i < 3; ++i) {
+      parts.push_back(Tensor::empty({kWhole / 4}, DType::f32, kGpu));
+      fill(parts.back(), static_cast<float>(i));
+    }
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_GE(parts[static_cast<size_t>(i)].address(), at);
+      EXPECT_LE(parts[static_cast<size_t>(i)].address() + kWhole, at + 4 * kWhole);
+      EXPECT_EQ(floats(parts[static_cast<size_t>(i)]), std::vector<float>(kWhole / 4, static_cast<float>(i)));
+    }
+    std::swap(parts[0], parts[1]);
+    parts.clear();
+    whole = Tensor::empty({kWhole}, DType::f32, kGpu);
+    EXPECT_EQ(whole.address(), at);
+  }
+  EXPECT_EQ(stream.memory().system_allocations, taken.system_allocations);
+  EXPECT_EQ(stream.memory().reserved, taken.reserved);
+  EXPECT_EQ(stream.memory().in_use, taken.in_use);
+}
+
 TEST_F(CudaAllocator, SmallBlocksAreCutFromTheReserve) {
   Stream stream(kGpu);
   const StreamScope scope(stream);

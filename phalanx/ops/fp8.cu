@@ -16,11 +16,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Corner c = corner(tile_row());
   Elements v;
   load_elements<Whole>(from, s, c, v);
-  if constexpr (Rows) quantize_rows<Whole>(v, s, c, rows, format);
-  if constexpr (Columns) {
+  if constexpr (Columns) {  // first: the other way round bf16's elements are spilled
     __shared__ ColumnScratch scratch;
     quantize_columns(v, s, c, columns, format, scratch);
   }
+  if constexpr (Rows) quantize_rows<Whole>(v, s, c, rows, format);
 }
 
 // Of several matrices, block z has tiles of the z-th: where its elements and scales begin.

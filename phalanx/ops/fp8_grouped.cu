@@ -91,13 +91,13 @@ __global__ void __launch_bounds__(kThreads, 2) columns_kernel(Source<T> from, Si
   const Corner c = corner(0);
   Elements v;
   load_elements<Whole>(from, s, c, v);
+  quantize_columns(v, s, c, columns, format, scratch);  // first: else bf16's elements are spilled
   if constexpr (Rows) {
     rows.q += slice.first * s.width;
     rows.scales += slice.first;
     rows.scaled = slice.rows;
     quantize_rows<Whole>(v, s, c, rows, format);
   }
-  quantize_columns(v, s, c, columns, format, scratch);
 }
 
 template <bool Rows, class T>

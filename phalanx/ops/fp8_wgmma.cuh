@@ -24,6 +24,12 @@ inline constexpr int kStagedRows = 16;  // of a wave, a warp's
 template <int Waves>
 inline constexpr int kFp8Rows = 2 * Waves* kWaveRows;
 
+/// Scales of half of a tile's rows: TMA reads from multiples of 16 bytes on, and experts' rows begin
+/// anywhere.
+inline constexpr int kScalesBefore = 3;  // at most, of rows before
+template <int Waves>
+inline constexpr int kScalesOfHalf = kFp8Rows<Waves> / 2 + kScalesBefore + 1;
+
 /// How a warp's rows of a wave leave. Rows of bf16 are staged half at a time, only to be stored in whole
 /// lines. Rows of f32 are staged whole and leave by bulk copies, which add where they have to, while the
 /// next wave or tile is summed; a stage or two of the ring make room for them. Pitches, in bytes, spread
@@ -43,8 +49,11 @@ struct Fp8Stages {
 
   alignas(1024) std::byte a[Staging::kStages][kFp8Rows<Waves> * kFp8Terms];
   std::byte b[Staging::kStages][kFp8BBytes];
-  alignas(128) float scales_a[Staging::kStages][kFp8Rows<Waves>];
-  float scales_b[Staging::kStages][kFp8Columns];  // of lines
+  struct alignas(128) ScalesOfHalf {
+    float v[kScalesOfHalf<Waves>];
+  };
+  ScalesOfHalf scales_a[Staging::kStages][2];
+  alignas(128) float scales_b[Staging::kStages][kFp8Columns];  // of lines
   std::byte staged[kMultipliers][kStagedRows * Staging::kPitch];
 };
 
@@ -97,7 +106,7 @@ __device__ void fetch_tile(const Fp8Tile& t, const Fp8Maps& maps, Fp8Stages<Out,
                            Fp8Barriers<Out, Waves>& barriers,
                            Fp8Ring<Fp8Staging<Out, Waves>::kStages>& ring) {
   constexpr int kHalf = kFp8Rows<Waves> / 2;
-  constexpr uint32_t kHalfBytes = kHalf * (kFp8Terms + sizeof(float));
+  constexpr uint32_t kHalfBytes = kHalf * kFp8Terms + kScalesOfHalf<Waves> * sizeof(float);
   constexpr uint32_t kOwnBytes = kFp8BBytes + (Lines ? sizeof(stages.scales_b[0]) : 0);
   const int half = static_cast<int>(cluster_rank()) * kHalf;
   const bool whole = !is_short<Waves>(t);
@@ -110,7 +119,8 @@ __device__ void fetch_tile(const Fp8Tile& t, const Fp8Maps& maps, Fp8Stages<Out,
     barrier_expect(full, bytes);
     if (whole || half == 0) {
       fetch_for_both(stages.a[at] + half * kFp8Terms, &maps.a, {g * kFp8Terms, t.row_a + half, 0}, full);
-      fetch_for_both(stages.scales_a[at] + half, &maps.scales_a, {t.row_a + half, g, 0}, full);
+      fetch_for_both(stages.scales_a[at][half / kHalf].v, &maps.scales_a,
+                     {(t.row_a & ~kScalesBefore) + half, g, 0}, full);
     }
     fetch(stages.b[at], &maps.b, {g * kFp8Terms, t.column, t.expert}, full);
     if constexpr (Lines) fetch(stages.scales_b[at], &maps.scales_b, {t.column, g, 0}, full);
@@ -191,10 +201,12 @@ __device__ void sum_tile(float (&total)[OfTile][64], const Fp8Tile& t, const Fp8
     const float of_block = next;
     if (!Lines && g + 1 < t.groups) next = __ldg(of_blocks + g + 1);
     m.await();
+    constexpr int kHalf = kFp8Rows<Waves> / 2;
     const int first = m.group_row(OfTile);
     const std::byte* const a = m.stages.a[m.ring.stage] + first * kFp8Terms;
     const std::byte* const b = m.stages.b[m.ring.stage];
-    const float* const scales_a = m.stages.scales_a[m.ring.stage] + first + lane / 4;
+    const float* const scales_a = m.stages.scales_a[m.ring.stage][first / kHalf].v +
+                                  (t.row_a & kScalesBefore) + first % kHalf + lane / 4;
     const float* const scales_b = m.stages.scales_b[m.ring.stage];
 #pragma unroll
     for (int w = 0; w < OfTile; ++w) {
@@ -439,7 +451,7 @@ template <bool Lines, int Waves, class Out, class Tiles>
 bool launch_fp8_wgmma(const Fp8Product& p, const Tiles& tiles, int pairs) {
   if (!has_fp8_wgmma<Lines, Waves, Tiles, Out>()) return false;
   constexpr int kRows = kFp8Rows<Waves>;
-  const CUtensorMap scales_a = tensor_map_of_rows(p.a.scales_SR, kRows / 2);
+  const CUtensorMap scales_a = tensor_map_of_rows(p.a.scales_SR, kScalesOfHalf<Waves>);
   const Fp8Maps maps = {.a = tensor_map(p.a.q_RK, kRows / 2),
                         .b = tensor_map(p.b, kFp8Columns),
                         .scales_a = scales_a,

@@ -14,8 +14,8 @@ struct AdamWStep {
   double weight_decay = 0;
   int64_t step = 1;  ///< of this update, from 1: the bias correction
 };
-/// What an update reads and writes, [n] each: weights, moments and the gradient, f32 or f64; with f32 on a
-/// GPU the gradient may be bf16. `narrow`, bf16: the new weights, rounded; or none.
+/// What an update reads and writes, [n] each: weights, moments and the gradient, f32 or f64; with f32 the
+/// moments may be bf16, and on a GPU the gradient, too. `narrow`, bf16: the new weights, rounded; or none.
 struct AdamWTensors {
   Tensor w;
   Tensor m;
@@ -23,8 +23,10 @@ struct AdamWTensors {
   Tensor g;
   Tensor narrow = {};
 };
-/// Updates w, m and v in place from the gradient times `gradient_scale` (clipping). Of f32 a GPU moves 28
-/// bytes an element, with a narrow copy 30, and 2 less of a bf16 gradient.
+/// Updates w, m and v in place from the gradient times `gradient_scale` (clipping). Moments of bf16 are
+/// rounded to nearest once w is updated from what they were before that (DeepSeek-V3, section 3.3.3). Of f32
+/// a GPU moves 28 bytes an element, with a narrow copy 30, 2 less of a bf16 gradient and 8 less of bf16
+/// moments.
 void adamw_into(const AdamWTensors& tensors, double gradient_scale, const AdamWStep& step);
 /// w −= lr · gradient_scale · g.
 void sgd_into(Tensor w, const Tensor& g, double gradient_scale, double lr);

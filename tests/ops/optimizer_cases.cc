@@ -59,6 +59,62 @@ TEST_P(AdamW, EqualsTheReferenceOverSteps) {
   }
 }
 
+// Moments of bf16: the update is that from the same ones in f32, which are rounded after it.
+TEST_P(AdamW, RoundsNarrowMomentsAfterTheUpdate) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const int64_t n : {0, 1, 7, 65, 20003}) {
+    SCOPED_TRACE(n);
+    const Tensor w0 = random.tensor({n}, DType::f32);
+    const Tensor g = here(random.tensor({n}, DType::f32, std::pow(10, random.uniform(-6, 3))));
+    const double scale = random.uniform(0.1, 1);
+    for_each_target_here([&](bool) {
+      const Tensor w = copy_here(w0);
+      const Tensor m = here(Tensor::zeros({n}, DType::bf16));
+      const Tensor v = here(Tensor::zeros({n}, DType::bf16));
+      const Tensor wide_w = copy_here(w0);
+      const Tensor wide_m = here(Tensor::zeros({n}, DType::f32));
+      const Tensor wide_v = here(Tensor::zeros({n}, DType::f32));
+      const Tensor rounded = here(Tensor::empty({n}, DType::bf16));
+      for (int64_t step = 1; step <= 3; ++step) {
+        const AdamWStep c = {.lr = 0.01, .weight_decay = 0.1, .step = step};
+        adamw_into({w, m, v, g}, scale, c);
+        adamw_into({wide_w, wide_m, wide_v, g}, scale, c);
+        EXPECT_EQ(values(w), values(wide_w));
+        for (const auto& [narrow, wide] : {std::pair{m, wide_m}, std::pair{v, wide_v}}) {
+          narrow_into(rounded, wide);
+          EXPECT_EQ(values(narrow), values(rounded));
+          widen_into(wide, rounded);
+        }
+      }
+    });
+  }
+}
+
+// A GPU and a CPU that fuses multiplications with additions round alike.
+TEST_P(AdamW, HasTheBitsOfTheCpu) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  constexpr int64_t n = 20003;
+  for (const DType moments : {DType::f32, DType::bf16}) {
+    const Tensor w = random.tensor({n}, DType::f32);
+    const Tensor m = Tensor::zeros({n}, moments);
+    const Tensor v = Tensor::zeros({n}, moments);
+    const Tensor w_here = copy_here(w);
+    const Tensor m_here = copy_here(m);
+    const Tensor v_here = copy_here(v);
+    for (int64_t step = 1; step <= 3; ++step) {
+      const AdamWStep c = {.lr = 0.01, .weight_decay = 0.1, .step = step};
+      const Tensor g = random.tensor({n}, DType::f32);
+      adamw_into({w, m, v, g}, 0.7, c);
+      adamw_into({w_here, m_here, v_here, here(g)}, 0.7, c);
+    }
+    EXPECT_EQ(values(w_here), values(w)) << dtype_name(moments);
+    EXPECT_EQ(values(m_here), values(m)) << dtype_name(moments);
+    EXPECT_EQ(values(v_here), values(v)) << dtype_name(moments);
+  }
+}
+
 // At a late step with a steady gradient the update is the rate times its sign: the bias correction neither
 // stays nor fails.
 TEST_P(AdamW, StepsByTheRate) {

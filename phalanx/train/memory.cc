@@ -221,6 +221,9 @@ struct Kept {
     return config.train.gradients == KeptWeights::bf16 ? DType::bf16 : config.train.dtype;
   }
   int64_t gradients(int64_t elements) const { return bytes(elements, gradient()); }
+  int64_t moments(int64_t elements) const {
+    return config.optimizer.moments == OptimizerConfig::Moments::bf16 ? half(elements) : wide(elements);
+  }
 
  private:
   static int64_t bytes(int64_t elements, DType dtype) {
@@ -281,7 +284,7 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   }
   const bool has_moments =
       config.optimizer.kind == OptimizerConfig::Kind::adamw && config.optimizer.offload.empty();
-  account.optimizer = has_moments ? 2 * bytes.wide(own) : 0;
+  account.optimizer = has_moments ? 2 * bytes.moments(own) : 0;
   account.batch = share.microbatches() * slices *
                   ((3 + 2 * model.mtp) * LayerMemory::block(tokens, 4) + LayerMemory::block(tokens, 8));
   account.activations = peak.saved + streams_of(schedule, pp_rank) * slices * layers.x();
@@ -294,8 +297,8 @@ void check_memory(const MemoryAccount& account, uint64_t machine) {
   if (static_cast<uint64_t>(account.kept()) <= machine) return;
   throw Error(
       "a rank's weights ({}), gradients ({}) and optimizer state ({}) are {} and this machine has {}; share "
-      "them out (parallel.zero=3, pp, tp, ep), keep less (train.weights=bf16, optimizer.offload=DIR) or take "
-      "a smaller model.width or fewer model.layers",
+      "them out (parallel.zero=3, pp, tp, ep), keep less (train.weights=bf16, optimizer.moments=bf16, "
+      "optimizer.offload=DIR) or take a smaller model.width or fewer model.layers",
       bytes(account.weights), bytes(account.gradients), bytes(account.optimizer), bytes(account.kept()),
       human_bytes(machine));
 }

@@ -16,10 +16,11 @@ Optimizer::Optimizer(ParameterStore& store, const OptimizerConfig& config)
     if (std::ranges::find(units_, bucket) == units_.end()) units_.push_back(bucket);
   }
   if (config.kind == OptimizerConfig::Kind::sgd) return;
+  const Shape shape = {store.share_elements()};
+  const DType dtype = config.moments == OptimizerConfig::Moments::bf16 ? DType::bf16 : store.dtype();
   for (Tensor* moments : {&m_, &v_}) {
-    const Shape shape = {store.share_elements()};
-    *moments = config.offload.empty() ? Tensor::zeros(shape, store.dtype(), store.device())
-                                      : mapped_zeros(shape, store.dtype(), config.offload);
+    *moments = config.offload.empty() ? Tensor::zeros(shape, dtype, store.device())
+                                      : mapped_zeros(shape, dtype, config.offload);
   }
 }
 

@@ -10,7 +10,9 @@ namespace phalanx {
 
 struct OptimizerConfig {
   enum class Kind : uint8_t { adamw, sgd };
+  enum class Moments : uint8_t { same, bf16 };
   Kind kind = Kind::adamw;
+  Moments moments = Moments::same;  ///< AdamW's: of the store's dtype, or rounded to bf16 after each update
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
@@ -21,8 +23,8 @@ struct OptimizerConfig {
 
 class Optimizer {
  public:
-  /// State takes the store's dtype and the layout of its shares, one behind the other; after
-  /// store.initialise. Error: `offload` cannot hold it (tensor/mapped.h).
+  /// State takes the store's dtype, or what `moments` says, and the layout of its shares, one behind the
+  /// other; after store.initialise. Error: `offload` cannot hold it (tensor/mapped.h).
   Optimizer(ParameterStore& store, const OptimizerConfig& config);
   /// Updates this rank's shares of the parameters from their gradients times `gradient_scale`.
   /// On a GPU that is queued beside the rank's own work, in the order in which units run: forward waits for

@@ -85,6 +85,15 @@ void check_same_run(const SavedRun& saved, const TrainConfig& mine, const Tokeni
     throw Error("{}: saved with train.seed {}, this run has {}: its text and dropout would differ",
                 saved.path, saved.config.train.seed, mine.train.seed);
   }
+  const bool have_moments = saved.config.optimizer.kind == OptimizerConfig::Kind::adamw &&
+                            mine.optimizer.kind == OptimizerConfig::Kind::adamw;
+  if (have_moments && saved.config.optimizer.moments != mine.optimizer.moments) {
+    const auto name = [](const TrainConfig& c) {
+      return c.optimizer.moments == OptimizerConfig::Moments::bf16 ? "bf16" : "same";
+    };
+    throw Error("{}: saved with optimizer.moments {}, this run has {}: set optimizer.moments={}", saved.path,
+                name(saved.config), name(mine), name(saved.config));
+  }
   if (saved.tokenizer->json() != tokenizer.json()) {
     throw Error("{}: its vocabulary of {} tokens is not this run's of {}: its numbers mean other text",
                 saved.path, saved.tokenizer->vocabulary(), tokenizer.vocabulary());

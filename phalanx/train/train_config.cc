@@ -177,8 +177,11 @@ void add_run(ConfigTable& table, RunConfig& r) {
 
 void add_optimizer(ConfigTable& table, TrainConfig& c) {
   using Kind = OptimizerConfig::Kind;
+  using Moments = OptimizerConfig::Moments;
   ConfigSection& s = table.section("optimizer", "The update and its learning rate.");
   s.choice("kind", &c.optimizer.kind, {{"adamw", Kind::adamw}, {"sgd", Kind::sgd}}, "update rule");
+  s.choice("moments", &c.optimizer.moments, {{"same", Moments::same}, {"bf16", Moments::bf16}},
+           "AdamW's are kept in train.dtype, or rounded to nearest in bf16");
   s.add("lr", &c.lr.lr, "learning rate after the warm-up").above(0);
   s.add("min_lr", &c.lr.min_lr, "learning rate at the end of the decay").at_least(0);
   s.add("warmup", &c.lr.warmup, "steps of linear growth").at_least(0).at_most(kSteps);

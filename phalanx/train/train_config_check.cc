@@ -71,6 +71,14 @@ void check_pipeline(TrainConfig& c, const Layout& layout, int64_t microbatches) 
   }
 }
 
+// Error: narrow moments where there are none, or beside f64.
+void check_moments(const TrainConfig& c) {
+  if (c.optimizer.moments == OptimizerConfig::Moments::same) return;
+  if (c.optimizer.kind != OptimizerConfig::Kind::adamw || c.train.dtype != DType::f32) {
+    throw Error("optimizer.moments bf16 is for optimizer.kind adamw and train.dtype f32");
+  }
+}
+
 // Error: a combination that GPUs do not compute yet.
 void check_device(const TrainConfig& c, const Layout& layout) {
   const bool on_cpu = c.train.device == Device::Kind::cpu;
@@ -210,6 +218,7 @@ TrainConfig checked(TrainConfig c) {
     throw Error("optimizer.min_lr {} is above optimizer.lr {}", c.lr.min_lr, c.lr.lr);
   }
   const Layout layout = layout_of(c.parallel);
+  check_moments(c);
   check_device(c, layout);
   const bool on_gpu = c.train.device == Device::Kind::cuda;
   if (on_gpu && c.parallel.transport != TransportKind::threads) c.parallel.transport = TransportKind::nccl;

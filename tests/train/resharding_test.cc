@@ -7,6 +7,7 @@
 #include <random>
 
 #include "phalanx/comm/transport/threads.h"
+#include "phalanx/ops/cast.h"
 #include "phalanx/train/resume.h"
 #include "tests/temporary_directory.h"
 #include "tests/train/small_runs.h"
@@ -23,6 +24,7 @@ struct Run {
   int zero = 0;
   const char* schedule = "sequential";
   bool narrow = false;
+  OptimizerConfig::Moments moments = OptimizerConfig::Moments::same;
 };
 
 TrainConfig config_of(const Run& run, const std::string& out) {
@@ -31,6 +33,7 @@ TrainConfig config_of(const Run& run, const std::string& out) {
   c.train.out = out;
   c.model.moe.bias_rate = 0.01;
   if (run.narrow) c.train.weights = KeptWeights::bf16;
+  c.optimizer.moments = run.moments;
   return c;
 }
 
@@ -38,7 +41,10 @@ void place(FullTensors& full, const std::string& name, const Parameter& p, FlatR
            const Tensor& values) {
   std::vector<float>& out = full[name];
   out.resize(static_cast<size_t>(p.slice().full.numel()));
-  const auto from = values.span<float>();
+  const bool narrow = values.dtype() == DType::bf16;
+  const Tensor wide = narrow ? Tensor::empty(values.shape(), DType::f32) : values;
+  if (narrow) widen_into(wide, values);
+  const auto from = wide.span<float>();
   for (int64_t i = range.begin; i < range.end; ++i) {
     out[static_cast<size_t>(p.slice().global_index(i))] = from[static_cast<size_t>(i - range.begin)];
   }
@@ -63,6 +69,8 @@ void step(RankRun& rank, const Dataset& data, int64_t number) {
   const std::vector<Batch> batches = data.train_batches(number, rank.share());
   train_step(rank.trainer(), batches, 1e-2, static_cast<uint64_t>(number));
 }
+
+constexpr auto kNarrowMoments = OptimizerConfig::Moments::bf16;
 
 class Resharding : public ::testing::TestWithParam<std::pair<Run, Run>> {};
 
@@ -116,6 +124,14 @@ INSTANTIATE_TEST_SUITE_P(
                   Run{"bf16_tp2", small_gpt, {.tp = 2}, 0, "sequential", true}},
         std::pair{Run{"bf16_moe_dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1, "sequential", true},
                   Run{"one", small_moe, {}}},
+        std::pair{Run{"bf16_moments_moe_dp4_ep2_zero3",
+                      small_moe,
+                      {.dp = 4, .ep = 2},
+                      3,
+                      "sequential",
+                      true,
+                      kNarrowMoments},
+                  Run{"pp2_tp2", small_moe, {.pp = 2, .tp = 2}, 0, "1f1b", false, kNarrowMoments}},
         std::pair{Run{"mtp_pp2_tp2_ep2_zero3", small_mtp, {.pp = 2, .tp = 2, .ep = 2}, 3, "1f1b"},
                   Run{"dp2_cp2_ep4", small_mtp, {.dp = 2, .cp = 2, .ep = 4}}},
         std::pair{Run{"mtp_dp2_ep2", small_mtp, {.dp = 2, .ep = 2}},
@@ -123,6 +139,55 @@ INSTANTIATE_TEST_SUITE_P(
         std::pair{Run{"moe_tp2_ep2", small_moe, {.tp = 2, .ep = 2}},
                   Run{"dp4_ep2_zero1", small_moe, {.dp = 4, .ep = 2}, 1}}),
     [](const auto& info) { return std::string(info.param.first.name) + "_to_" + info.param.second.name; });
+
+TrainConfig narrow_moments(TrainConfig (*config)(const Layout&, const char*), const Layout& layout,
+                           const std::string& out) {
+  return config_of({"", config, layout, 1, "sequential", true, kNarrowMoments}, out);
+}
+
+// The run that saved and one that stops between and resumes end with the same bits.
+TEST(NarrowMoments, ResumeExactly) {
+  const testing::TemporaryDirectory dir;
+  const TrainConfig config = narrow_moments(small_llama, {.dp = 2}, dir.path().string());
+  const Dataset data = random_text(config, std::random_device{}());
+  const int64_t vocabulary = data.tokenizer().vocabulary();
+  FullTensors straight;
+  FullTensors resumed;
+  run_thread_ranks({.ranks = 2}, [&](Group& world) {
+    RankRun rank(config, vocabulary, world);
+    for (int64_t s = 0; s < 3; ++s) {
+      step(rank, data, s);
+      if (s == 1) save_run(rank, data.tokenizer(), 2, world);
+    }
+    collect(straight, rank);
+  });
+  run_thread_ranks({.ranks = 2}, [&](Group& world) {
+    RankRun rank(config, vocabulary, world);
+    resume_run(rank, data.tokenizer(), dir.path().string(), world);
+    step(rank, data, 2);
+    collect(resumed, rank);
+  });
+  EXPECT_EQ(straight, resumed);
+}
+
+TEST(NarrowMoments, AreNotLoadedAsOthers) {
+  const testing::TemporaryDirectory dir;
+  TrainConfig config = narrow_moments(small_gpt, {}, dir.path().string());
+  const Dataset data = random_text(config, std::random_device{}());
+  run_thread_ranks({.ranks = 1}, [&](Group& world) {
+    RankRun rank(config, data.tokenizer().vocabulary(), world);
+    save_run(rank, data.tokenizer(), 0, world);
+    config.optimizer.moments = OptimizerConfig::Moments::same;
+    RankRun other(config, data.tokenizer().vocabulary(), world);
+    std::string told;
+    try {
+      resume_run(other, data.tokenizer(), dir.path().string(), world);
+    } catch (const Error& e) {
+      told = e.what();
+    }
+    EXPECT_NE(told.find("set optimizer.moments=bf16"), std::string::npos) << told;
+  });
+}
 
 // Sums run in rank order in both kinds of collective, and the update is element by element.
 TEST(ZeroOne, UpdatesToTheSameBits) {

@@ -125,6 +125,13 @@ TEST(TrainConfig, WhatGpusDoNotComputeIsRefused) {
   EXPECT_THAT(refusal("", {"train.gradients=bf16"}), HasSubstr("train.device cuda"));
 }
 
+TEST(TrainConfig, NarrowMomentsAreAdamWsInF32) {
+  EXPECT_EQ(refusal("", {"optimizer.moments=bf16"}), "no error");
+  EXPECT_EQ(refusal("", {"optimizer.moments=bf16", "train.device=cuda", "train.weights=bf16"}), "no error");
+  EXPECT_THAT(refusal("", {"optimizer.moments=bf16", "optimizer.kind=sgd"}), HasSubstr("kind adamw"));
+  EXPECT_THAT(refusal("", {"optimizer.moments=bf16", "train.dtype=f64"}), HasSubstr("train.dtype f32"));
+}
+
 TEST(TrainConfig, SlicesThatDoNotFitAreTold) {
   const auto told = [](const char* slices, const char* layout, const char* context = "model.context=24") {
     return refusal("", {context, "train.batch=1", slices, layout, "model.width=96", "model.heads=4"});

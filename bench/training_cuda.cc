@@ -1,7 +1,7 @@
 // Training steps on one GPU, whole (forward, backward, AdamW), on random tokens and without clipping: what
 // bench/peers' gpu_training_torch.py runs with PyTorch. Arguments: models (all), --steps N, --microbatch N,
-// --bf16-gradients, --fp8 (linear layers), --fast (not deterministic), --update-apart (AdamW not beside
-// forward), --json FILE.
+// --bf16-gradients, --moments bf16, --fp8 (linear layers), --fast (not deterministic), --update-apart (AdamW
+// not beside forward), --json FILE.
 #include <chrono>
 #include <cstdlib>
 #include <functional>
@@ -92,6 +92,7 @@ struct Arguments {
   int64_t microbatch = 0;
   KeptWeights gradients = KeptWeights::same;
   Products products = Products::same;
+  OptimizerConfig::Moments moments = OptimizerConfig::Moments::same;
   bool deterministic = true;
   bool overlap = true;
 };
@@ -108,6 +109,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
   config.train.deterministic = a.deterministic;
   config.clip = 0;
   config.optimizer.overlap = a.overlap;
+  config.optimizer.moments = a.moments;
   config = checked(config);
   run_thread_ranks({.ranks = 1}, [&](Group& world) {
     RankRun rank(config, c.model.vocabulary, world);
@@ -132,6 +134,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
     report.add({{"model", c.name},
                 {"gradients", a.gradients == KeptWeights::bf16 ? "bf16" : "f32"},
                 {"products", a.products == Products::fp8 ? "fp8" : "bf16"},
+                {"moments", a.moments == OptimizerConfig::Moments::bf16 ? "bf16" : "f32"},
                 {"deterministic", a.deterministic ? "yes" : "no"},
                 {"AdamW", a.overlap ? "beside forward" : "apart"},
                 {"ms", 1e3 * step_s},
@@ -159,6 +162,9 @@ Arguments arguments_of(std::span<char*> all) {
       ++i;
       if (text == "--steps") a.steps = std::atoi(all[i]);
       if (text == "--microbatch") a.microbatch = std::atoll(all[i]);
+      if (text == "--moments" && all[i] == std::string_view("bf16")) {
+        a.moments = OptimizerConfig::Moments::bf16;
+      }
     } else {
       a.models.push_back(text);
     }

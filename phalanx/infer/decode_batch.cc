@@ -5,6 +5,7 @@
 
 #include "phalanx/base/error.h"
 #include "phalanx/infer/recorded_step.h"
+#include "phalanx/ops/few_rows.h"
 
 namespace phalanx {
 namespace {
@@ -84,7 +85,10 @@ Tensor DecodeBatch::step(std::span<const int32_t> tokens) {
   cache_.expect(std::vector<int64_t>(sequences, 1));
   if constexpr (kHaveCuda) {
     if (model_.device().is_cuda() && model_.moe_layers().empty()) {
-      cuda::run_recorded(recorded_, [this] { compute_step(); });
+      cuda::run_recorded(recorded_, [this] {
+        const cuda::WeightsAtRest rest;
+        compute_step();
+      });
       return logits_BV_;
     }
   }

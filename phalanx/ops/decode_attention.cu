@@ -306,19 +306,19 @@ void launch(Arguments a, int64_t rows, const Tensor& y) {
     a.parts = parts.device_data<float>();
     a.softmaxes = reinterpret_cast<float2*>(softmaxes.address());
   }
-  const dim3 grid(static_cast<unsigned>(a.splits), static_cast<unsigned>(a.kv_heads),
-                  static_cast<unsigned>(rows));
-  CUstream_st* const stream = current_stream().native();
+  const Grid grid = {.blocks = dim3(static_cast<unsigned>(a.splits), static_cast<unsigned>(a.kv_heads),
+                                    static_cast<unsigned>(rows)),
+                     .threads = dim3(kThreads)};
   if (a.group <= 1) {
-    launch_early(attend<D, 1>, grid, kThreads, stream, a);
+    launch_early("decode_attention", attend<D, 1>, grid, a);
   } else if (a.group <= 4) {
-    launch_early(attend<D, 4>, grid, kThreads, stream, a);
+    launch_early("decode_attention", attend<D, 4>, grid, a);
   } else {
-    launch_early(attend<D, 8>, grid, kThreads, stream, a);
+    launch_early("decode_attention", attend<D, 8>, grid, a);
   }
   if (a.splits > 1) {
-    launch_early(merge<D>, dim3(static_cast<unsigned>(heads)), unsigned{D}, stream, a.parts, a.softmaxes, a.y,
-                 a.splits);
+    const Grid of_heads = {.blocks = dim3(static_cast<unsigned>(heads)), .threads = dim3(D)};
+    launch_early("decode_attention", merge<D>, of_heads, a.parts, a.softmaxes, a.y, a.splits);
   }
 }
 

@@ -3,7 +3,11 @@
 // when it has ended.
 #pragma once
 
+#include <array>
+#include <string_view>
+
 #include "phalanx/tensor/cuda_check.cuh"
+#include "phalanx/tensor/stream.h"
 
 namespace phalanx::cuda {
 
@@ -23,20 +27,35 @@ __device__ inline void wait_for_kernel() {
 #endif
 }
 
-/// Launches a kernel that calls wait_for_kernel, early.
+/// The blocks of a launch, so many of them next to each other in clusters.
+struct Grid {
+  dim3 blocks;
+  dim3 threads;
+  unsigned cluster = 1;
+  size_t shared_bytes = 0;  // dynamic
+};
+
+/// Launches a kernel of an op that calls wait_for_kernel, early. All of these leave L1 as little memory as
+/// they can: a multiprocessor that were to be divided anew would have to be empty.
 template <class... Parameters, class... Arguments>
-void launch_early(void (*kernel)(Parameters...), dim3 blocks, unsigned threads, CUstream_st* stream,
+void launch_early(std::string_view op, void (*kernel)(Parameters...), const Grid& grid,
                   const Arguments&... arguments) {
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  std::array<cudaLaunchAttribute, 3> attributes = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  attributes[1].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  attributes[2].id = cudaLaunchAttributeClusterDimension;
+  attributes[2].val.clusterDim = {grid.cluster, 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = blocks;
-  config.blockDim = dim3(threads);
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), "cudaLaunchKernelEx");
+  config.gridDim = grid.blocks;
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = current_stream().native();
+  config.attrs = attributes.data();
+  config.numAttrs = static_cast<unsigned>(attributes.size());
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), op);
+  queued(op);
 }
 
 }  // namespace phalanx::cuda

@@ -8,14 +8,29 @@
 namespace phalanx::cuda {
 
 /// Rows that a product has at most to be one of these.
-inline constexpr int64_t kFewRows = 16;
+inline constexpr int64_t kFewRows = 64;
 
-/// The linear layers of x [M, K] in one launch, sums in f32, the same bits each time; y may be f32. False,
-/// and nothing is done, unless x is bf16 of at most kFewRows rows, whole 16 bytes each.
+/// The linear layers of x [M, K] in one launch, sums in f32, the same bits each time, whatever the other rows
+/// and layers; y may be f32. False, and nothing is done, unless x is bf16 of at most kFewRows rows, whole 16
+/// bytes each, and the GPU one of sm_90.
 bool multiply_few_rows(const Tensor& x_MK, std::span<const LinearOf> linears);
 
 /// a [M, F] = silu(gate) · up, where those are the halves of what w [2F, K] and b [2F] (which may be empty)
 /// make of x; they are not rounded. Else as above.
 bool multiply_few_rows_swiglu(const Tensor& a_MF, const Tensor& x_MK, const Tensor& w, const Tensor& b);
+
+/// While it lives, the weights of products that the thread queues are written by none of the kernels that it
+/// queued since the last one that was not launched early (dependents.cuh): products may fetch them before
+/// what stands in front has ended.
+class WeightsAtRest {
+ public:
+  WeightsAtRest();
+  ~WeightsAtRest();
+  WeightsAtRest(const WeightsAtRest&) = delete;
+  WeightsAtRest& operator=(const WeightsAtRest&) = delete;
+
+ private:
+  bool before_;
+};
 
 }  // namespace phalanx::cuda

@@ -2,14 +2,15 @@
 // in bulk, and products of a warpgroup (PTX ISA 9.0, chapters on mbarrier, cp.async.bulk and wgmma).
 //
 // A ring's stage has two barriers: `full` completes when its bytes have come, `empty` when all its readers
-// have let go of it. Clusters here are pairs of blocks, whose shared memory has one layout, so that an
-// address of one block, mapped to the other, means the same thing there.
+// have let go of it. The shared memory of a cluster's blocks has one layout, so that an address of one,
+// mapped to another, means the same thing there.
 #pragma once
 
 #include <cuda.h>
 
 #include <cstdint>
 #include <cute/arch/mma_sm90_gmma.hpp>
+#include <type_traits>
 #include <utility>
 
 // The body of a kernel for sm_90a stands in #if PHALANX_SM90A: other architectures compile it empty.
@@ -35,9 +36,24 @@ __device__ inline uint32_t cluster_rank() {
   return rank;
 }
 
-/// All threads of both blocks, and what they wrote before.
+/// All threads of the cluster's blocks, and what they wrote before.
 __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/// What block `rank` of the cluster has at this place of its shared memory.
+__device__ inline float load_from(const float* at, uint32_t rank) {
+  float value;
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [there];\n"
+      "}"
+      : "=f"(value)
+      : "r"(shared_address(at)), "r"(rank)
+      : "memory");
+  return value;
 }
 
 /// A phase of it ends after `arrivals` and the bytes that they announced.
@@ -116,6 +132,13 @@ __device__ inline void fetch_for_both(void* to, const CUtensorMap* map, Coordina
       : "memory");
 }
 
+/// The same as far as the L2 cache, which sees what others write.
+__device__ inline void prefetch(const CUtensorMap* map, Coordinates c) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(c.x),
+               "r"(c.y), "r"(c.z)
+               : "memory");
+}
+
 __device__ inline void prefetch(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -187,6 +210,27 @@ __device__ inline void multiply_64x128(float (&sums)[64], uint64_t a, uint64_t b
     MMA_64x128x32_F32E4M3E4M3_SS_TN<>::fma(a, b, sums[I]..., add ? ScaleOut::One : ScaleOut::Zero);
   }
   (std::make_index_sequence<64>());
+}
+
+/// sums [64, N] = a [64, 16] · b [N, 16]ᵀ, added, both factors K-major; of a thread as above.
+template <int N>
+__device__ void add_product_64(float (&sums)[N / 2], uint64_t a, uint64_t b) {
+  using namespace cute::SM90::GMMA;
+  const auto add = [&]<class Mma, size_t... I>(std::type_identity<Mma>, std::index_sequence<I...>) {
+    Mma::fma(a, b, sums[I]..., ScaleOut::One);
+  };
+  constexpr Major kK = Major::K;
+  constexpr auto kAll = std::make_index_sequence<N / 2>();
+  static_assert(N == 8 || N == 16 || N == 32 || N == 64);
+  if constexpr (N == 8) {
+    add(std::type_identity<MMA_64x8x16_F32BF16BF16_SS<kK, kK>>(), kAll);
+  } else if constexpr (N == 16) {
+    add(std::type_identity<MMA_64x16x16_F32BF16BF16_SS<kK, kK>>(), kAll);
+  } else if constexpr (N == 32) {
+    add(std::type_identity<MMA_64x32x16_F32BF16BF16_SS<kK, kK>>(), kAll);
+  } else {
+    add(std::type_identity<MMA_64x64x16_F32BF16BF16_SS<kK, kK>>(), kAll);
+  }
 }
 
 /// No use of sums moves over this: one stands before a product is queued, one after it was waited for.

@@ -5,14 +5,16 @@
 namespace phalanx::cuda {
 namespace {
 
-// One team a row. Squares are added in f64, so that they fit whatever the magnitude.
+// One team a row. Squares are added in f64, so that they fit whatever the magnitude. (x and w are not said to
+// be restricted: their loads would be free to move in front of the wait.)
 template <class T, int N, int P>
 __global__ void __launch_bounds__(kMostThreads)
-    forward(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y,
-            Arithmetic<T>* __restrict__ inv_rms, int64_t rows, int64_t width, double eps) {
+    forward(const T* x, const T* w, T* __restrict__ y, Arithmetic<T>* __restrict__ inv_rms, int64_t rows,
+            int64_t width, double eps) {
   using A = Arithmetic<T>;
   __shared__ TeamScratch scratch;
   let_next_start();
+  wait_for_kernel();
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const RowPacks<N, P> row = {r < rows ? width : 0};
   Pack<T, N> in[P];
@@ -103,12 +105,11 @@ RmsNormed rmsnorm(const Tensor& x, const Tensor& w, double eps) {
     if (x.rows() == 0) return out;
     with_pack<T>(width, {&x, &w, &out.y_TD}, [&](auto n) {
       with_row_packs(width, n, [&](dim3 threads, auto p) {
-        forward<T, n, p><<<blocks_for(x.rows(), threads.y), threads, 0, current_stream().native()>>>(
-            x.device_data<T>(), w.device_data<T>(), out.y_TD.device_data<T>(), out.inv_rms_T.device_data<A>(),
-            x.rows(), width, eps);
+        const Grid grid = {.blocks = dim3(blocks_for(x.rows(), threads.y)), .threads = threads};
+        launch_early("rmsnorm", forward<T, n, p>, grid, x.device_data<T>(), w.device_data<T>(),
+                     out.y_TD.device_data<T>(), out.inv_rms_T.device_data<A>(), x.rows(), width, eps);
       });
     });
-    check_launch("rmsnorm");
     return out;
   });
 }

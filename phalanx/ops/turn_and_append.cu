@@ -82,8 +82,8 @@ void turn_and_append(const KvPages& pages, const KvPlaces& places, const Attenti
                             .v = rows.v_TGd.device_data<T>(),
                             .query_width = q.dim(1),
                             .head_dim = static_cast<int>(head_dim)};
-    launch_early(turn_and_append_rows<T>, dim3(static_cast<unsigned>(q.rows())), unsigned{kThreads},
-                 current_stream().native(), a, turns);
+    const Grid grid = {.blocks = dim3(static_cast<unsigned>(q.rows())), .threads = dim3(kThreads)};
+    launch_early("turn_and_append", turn_and_append_rows<T>, grid, a, turns);
   });
 }
 

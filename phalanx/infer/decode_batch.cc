@@ -5,7 +5,7 @@
 
 #include "phalanx/base/error.h"
 #include "phalanx/infer/recorded_step.h"
-#include "phalanx/ops/few_rows.h"
+#include "phalanx/ops/at_rest.h"
 
 namespace phalanx {
 namespace {
@@ -86,7 +86,7 @@ Tensor DecodeBatch::step(std::span<const int32_t> tokens) {
   if constexpr (kHaveCuda) {
     if (model_.device().is_cuda() && model_.moe_layers().empty()) {
       cuda::run_recorded(recorded_, [this] {
-        const cuda::WeightsAtRest rest;
+        const AtRest at_rest;
         compute_step();
       });
       return logits_BV_;

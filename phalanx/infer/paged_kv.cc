@@ -43,7 +43,8 @@ void PagedKv::expect(std::span<const int64_t> rows) {
     }
   }
   if (taken) copy_into(table_BP_, host_table_BP_);
-  if (std::ranges::all_of(rows, [](int64_t n) { return n == 1; })) {
+  one_each_ = std::ranges::all_of(rows, [](int64_t n) { return n == 1; });
+  if (one_each_) {
     sequences_T_ = each_B_;
     return;
   }
@@ -74,6 +75,7 @@ Tensor PagedKv::attend(int layer, const AttentionRows& rows, const Batch& batch,
     append_to_pages(pages, places, rows.k_TGd, rows.v_TGd);
     return attention(rows.q_THd, rows.k_TGd, rows.v_TGd, batch.sequence_offsets, config).y_THd;
   }
+  if (one_each_) return append_and_attend(pages, places, rows, config);
   turn_and_append(pages, places, rows, config.head_dim);
   return attention_over_pages(rows.q_THd, places, pages, config);
 }

@@ -43,6 +43,7 @@ class PagedKv final : public KvStore {
   Tensor each_B_;          // i32: 0, 1, …: rows of a batch that has one of each sequence
   Tensor sequences_T_;     // i32: those of the expected batch
   bool was_empty_ = true;  // before it
+  bool one_each_ = false;  // it has one row of each sequence
 };
 
 }  // namespace phalanx

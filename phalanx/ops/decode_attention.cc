@@ -5,6 +5,7 @@
 
 #include "phalanx/base/pooled.h"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/decode_attention_cuda.h"
 
 namespace phalanx {
 namespace {
@@ -43,6 +44,17 @@ void check_new_rows(const KvPages& pages, const KvPlaces& places, const Tensor& 
             pages.v_SGd.dim(1));
 }
 
+void check_attention(const Tensor& q, const KvPlaces& places, const KvPages& pages,
+                     const AttentionConfig& c) {
+  check_places(pages, places, q.rows());
+  PHX_CHECK(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && q.dim(1) == c.heads * c.head_dim &&
+                pages.k_SGd.dim(1) == c.kv_heads * c.head_dim &&
+                pages.v_SGd.dim(1) == c.kv_heads * c.values() && pages.k_SGd.dtype() == q.dtype() &&
+                pages.v_SGd.dtype() == q.dtype(),
+            "q {}, pages of {} and {} columns, {} heads over {}, of {} and {} columns", q.shape(),
+            pages.k_SGd.dim(1), pages.v_SGd.dim(1), c.heads, c.kv_heads, c.head_dim, c.values());
+}
+
 }  // namespace
 
 void append_to_pages(const KvPages& pages, const KvPlaces& places, const Tensor& k, const Tensor& v) {
@@ -73,13 +85,7 @@ void turn_and_append(const KvPages& pages, const KvPlaces& places, const Attenti
 
 Tensor attention_over_pages(const Tensor& q, const KvPlaces& places, const KvPages& pages,
                             const AttentionConfig& c) {
-  check_places(pages, places, q.rows());
-  PHX_CHECK(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && q.dim(1) == c.heads * c.head_dim &&
-                pages.k_SGd.dim(1) == c.kv_heads * c.head_dim &&
-                pages.v_SGd.dim(1) == c.kv_heads * c.values() && pages.k_SGd.dtype() == q.dtype() &&
-                pages.v_SGd.dtype() == q.dtype(),
-            "q {}, pages of {} and {} columns, {} heads over {}, of {} and {} columns", q.shape(),
-            pages.k_SGd.dim(1), pages.v_SGd.dim(1), c.heads, c.kv_heads, c.head_dim, c.values());
+  check_attention(q, places, pages, c);
   if constexpr (kHaveCuda) {
     if (q.on_cuda()) return cuda::attention_over_pages(q, places, pages, c);
   }
@@ -97,6 +103,21 @@ Tensor attention_over_pages(const Tensor& q, const KvPlaces& places, const KvPag
              0);
   }
   return y;
+}
+
+Tensor append_and_attend(const KvPages& pages, const KvPlaces& places, const AttentionRows& rows,
+                         const AttentionConfig& c) {
+  const Tensor& q = rows.q_THd;
+  if constexpr (kHaveCuda) {
+    if (q.on_cuda() && q.rows() > 0) {
+      check_new_rows(pages, places, rows.k_TGd, rows.v_TGd);
+      check_attention(q, places, pages, c);
+      const Tensor y = Tensor::empty({q.rows(), c.heads * c.values()}, q.dtype(), q.device());
+      if (cuda::append_and_attend_into(y, pages, places, rows, c)) return y;
+    }
+  }
+  turn_and_append(pages, places, rows, c.head_dim);
+  return attention_over_pages(q, places, pages, c);
 }
 
 }  // namespace phalanx

@@ -53,4 +53,9 @@ void turn_and_append(const KvPages& pages, const KvPlaces& places, const Attenti
 Tensor attention_over_pages(const Tensor& q_THd, const KvPlaces& places, const KvPages& pages,
                             const AttentionConfig& config);
 
+/// turn_and_append, then attention_over_pages, of rows that belong to different sequences; what is left in q
+/// and k is not said. On a GPU in bf16 one launch.
+Tensor append_and_attend(const KvPages& pages, const KvPlaces& places, const AttentionRows& rows,
+                         const AttentionConfig& config);
+
 }  // namespace phalanx

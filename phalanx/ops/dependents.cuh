@@ -53,7 +53,7 @@ void launch_early(std::string_view op, void (*kernel)(Parameters...), const Grid
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = current_stream().native();
   config.attrs = attributes.data();
-  config.numAttrs = static_cast<unsigned>(attributes.size());
+  config.numAttrs = grid.cluster > 1 ? 3 : 2;
   check(cudaLaunchKernelEx(&config, kernel, arguments...), op);
   queued(op);
 }

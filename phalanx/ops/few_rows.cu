@@ -6,8 +6,8 @@
 #include "phalanx/ops/few_rows.h"
 
 #include <algorithm>
-#include <utility>
 
+#include "phalanx/ops/at_rest.h"
 #include "phalanx/ops/cuda_kernels.cuh"
 #include "phalanx/ops/dependents.cuh"
 #include "phalanx/ops/hopper.cuh"
@@ -249,8 +249,6 @@ __global__ void __launch_bounds__(kThreads, N <= 16 ? 3 : 2)
 #endif
 }
 
-thread_local bool weights_at_rest = false;
-
 bool whole_words(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.address()) % kWord == 0; }
 
 bool fits(const Tensor& x, std::span<const LinearOf> linears) {
@@ -297,7 +295,7 @@ Launch launch_of(const Tensor& x, std::span<const LinearOf> linears, int box_row
   Launch launch = {.maps = {.x = tensor_map(x, box_rows), .w = {}},
                    .arguments = {.chunks = static_cast<int>((x.dim(1) + kTerms - 1) / kTerms),
                                  .rows = static_cast<int>(x.rows()),
-                                 .at_rest = weights_at_rest,
+                                 .at_rest = AtRest::on(),
                                  .linears = {}}};
   Arguments& a = launch.arguments;
   const auto pointer = [](const Tensor& t) { return t.defined() ? t.device_data<bf16>() : nullptr; };
@@ -368,8 +366,5 @@ bool multiply_few_rows_swiglu(const Tensor& y, const Tensor& x, const Tensor& w,
   start_for_rows<bf16, Ends::swiglu>(x, {&linear, 1});
   return true;
 }
-
-WeightsAtRest::WeightsAtRest() : before_(std::exchange(weights_at_rest, true)) {}
-WeightsAtRest::~WeightsAtRest() { weights_at_rest = before_; }
 
 }  // namespace phalanx::cuda

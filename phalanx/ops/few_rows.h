@@ -19,18 +19,4 @@ bool multiply_few_rows(const Tensor& x_MK, std::span<const LinearOf> linears);
 /// make of x; they are not rounded. Else as above.
 bool multiply_few_rows_swiglu(const Tensor& a_MF, const Tensor& x_MK, const Tensor& w, const Tensor& b);
 
-/// While it lives, the weights of products that the thread queues are written by none of the kernels that it
-/// queued since the last one that was not launched early (dependents.cuh): products may fetch them before
-/// what stands in front has ended.
-class WeightsAtRest {
- public:
-  WeightsAtRest();
-  ~WeightsAtRest();
-  WeightsAtRest(const WeightsAtRest&) = delete;
-  WeightsAtRest& operator=(const WeightsAtRest&) = delete;
-
- private:
-  bool before_;
-};
-
 }  // namespace phalanx::cuda

@@ -128,6 +128,40 @@ TEST_P(DecodeAttention, TurnsWhatItAppends) {
   }
 }
 
+TEST_P(DecodeAttention, AppendsAndAttendsAtOnce) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const auto& [head_dim, columns] : {std::pair{64, 64}, {64, 16}, {10, 6}, {3, 0}}) {
+    for (const DType dtype : kFloats) {
+      const AttentionConfig c = heads(6, 2, head_dim, head_dim + 1);
+      const std::vector<int64_t> lengths = {random.integer(1, 90), 1, 64, random.integer(60, 70)};
+      const Texts texts(lengths, c, dtype, random);
+      const Rotation by = columns > 0 ? rotation(10000, columns) : Rotation();
+      const KvPages one = pages_for(4, 90, 16, texts, random);
+      append_to_pages(one, places_of(texts.sequences, texts.positions), here(texts.k), here(texts.v));
+      const KvPages two = {copy_here(one.k_SGd.to(kCpu)), copy_here(one.v_SGd.to(kCpu)), one.table_BP, 16};
+      std::vector<int32_t> last;
+      for (const int64_t n : lengths) last.push_back(static_cast<int32_t>(n) - 1);
+      const KvPlaces places = places_of({2, 0, 3}, {last[2], last[0], last[3]});
+      const auto drawn = [&](int64_t width) { return random.tensor({3, width}, dtype); };
+      const Tensor q = drawn(6 * head_dim);
+      const Tensor k = drawn(2 * head_dim);
+      const Tensor v = drawn(2 * head_dim + 2);
+      const Rotation* const rotates = columns > 0 ? &by : nullptr;
+      const Tensor y = append_and_attend(one, places, {copy_here(q), copy_here(k), here(v), rotates}, c);
+      const AttentionRows apart = {copy_here(q), copy_here(k), here(v), rotates};
+      turn(apart, places.positions, head_dim);
+      append_to_pages(two, places, apart.k_TGd, apart.v_TGd);
+      const auto expect_equal = [&](const Tensor& got, const Tensor& want, const char* what) {
+        expect_close(values(got), values(want), within(40, dtype, 1), format("{} of {}", what, columns));
+      };
+      expect_equal(y, attention_over_pages(apart.q_THd, places, two, c), "y");
+      expect_equal(one.k_SGd, two.k_SGd, "k");
+      EXPECT_TRUE(same_bits(one.v_SGd.to(kCpu), two.v_SGd.to(kCpu)));
+    }
+  }
+}
+
 TEST_P(DecodeAttention, RefusesPlacesWithoutAPage) {
   Random random;
   const AttentionConfig c = heads(2, 1, 4);
@@ -144,6 +178,7 @@ TEST_P(DecodeAttention, RefusesPlacesWithoutAPage) {
     const KvPlaces places = places_of({sequence}, {4});
     expect_refused([&] { append_to_pages(pages, places, k, k); });
     expect_refused([&] { (void)attention_over_pages(q, places, pages, c); });
+    expect_refused([&] { (void)append_and_attend(pages, places, {q, k, k}, c); });
   }
 }
 
@@ -156,6 +191,8 @@ TEST_P(DecodeAttention, NoRows) {
   append_to_pages(pages, places_of({}, {}), none, none);
   const Tensor y = attention_over_pages(here(Tensor::empty({0, 8}, DType::f32)), places_of({}, {}), pages, c);
   EXPECT_EQ(y.shape(), Shape({0, 8}));
+  const Tensor no_q = here(Tensor::empty({0, 8}, DType::f32));
+  EXPECT_EQ(append_and_attend(pages, places_of({}, {}), {no_q, none, none}, c).shape(), Shape({0, 8}));
 }
 
 }  // namespace

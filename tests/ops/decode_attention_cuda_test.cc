@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <numeric>
 
+#include "phalanx/ops/at_rest.h"
 #include "phalanx/ops/decode_attention.h"
+#include "phalanx/ops/matmul.h"
 #include "tests/ops/bf16_on_gpu.h"
 
 namespace phalanx::test {
@@ -76,6 +78,7 @@ TEST_F(DecodeAttentionOnGpu, OverPagesItIsThatOfF32Rounded) {
       {heads(8, 1, 128), {257, 5}, 300},
       {heads(6, 2, 128), {64, 127, 128, 129}, 200},
       {heads(7, 1, 64), {500}, 500},
+      {heads(4, 1, 64), {8000}, 9000},     // more than one cluster for a head
       {heads(9, 1, 64), {40}, 64},         // more heads than the fast kernel takes
       {heads(4, 2, 40, 24), {33, 7}, 64},  // another width
       {heads(16, 8, 64), std::vector<int32_t>(70, 90), 128},
@@ -123,6 +126,59 @@ TEST_F(DecodeAttentionOnGpu, OverPagesItIsThatOfF32Rounded) {
   }
 }
 
+// One launch for two, behind the products that it waits for: the same bits.
+TEST_F(DecodeAttentionOnGpu, InBf16ItAppendsAndAttendsAtOnce) {
+  struct Step {
+    AttentionConfig config;
+    int64_t rows;
+    int64_t capacity;
+    int64_t columns;  // that turn
+  };
+  for (const auto& [c, rows, capacity, columns] :
+       {Step{heads(4, 1, 64), 1, 128, 64}, Step{heads(32, 8, 64), 3, 2048, 64},
+        Step{heads(8, 1, 128), 20, 300, 128}, Step{heads(8, 8, 64), 2, 100, 0},
+        Step{heads(6, 2, 64), 64, 640, 64}, Step{heads(4, 1, 64), 1, 9000, 64},
+        Step{heads(16, 2, 128), 7, 1024, 128}, Step{heads(8, 2, 64), 5, 200, 32}}) {
+    const int64_t pages = (capacity + 63) / 64;
+    std::vector<int32_t> table(static_cast<size_t>(rows * pages));
+    std::iota(table.begin(), table.end(), 0);
+    std::ranges::shuffle(table, std::mt19937(static_cast<unsigned>(random_.integer(0, 1 << 30))));
+    std::vector<int32_t> sequences(static_cast<size_t>(rows));
+    std::iota(sequences.rbegin(), sequences.rend(), 0);
+    std::vector<int32_t> positions;
+    for (int64_t b = 0; b < rows; ++b) {
+      positions.push_back(static_cast<int32_t>(b == 1 ? 0 : random_.integer(0, capacity - 1)));
+    }
+    const int64_t width = c.kv_heads * c.head_dim;
+    const KvPages one = {draw({rows * pages * 64, width}), draw({rows * pages * 64, width}),
+                         indices(table).view({rows, pages}).to(kGpu), 64};
+    const KvPages two = {copied(one.k_SGd), copied(one.v_SGd), one.table_BP, 64};
+    const KvPlaces places = {indices(sequences).to(kGpu), indices(positions).to(kGpu)};
+    const Rotation by = columns > 0 ? rotation(500000, columns) : Rotation();
+    const Tensor x = draw({rows, 128});
+    const Tensor w_q = draw({c.heads * c.head_dim, 128}, 0.2);
+    const Tensor w_k = draw({width, 128}, 0.1);
+    const auto fresh_rows = [&] {
+      return AttentionRows{matmul_nt(x, w_q), matmul_nt(x, w_k), matmul_nt(x, w_k),
+                           columns > 0 ? &by : nullptr};
+    };
+    current_stream().synchronise();
+    const auto at_once = [&] {
+      const AtRest at_rest;
+      return append_and_attend(one, places, fresh_rows(), c);
+    };
+    const Tensor y = at_once();
+    const AttentionRows apart = fresh_rows();
+    turn_and_append(two, places, apart, c.head_dim);
+    const std::string what =
+        format("{} heads over {} of {} columns, {} rows", c.heads, c.kv_heads, c.head_dim, rows);
+    EXPECT_TRUE(same_bits(y, attention_over_pages(apart.q_THd, places, two, c))) << what;
+    EXPECT_TRUE(same_bits(one.k_SGd, two.k_SGd)) << what;
+    EXPECT_TRUE(same_bits(one.v_SGd, two.v_SGd)) << what;
+    EXPECT_TRUE(same_bits(append_and_attend(one, places, fresh_rows(), c), y)) << what;
+  }
+}
+
 TEST_F(DecodeAttentionOnGpu, InBf16ItRefusesPlacesWithoutAPage) {
   const AttentionConfig c = heads(4, 1, 64);
   const KvPages pages = {draw({128, 64}), draw({128, 64}), indices({1, -1}).view({1, 2}).to(kGpu), 64};
@@ -130,12 +186,16 @@ TEST_F(DecodeAttentionOnGpu, InBf16ItRefusesPlacesWithoutAPage) {
     const KvPlaces places = {indices({sequence}).to(kGpu), indices({position}).to(kGpu)};
     (void)attention_over_pages(draw({1, 256}), places, pages, c);
     EXPECT_THROW(current_stream().synchronise(), BrokenPromise) << sequence << ", " << position;
+    const Tensor row = draw({1, 64});
+    (void)append_and_attend(pages, places, {draw({1, 256}), row, row}, c);
+    EXPECT_THROW(current_stream().synchronise(), BrokenPromise) << sequence << ", " << position;
     current_stream().synchronise();
   };
   refuses(0, 64);
   refuses(0, 128);
   refuses(1, 0);
   refuses(-1, 0);
+  refuses(0, -1);
 }
 
 TEST_F(DecodeAttentionOnGpu, RowsAreAppendedInBf16) {

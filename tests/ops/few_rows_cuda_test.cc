@@ -1,6 +1,7 @@
 // Products of few rows in bf16, and what else a launch of them computes.
 #include "phalanx/ops/few_rows.h"
 
+#include "phalanx/ops/at_rest.h"
 #include "phalanx/ops/linears.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/swiglu.h"
@@ -116,7 +117,7 @@ TEST_F(FewRows, FetchesWeightsAtRestAhead) {
       return y;
     };
     const Tensor want = through_all();
-    const cuda::WeightsAtRest rest;
+    const AtRest at_rest;
     EXPECT_TRUE(same_bits(through_all(), want)) << rows;
   }
 }

@@ -2,12 +2,13 @@
 
 #include "phalanx/ops/cuda_kernels.cuh"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/dependents.cuh"
 
 namespace phalanx::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int64_t kPart = 16384;  // elements of a row that a block looks through
+constexpr int64_t kPart = 4096;  // elements of a row that a block looks through
 
 // The best of what was seen so far.
 template <class A>
@@ -44,16 +45,25 @@ __device__ Best<A> best_of_block(Best<A> mine) {
 // Block (part, row).
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    best_of_parts(const T* __restrict__ x, Best<Arithmetic<T>>* parts, int64_t width) {
+    best_of_parts(const T* x, Best<Arithmetic<T>>* parts, int64_t width) {
   using A = Arithmetic<T>;
+  let_next_start();
+  wait_for_kernel();
   const int64_t begin = int64_t{blockIdx.x} * kPart;
   const int64_t end = min(width, begin + kPart);
   const T* const row = x + int64_t{blockIdx.y} * width;
   Best<A> mine = {A(0), -1};
-#pragma unroll 4
-  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    const A value = widen(row[i]);
-    if (!isnan(value)) mine = better(mine, {value, static_cast<int32_t>(i)});
+  constexpr int kEach = kPart / kThreads;
+  A values[kEach];
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    const int64_t i = begin + j * kThreads + threadIdx.x;
+    values[j] = i < end ? widen(row[i]) : A(NAN);
+  }
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    const int64_t i = begin + j * kThreads + threadIdx.x;
+    if (!isnan(values[j])) mine = better(mine, {values[j], static_cast<int32_t>(i)});
   }
   mine = best_of_block(mine);
   if (threadIdx.x == 0) parts[int64_t{blockIdx.y} * gridDim.x + blockIdx.x] = mine;
@@ -61,8 +71,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // A block a row.
 template <class A>
-__global__ void __launch_bounds__(kThreads)
-    best_of_row(const Best<A>* __restrict__ parts, int32_t* out, int64_t count) {
+__global__ void __launch_bounds__(kThreads) best_of_row(const Best<A>* parts, int32_t* out, int64_t count) {
+  let_next_start();
+  wait_for_kernel();
   Best<A> mine = {A(0), -1};
   for (int64_t i = threadIdx.x; i < count; i += kThreads) {
     mine = better(mine, parts[int64_t{blockIdx.x} * count + i]);
@@ -105,12 +116,12 @@ void argmax_into(const Tensor& chosen, const Tensor& x) {
     const Tensor parts =
         Tensor::empty({x.rows() * count, static_cast<int64_t>(sizeof(B))}, DType::u8, x.device());
     auto* const at = reinterpret_cast<B*>(parts.address());
-    CUstream_st* const stream = current_stream().native();
-    best_of_parts<T><<<dim3(count, static_cast<unsigned>(x.rows())), kThreads, 0, stream>>>(
-        x.device_data<T>(), at, width);
-    best_of_row<Arithmetic<T>><<<static_cast<unsigned>(x.rows()), kThreads, 0, stream>>>(
-        at, chosen.device_data<int32_t>(), int64_t{count});
-    check_launch("argmax");
+    const auto rows = static_cast<unsigned>(x.rows());
+    const Grid of_parts = {.blocks = dim3(count, rows), .threads = dim3(kThreads)};
+    launch_early("argmax", best_of_parts<T>, of_parts, x.device_data<T>(), at, width);
+    const Grid of_rows = {.blocks = dim3(rows), .threads = dim3(kThreads)};
+    launch_early("argmax", best_of_row<Arithmetic<T>>, of_rows, at, chosen.device_data<int32_t>(),
+                 int64_t{count});
   });
 }
 

@@ -5,6 +5,9 @@
 // Only the rows are ragged. Of nn and nt they are rows of the result: boxes of x may hold another expert's
 // rows behind the last, whose results are not stored. Of tn they are the terms of the sums: behind the last
 // they are set to zero in shared memory.
+//
+// Gated, a form of nt: half of a tile's columns are gates, the others those that they gate, half of all
+// columns further on. A thread has both of a pair, and silu(gate) · up is stored, of half as many columns.
 #pragma once
 
 #include "phalanx/ops/grouped_schedule.cuh"
@@ -75,13 +78,14 @@ __device__ void fetch_a(std::byte* to, const CUtensorMap* map, const Tile& t, in
   }
 }
 
-template <Form F>
-__device__ void fetch_b(std::byte* to, const CUtensorMap* map, const Tile& t, int term, uint64_t* full) {
+template <Form F, bool Gated>
+__device__ void fetch_b(std::byte* to, const CUtensorMap* map, const Tile& t, int term, int n,
+                        uint64_t* full) {
   constexpr int kBoxes = F == Form::nt ? 2 : 4;
   constexpr int kColumns = kTileColumns / kBoxes;
   const int rank = static_cast<int>(cluster_rank());
   for (int i = 0; i < kBoxes; ++i) {
-    const int column = t.column + i * kColumns;
+    const int column = Gated ? t.column / 2 + i * (n / 2) : t.column + i * kColumns;
     Coordinates c = {column, term, t.expert};
     if (F == Form::nt) c = {term, column, t.expert};
     if (F == Form::tn) c = {column, t.begin + term, 0};
@@ -254,8 +258,17 @@ __device__ inline void add_rows(float (&sums)[128], const bf16* from, int rows, 
   }
 }
 
-/// The warp's rows of a tile, to where they belong.
-template <Form F, class Out>
+/// The first half of the sums, columns that gate the others, become those of a tile of a result of half as
+/// many columns. Approximately, far below what bf16 resolves: tensor cores are idle meanwhile.
+__device__ inline void gate_tile(float (&sums)[128], Tile& t, GroupedSizes& s) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) sums[i] *= sums[64 + i] * __fdividef(1, 1 + __expf(-sums[i]));
+  t.column /= 2;
+  s.n /= 2;
+}
+
+/// The warp's rows of a tile of Columns, to where they belong.
+template <Form F, int Columns, class Out>
 __device__ void store_tile(float (&sums)[128], const Tile& t, const GroupedSizes& s, std::byte* staged,
                            int warp, Out* out) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -263,7 +276,7 @@ __device__ void store_tile(float (&sums)[128], const Tile& t, const GroupedSizes
   const int rows = t.rows - first;
   const int64_t row = F == Form::tn ? int64_t{t.expert} * s.m : t.begin;
   Out* const to = out + (row + t.row + first) * s.n + t.column;
-  const int columns = s.n - t.column;
+  const int columns = min(s.n - t.column, Columns);
   if constexpr (F == Form::tn && !Staging<Out>::kBulk) {
     if (s.add) add_rows(sums, to, rows, columns, s.n);
   }
@@ -281,7 +294,7 @@ __device__ void store_tile(float (&sums)[128], const Tile& t, const GroupedSizes
 
 #endif
 
-template <Form F, class Out>
+template <Form F, class Out, bool Gated>
 __global__ __launch_bounds__(kGroupedThreads, 1) void grouped_wgmma(const __grid_constant__ CUtensorMap a,
                                                                     const __grid_constant__ CUtensorMap b,
                                                                     GroupedSizes sizes, Out* out,
@@ -315,7 +328,7 @@ __global__ __launch_bounds__(kGroupedThreads, 1) void grouped_wgmma(const __grid
           barrier_wait(&shared.empty[ring.stage], ring.parity ^ 1);
           barrier_expect(full, kABytes + kBBytes);
           fetch_a<F>(stages.a[ring.stage], &a, t, term, full);
-          fetch_b<F>(stages.b[ring.stage], &b, t, term, full);
+          fetch_b<F, Gated>(stages.b[ring.stage], &b, t, term, sizes.n, full);
           ring.advance();
         }
       });
@@ -332,7 +345,14 @@ __global__ __launch_bounds__(kGroupedThreads, 1) void grouped_wgmma(const __grid
       } else {
         sum_tile<F>(sums, t, m);
       }
-      store_tile<F>(sums, t, sizes, stages.staged[m.warp], m.warp, out);
+      if constexpr (Gated) {
+        Tile half = t;
+        GroupedSizes stored = sizes;
+        gate_tile(sums, half, stored);
+        store_tile<F, kTileColumns / 2>(sums, half, stored, stages.staged[m.warp], m.warp, out);
+      } else {
+        store_tile<F, kTileColumns>(sums, t, sizes, stages.staged[m.warp], m.warp, out);
+      }
     });
     if (Staging<Out>::kBulk) bulk_wait();
   }
@@ -341,19 +361,20 @@ __global__ __launch_bounds__(kGroupedThreads, 1) void grouped_wgmma(const __grid
 }
 
 /// Whether the kernel has a body here: without one it has no shared memory. All GPUs of a process are alike.
-template <Form F, class Out>
+template <Form F, class Out, bool Gated>
 bool has_grouped_wgmma() {
   static const bool has = [] {
     cudaFuncAttributes attributes;
-    check(cudaFuncGetAttributes(&attributes, grouped_wgmma<F, Out>), "cudaFuncGetAttributes");
+    check(cudaFuncGetAttributes(&attributes, grouped_wgmma<F, Out, Gated>), "cudaFuncGetAttributes");
     return attributes.sharedSizeBytes > 0;
   }();
   return has;
 }
 
-template <Form F, class Out>
+template <Form F, class Out, bool Gated = false>
 bool launch_grouped_wgmma(const GroupedProduct& p) {
-  if (!has_grouped_wgmma<F, Out>()) return false;
+  static_assert(!Gated || (F == Form::nt && std::is_same_v<Out, bf16>));
+  if (!has_grouped_wgmma<F, Out, Gated>()) return false;
   constexpr bool kTn = F == Form::tn;
   const CUtensorMap a = tensor_map(p.a, kTn ? kTileTerms : kTileRows);
   const CUtensorMap b = tensor_map(p.b, F == Form::nt ? kTileColumns / 2 : kTileTerms);
@@ -361,14 +382,14 @@ bool launch_grouped_wgmma(const GroupedProduct& p) {
                               .capacity = std::min(p.a.rows(), kTn ? p.b.rows() : p.a.rows()),
                               .experts = static_cast<int>(p.offsets.numel() - 1),
                               .m = kTn ? static_cast<int>(p.c.dim(1)) : 0,
-                              .n = static_cast<int>(p.c.dim(kTn ? 2 : 1)),
+                              .n = static_cast<int>(p.c.dim(kTn ? 2 : 1)) * (Gated ? 2 : 1),
                               .k = kTn ? 0 : static_cast<int>(p.a.dim(1)),
                               .add = p.into == Into::add};
   int multiprocessors = 0;
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, p.c.device().index),
         "cudaDeviceGetAttribute");
   const size_t bytes = sizeof(GroupedStages<Out>) + 1024;
-  check(cudaFuncSetAttribute(grouped_wgmma<F, Out>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  check(cudaFuncSetAttribute(grouped_wgmma<F, Out, Gated>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
         "cudaFuncSetAttribute");
   Stream& stream = current_stream();
@@ -382,9 +403,9 @@ bool launch_grouped_wgmma(const GroupedProduct& p) {
   launch.stream = stream.native();
   launch.attrs = &pairs;
   launch.numAttrs = 1;
-  check(
-      cudaLaunchKernelEx(&launch, grouped_wgmma<F, Out>, a, b, sizes, p.c.device_data<Out>(), stream.fault()),
-      "grouped_wgmma");
+  check(cudaLaunchKernelEx(&launch, grouped_wgmma<F, Out, Gated>, a, b, sizes, p.c.device_data<Out>(),
+                           stream.fault()),
+        "grouped_wgmma");
   return true;
 }
 

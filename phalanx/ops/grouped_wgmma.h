@@ -26,4 +26,8 @@ bool grouped_wgmma_nn(const GroupedProduct& p);
 bool grouped_wgmma_tn_f32(const GroupedProduct& p);
 bool grouped_wgmma_tn_bf16(const GroupedProduct& p);
 
+/// a [M, F] = silu(gate) · up of bf16, where those are the halves of x [M, K] · w [2F, K]ᵀ, which are not
+/// rounded. False also unless F and K are whole 16 bytes, and the addresses, and nothing is empty.
+bool wgmma_nt_swiglu(const Tensor& a_MF, const Tensor& x_MK, const Tensor& w);
+
 }  // namespace phalanx::cuda

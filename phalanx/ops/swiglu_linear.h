@@ -6,7 +6,7 @@
 namespace phalanx {
 
 /// x [M, K], w [2F, K] and b [2F], which may be empty → silu(gate) · up [M, F], gate and up the halves of
-/// x · wᵀ + b. On a GPU few rows take one launch.
+/// x · wᵀ + b. On a GPU few rows, and very many, take one launch of a product.
 Tensor linear_swiglu(const Tensor& x_MK, const Tensor& w, const Tensor& b);
 
 }  // namespace phalanx

@@ -2,6 +2,7 @@
 #include "phalanx/ops/few_rows.h"
 
 #include "phalanx/ops/at_rest.h"
+#include "phalanx/ops/grouped_wgmma.h"
 #include "phalanx/ops/linears.h"
 #include "phalanx/ops/matmul.h"
 #include "phalanx/ops/swiglu.h"
@@ -93,6 +94,30 @@ TEST_F(FewRows, MakesASwiglu) {
       EXPECT_TRUE(same_bits(linear_swiglu(x, w, b), a)) << what;
     }
   }
+}
+
+// Many rows, by another kernel.
+TEST_F(FewRows, ManyRowsMakeASwiglu) {
+  std::vector<Sizes> all = {{1, 8, 8}, {129, 136, 72}, {256, 128, 2048}};
+  for (int i = 0; i < 5; ++i) {
+    all.push_back({random_.integer(1, 700), 8 * random_.integer(1, 60), 8 * random_.integer(1, 90)});
+  }
+  for (const auto& [m, f, k] : all) {
+    const Tensor x = draw({m, k});
+    const Tensor w = draw({2 * f, k}, 1 / std::sqrt(static_cast<double>(k)));
+    const Tensor a = like(m, f);
+    ASSERT_TRUE(cuda::wgmma_nt_swiglu(a, x, w));
+    const Tensor want = swiglu(all_rows(linear_in_f32(x, {{}, w, {}, {}}))).data;
+    const std::string what = format("{} x {} x {}", m, f, k);
+    expect_near(a, want, 1e-2, what.c_str());
+  }
+  const Tensor x = draw({2100, 264});
+  const Tensor w = draw({2 * 4232, 264}, 0.1);
+  const Tensor a = like(2100, 4232);
+  ASSERT_TRUE(cuda::wgmma_nt_swiglu(a, x, w));
+  EXPECT_TRUE(same_bits(linear_swiglu(x, w, {}), a));
+  EXPECT_FALSE(cuda::wgmma_nt_swiglu(like(3, 4), draw({3, 8}), draw({8, 8})));
+  EXPECT_FALSE(cuda::wgmma_nt_swiglu(like(0, 8), draw({0, 8}), draw({16, 8})));
 }
 
 TEST_F(FewRows, ARowHasTheSameBitsAmongOthers) {

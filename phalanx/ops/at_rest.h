@@ -5,10 +5,10 @@
 
 namespace phalanx {
 
-/// While one lives, what the thread's products of few rows and append_and_attend read besides rows that are
-/// computed (weights; positions and tables) is written by none of the kernels that the thread queued since
-/// the last one that was not launched early (ops/dependents.cuh). On a GPU those may then read it before
-/// what stands in front of them has ended.
+/// While one lives, what the thread's rmsnorm, products of few rows and append_and_attend read besides rows
+/// that are computed (weights; positions and tables) is written by none of the kernels that the thread queued
+/// since the last one that was not launched early (ops/dependents.cuh). On a GPU those may then read it
+/// before what stands in front of them has ended.
 class AtRest {
  public:
   AtRest() : before_(std::exchange(on_, true)) {}

@@ -2,8 +2,8 @@
 // share it. Scores come from tensor cores, keys as rows: a lane's 8 columns are not those that an instruction
 // has next to each other, but of a sum over columns any order will do. The weighted sum of v is in f32, 8
 // columns a lane. Warps, the blocks of a cluster, and clusters are put together in their order. What a warp
-// takes next is on its way to the L2 cache, at first before the kernel in front has ended, if positions and
-// tables are at rest. A row that is new is written by the warp that reads it.
+// takes next but one is asked of the L2 cache, at first before the kernel in front has ended, if positions
+// and tables are at rest. A row that is new is written by the warp that reads it.
 #include "phalanx/ops/decode_attention.h"
 
 #include <limits>
@@ -107,13 +107,20 @@ struct Run {
   int seen;  // 1 to 32 of them; 0: none are there
 };
 
-// A lane asks the L2 cache, which sees what others write, for a row of each.
+// Asks the L2 cache, which sees what others write, for all sectors of 32 bytes.
 template <int D>
-__device__ void prefetch_run(const Run& run, int stride) {
-  const int row = threadIdx.x % kWarp;
-  if (row >= run.seen) return;
-  prefetch_bytes(run.k + row * stride, D * sizeof(bf16));
-  prefetch_bytes(run.v + row * stride, D * sizeof(bf16));
+__device__ void prefetch(const Run& run, int stride) {
+  constexpr int kSector = 16;  // elements
+  constexpr int kSectors = D / kSector;
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int i = 0; i < kSectors; ++i) {
+    const int row = i * (kWarp / kSectors) + lane / kSectors;
+    if (row >= run.seen) continue;
+    const int at = row * stride + lane % kSectors * kSector;
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(run.k + at));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(run.v + at));
+  }
 }
 
 // One warp's query row of the heads of a KV head, and its softmax so far. Of scores a lane has heads
@@ -130,15 +137,17 @@ struct Warp {
   float sum[2] = {0, 0};  // of this lane's keys
   float y[H][8] = {};
 
-  // Turned, if cosines are not null.
-  __device__ void load_query(const bf16* heads, int group, const float* cosines, const float* sines) {
+  __device__ void load_query(const bf16* heads, int group) {
     const int lane = threadIdx.x % kWarp;
     const bool there = lane / 4 < group;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       q[c] = there ? *reinterpret_cast<const uint4*>(heads + lane / 4 * D + c * 32 + lane % 4 * 8) : uint4{};
     }
-    if (!cosines) return;
+  }
+
+  __device__ void turn_query(const float* cosines, const float* sines) {
+    const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int c = 0; c < kChunks / 2; ++c) {
       float x[8];
@@ -158,8 +167,10 @@ struct Warp {
   }
 
   // Adds a run. Values that are not seen count as zero, whatever is there.
-  __device__ void add(const Run& run, int stride, float scale, float (&weights)[kKeys][kMostHeads],
-                      float (&shrinks)[kMostHeads]) {
+  __device__ void add(const Run& run, int stride, float scale, Shared<D>& shared) {
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    auto& weights = shared.weights[warp];
+    auto& shrinks = shared.shrinks[warp];
     const int lane = threadIdx.x % kWarp;
     uint4 keys[2][kChunks][2];
 #pragma unroll
@@ -413,7 +424,9 @@ __global__ void __launch_bounds__(kThreads, D == 64 && H <= 4 ? 4 : 2)
   const int step = a.splits * kWarps * kKeys;
   int begin = (p.split * kWarps + warp) * kKeys;
   Run run = p.template run<D>(a, begin);
-  prefetch_run<D>(run, stride);
+  Run next = p.template run<D>(a, begin + step);
+  prefetch<D>(run, stride);
+  prefetch<D>(next, stride);
   for (int i = threadIdx.x; i < turns.pairs; i += kThreads) {
     turns.angle(p.position, i, shared.cosines[i], shared.sines[i]);
   }
@@ -425,12 +438,13 @@ __global__ void __launch_bounds__(kThreads, D == 64 && H <= 4 ? 4 : 2)
     append<D>(a, p, shared, turns.pairs > 0);
   }
   Warp<D, H> mine;
-  mine.load_query(a.q + p.head(a) * D, a.group, turns.pairs > 0 ? shared.cosines : nullptr, shared.sines);
+  mine.load_query(a.q + p.head(a) * D, a.group);
+  if (turns.pairs > 0) mine.turn_query(shared.cosines, shared.sines);
   for (; begin < p.known; begin += step) {
-    const Run next = p.template run<D>(a, begin + step);
-    prefetch_run<D>(next, stride);
-    if (run.seen > 0) mine.add(run, stride, a.scale, shared.weights[warp], shared.shrinks[warp]);
+    if (run.seen > 0) mine.add(run, stride, a.scale, shared);
     run = next;
+    next = p.template run<D>(a, begin + 2 * step);
+    prefetch<D>(next, stride);
   }
   if (p.position >= p.known || p.position < 0) {
     if (threadIdx.x == 0) report(a.keys.fault, FaultKind::position, p.position, 0);

@@ -139,11 +139,6 @@ __device__ inline void prefetch(const CUtensorMap* map, Coordinates c) {
                : "memory");
 }
 
-/// Bytes (a multiple of 16, as the address) the same way.
-__device__ inline void prefetch_bytes(const void* from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 __device__ inline void prefetch(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

@@ -1,3 +1,4 @@
+#include "phalanx/ops/at_rest.h"
 #include "phalanx/ops/cuda_ops.h"
 #include "phalanx/ops/dependents.cuh"
 #include "phalanx/ops/norm_rows.cuh"
@@ -6,17 +7,22 @@ namespace phalanx::cuda {
 namespace {
 
 // One team a row. Squares are added in f64, so that they fit whatever the magnitude. (x and w are not said to
-// be restricted: their loads would be free to move in front of the wait.)
+// be restricted: their loads would be free to move in front of the wait.) Short rows have their w loaded with
+// x, or before it, if it is at rest.
 template <class T, int N, int P>
 __global__ void __launch_bounds__(kMostThreads)
     forward(const T* x, const T* w, T* __restrict__ y, Arithmetic<T>* __restrict__ inv_rms, int64_t rows,
-            int64_t width, double eps) {
+            int64_t width, double eps, bool at_rest) {
   using A = Arithmetic<T>;
+  constexpr bool kShort = P == 1;
   __shared__ TeamScratch scratch;
   let_next_start();
-  wait_for_kernel();
+  if (!at_rest) wait_for_kernel();
   const int64_t r = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const RowPacks<N, P> row = {r < rows ? width : 0};
+  Pack<T, N> weights[P];
+  if (kShort) row.load_row(w, weights);
+  wait_for_kernel();
   Pack<T, N> in[P];
   row.load_row(x + r * width, in);
   double squares = 0;
@@ -28,7 +34,7 @@ __global__ void __launch_bounds__(kMostThreads)
   const auto inv = static_cast<A>(1 / sqrt(squares / static_cast<double>(width) + eps));
   if (r < rows && threadIdx.x == 0) inv_rms[r] = inv;
   row.each([&](int p, int64_t i) {
-    const auto wi = load<T, N>(w + i);
+    const auto wi = kShort ? weights[p] : load<T, N>(w + i);
     Pack<T, N> out;
     for (int k = 0; k < N; ++k) out.v[k] = narrow<T>(widen(in[p].v[k]) * inv * widen(wi.v[k]));
     store(y + r * width + i, out);
@@ -107,7 +113,8 @@ RmsNormed rmsnorm(const Tensor& x, const Tensor& w, double eps) {
       with_row_packs(width, n, [&](dim3 threads, auto p) {
         const Grid grid = {.blocks = dim3(blocks_for(x.rows(), threads.y)), .threads = threads};
         launch_early("rmsnorm", forward<T, n, p>, grid, x.device_data<T>(), w.device_data<T>(),
-                     out.y_TD.device_data<T>(), out.inv_rms_T.device_data<A>(), x.rows(), width, eps);
+                     out.y_TD.device_data<T>(), out.inv_rms_T.device_data<A>(), x.rows(), width, eps,
+                     AtRest::on());
       });
     });
     return out;

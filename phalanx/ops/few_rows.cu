@@ -3,6 +3,8 @@
 // columns, so that 64 of them cost no more memory than one. Where matrices are short, the blocks of a
 // cluster share a tile's columns; their sums meet in shared memory, in order. The first weights are fetched,
 // or if others may still write them are on their way to the L2 cache, before the kernel in front has ended.
+// Rows that are still to be normed are so in each stage, after every block has read them once for their sums
+// of squares.
 #include "phalanx/ops/few_rows.h"
 
 #include <algorithm>
@@ -39,9 +41,18 @@ struct Linear {
   unsigned end;  // blocks of this one and those before
 };
 
+// Of rows of x that are still to be normed.
+struct Norm {
+  const bf16* x;
+  const bf16* w;
+  double eps;
+  int columns;
+};
+
 struct Arguments {
   int chunks;  // of kTerms columns
   int rows;
+  Norm norm;
   bool at_rest;  // the weights
   Linear linears[kMostLinears];
 };
@@ -82,9 +93,15 @@ struct Part {
 };
 
 template <int N>
-struct Fetcher {
+struct Ring {
   Stage<N>* stages;
   uint64_t* full;
+  uint64_t* empty;  // the multipliers have read a stage
+};
+
+template <int N>
+struct Fetcher {
+  Ring<N> ring;
   const Maps& maps;
   const Part& part;
 
@@ -92,23 +109,23 @@ struct Fetcher {
   __device__ Coordinates box(int half, int i) const {
     return {(part.begin + i) * kTerms, part.rows[half], 0};
   }
-  __device__ void announce(int i) const { barrier_expect(&full[stage_of(i)], sizeof(Stage<N>)); }
+  __device__ void announce(int i) const { barrier_expect(&ring.full[stage_of(i)], sizeof(Stage<N>)); }
   __device__ void fetch_weights(int i) const {
     const int s = stage_of(i);
-    for (int half = 0; half < 2; ++half) fetch(stages[s].w[half], part.w, box(half, i), &full[s]);
+    for (int half = 0; half < 2; ++half) fetch(ring.stages[s].w[half], part.w, box(half, i), &ring.full[s]);
   }
   __device__ void prefetch_weights(int i) const {
     for (int half = 0; half < 2; ++half) prefetch(part.w, box(half, i));
   }
   __device__ void fetch_x(int i) const {
     const int s = stage_of(i);
-    fetch(stages[s].x, &maps.x, {(part.begin + i) * kTerms, 0, 0}, &full[s]);
+    fetch(ring.stages[s].x, &maps.x, {(part.begin + i) * kTerms, 0, 0}, &ring.full[s]);
   }
 };
 
-// One thread's work. `empty`: the multipliers have read a stage.
+// One thread's work.
 template <int N>
-__device__ void fetch_all(const Fetcher<N>& f, uint64_t* empty, bool at_rest) {
+__device__ void fetch_all(const Fetcher<N>& f, bool at_rest) {
   const int count = f.part.end - f.part.begin;
   const int first = min(count, kStages);
   prefetch(&f.maps.x);
@@ -123,33 +140,87 @@ __device__ void fetch_all(const Fetcher<N>& f, uint64_t* empty, bool at_rest) {
     f.fetch_x(i);
   }
   for (int i = kStages; i < count; ++i) {
-    barrier_wait(&empty[f.stage_of(i)], (i / kStages - 1) & 1);
+    barrier_wait(&f.ring.empty[f.stage_of(i)], (i / kStages - 1) & 1);
     f.announce(i);
     f.fetch_weights(i);
     f.fetch_x(i);
   }
 }
 
-// A warpgroup's sums [64 rows of weights, N rows of x].
+__device__ inline float2 widen_pair(uint32_t pair) {
+  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+}
+
+// 1 / the root mean square of each row, 0 of those that are not there. A warp's rows are `warp` and each 8th
+// from there. Squares of 8 columns are added in f32, these sums in f64.
 template <int N>
-__device__ void sum_chunks(float (&sums)[N / 2], Stage<N>* stages, uint64_t* full, uint64_t* empty, int count,
-                           int warpgroup) {
+__device__ void invert_rms(float (&inv_rms)[N], const Norm& n, int rows, int warp) {
+  const int lane = threadIdx.x % kWarp;
+  for (int row = warp; row < N; row += kMultipliers) {
+    double squares = 0;
+#pragma unroll 4
+    for (int c = lane * 8; row < rows && c < n.columns; c += kWarp * 8) {
+      const uint4 words = *reinterpret_cast<const uint4*>(n.x + int64_t{row} * n.columns + c);
+      float sum = 0;
+      for (const uint32_t pair : {words.x, words.y, words.z, words.w}) {
+        const float2 v = widen_pair(pair);
+        sum = fmaf(v.y, v.y, fmaf(v.x, v.x, sum));
+      }
+      squares += static_cast<double>(sum);
+    }
+    for (int step = kWarp / 2; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
+    if (lane == 0) inv_rms[row] = row < rows ? static_cast<float>(1 / sqrt(squares / n.columns + n.eps)) : 0;
+  }
+  named_barrier(1, kMultiplying);
+}
+
+// The weights of the columns that a lane has in a stage, a pair; 0 behind the last.
+__device__ inline uint32_t norm_weights(const Norm& n, int chunk) {
+  const int column = chunk * kTerms + static_cast<int>(threadIdx.x) % kWarp * 2;
+  return column < n.columns ? *reinterpret_cast<const uint32_t*>(n.w + column) : 0;
+}
+
+// A stage's rows of x, swizzled as they came, become normed. A warp's rows as above.
+template <int N>
+__device__ void norm_rows(std::byte* x, const float (&inv_rms)[N], uint32_t weights, int warp) {
+  const int lane = threadIdx.x % kWarp;
+  const float2 w = widen_pair(weights);
+#pragma unroll
+  for (int i = 0; i < N / kMultipliers; ++i) {
+    const int row = i * kMultipliers + warp;
+    const int at = row * static_cast<int>(kBoxRowBytes) + ((lane * 4) ^ (row % 8 * 16));
+    auto* const pair = reinterpret_cast<uint32_t*>(x + at);
+    const float2 v = widen_pair(*pair);
+    const bf16 low = narrow<bf16>(v.x * inv_rms[row] * w.x);
+    const bf16 high = narrow<bf16>(v.y * inv_rms[row] * w.y);
+    *pair = uint32_t{low.bits} | uint32_t{high.bits} << 16;
+  }
+  fence_async_proxy();
+  named_barrier(1, kMultiplying);
+}
+
+// A warpgroup's sums [64 rows of weights, N rows of x]; a stage's rows go through prepare(x, i) first.
+template <int N, class Prepare>
+__device__ void sum_chunks(float (&sums)[N / 2], const Ring<N>& ring, int count, int warpgroup,
+                           Prepare&& prepare) {
   constexpr int kMma = 16;  // terms
   const uint32_t rank = cluster_rank();
   for (int i = 0; i < count; ++i) {
     const int s = i % kStages;
-    barrier_wait(&full[s], i / kStages & 1);
+    barrier_wait(&ring.full[s], i / kStages & 1);
+    prepare(ring.stages[s].x, i);
     fence_sums(sums);
     warpgroup_arrive();
 #pragma unroll
     for (int term = 0; term < kTerms; term += kMma) {
       const int at = term * static_cast<int>(sizeof(bf16));
-      add_product_64<N>(sums, descriptor(stages[s].w[warpgroup] + at), descriptor(stages[s].x + at));
+      add_product_64<N>(sums, descriptor(ring.stages[s].w[warpgroup] + at),
+                        descriptor(ring.stages[s].x + at));
     }
     warpgroup_commit_batch();
     warpgroup_wait<0>();
     fence_sums(sums);
-    if (threadIdx.x % kWarp == 0) barrier_arrive(&empty[s], rank);
+    if (threadIdx.x % kWarp == 0) barrier_arrive(&ring.empty[s], rank);
   }
 }
 
@@ -203,7 +274,7 @@ __device__ void write(const Linear& l, const float (&sums)[N][kPitch], int64_t f
 #endif
 
 // For N rows of x or fewer.
-template <int N, class Y, Ends ends>
+template <int N, class Y, Ends ends, bool Norms>
 __global__ void __launch_bounds__(kThreads, N <= 16 ? 3 : 2)
     multiply(const __grid_constant__ Maps maps, const __grid_constant__ Arguments a) {
 #if PHALANX_SM90A
@@ -233,13 +304,26 @@ __global__ void __launch_bounds__(kThreads, N <= 16 ? 3 : 2)
     fence_async_proxy();
   }
   __syncthreads();
+  const Ring<N> ring = {memory.stages, full, empty};
   if (warp == kMultipliers) {
-    if (threadIdx.x == kMultiplying) fetch_all<N>({memory.stages, full, maps, part}, empty, a.at_rest);
+    if (threadIdx.x == kMultiplying) fetch_all<N>({ring, maps, part}, a.at_rest);
     __syncwarp();
   } else {
     wait_for_kernel();
     float sums[N / 2] = {};
-    sum_chunks<N>(sums, memory.stages, full, empty, part.end - part.begin, warp / (kWarpgroup / kWarp));
+    const int count = part.end - part.begin;
+    const int warpgroup = warp / (kWarpgroup / kWarp);
+    if constexpr (Norms) {
+      __shared__ float inv_rms[N];
+      invert_rms<N>(inv_rms, a.norm, a.rows, warp);
+      uint32_t weights = norm_weights(a.norm, part.begin);
+      sum_chunks<N>(sums, ring, count, warpgroup, [&](std::byte* x, int i) {
+        norm_rows<N>(x, inv_rms, weights, warp);
+        weights = norm_weights(a.norm, part.begin + i + 1);
+      });
+    } else {
+      sum_chunks<N>(sums, ring, count, warpgroup, [](std::byte*, int) {});
+    }
     named_barrier(1, kMultiplying);  // the stages have been read
     leave_sums<N>(sums, memory.sums, warp);
   }
@@ -251,7 +335,10 @@ __global__ void __launch_bounds__(kThreads, N <= 16 ? 3 : 2)
 
 bool whole_words(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.address()) % kWord == 0; }
 
-bool fits(const Tensor& x, std::span<const LinearOf> linears) {
+bool fits(const Tensor& x, std::span<const LinearOf> linears, const RowNorm& norm) {
+  if (norm.w_K.defined()) {
+    if (x.rows() > kFewNormedRows || norm.w_K.dtype() != DType::bf16 || !whole_words(norm.w_K)) return false;
+  }
   if (x.dtype() != DType::bf16 || x.rows() == 0 || x.rows() > kFewRows) return false;
   if (x.dim(1) == 0 || x.dim(1) * int64_t{sizeof(bf16)} % kWord != 0 || !whole_words(x)) return false;
   if (linears.empty() || linears.size() > kMostLinears) return false;
@@ -269,7 +356,8 @@ bool fits(const Tensor& x, std::span<const LinearOf> linears) {
 bool has_kernel() {
   static const bool has = [] {
     cudaFuncAttributes attributes;
-    check(cudaFuncGetAttributes(&attributes, multiply<8, bf16, Ends::linear>), "cudaFuncGetAttributes");
+    check(cudaFuncGetAttributes(&attributes, multiply<8, bf16, Ends::linear, false>),
+          "cudaFuncGetAttributes");
     return attributes.sharedSizeBytes > 0;
   }();
   return has;
@@ -291,14 +379,18 @@ struct Launch {
 };
 
 template <Ends ends>
-Launch launch_of(const Tensor& x, std::span<const LinearOf> linears, int box_rows) {
+Launch launch_of(const Tensor& x, std::span<const LinearOf> linears, const RowNorm& norm, int box_rows) {
+  const auto pointer = [](const Tensor& t) { return t.defined() ? t.device_data<bf16>() : nullptr; };
   Launch launch = {.maps = {.x = tensor_map(x, box_rows), .w = {}},
                    .arguments = {.chunks = static_cast<int>((x.dim(1) + kTerms - 1) / kTerms),
                                  .rows = static_cast<int>(x.rows()),
+                                 .norm = {.x = pointer(x),
+                                          .w = pointer(norm.w_K),
+                                          .eps = norm.eps,
+                                          .columns = static_cast<int>(x.dim(1))},
                                  .at_rest = AtRest::on(),
                                  .linears = {}}};
   Arguments& a = launch.arguments;
-  const auto pointer = [](const Tensor& t) { return t.defined() ? t.device_data<bf16>() : nullptr; };
   for (size_t i = 0; i < linears.size(); ++i) {
     const LinearOf& l = linears[i];
     launch.maps.w[i] = tensor_map(l.w_NK, kBoxRows);
@@ -320,50 +412,66 @@ Launch launch_of(const Tensor& x, std::span<const LinearOf> linears, int box_row
   return launch;
 }
 
-template <int N, class Y, Ends ends>
-void start(const Tensor& x, std::span<const LinearOf> linears) {
-  const Launch l = launch_of<ends>(x, linears, N);
+template <int N, class Y, Ends ends, bool Norms>
+void start(const Tensor& x, std::span<const LinearOf> linears, const RowNorm& norm) {
+  const Launch l = launch_of<ends>(x, linears, norm, N);
   constexpr size_t kBytes = sizeof(Memory<N>) + 1024;
-  check(cudaFuncSetAttribute(multiply<N, Y, ends>, cudaFuncAttributeMaxDynamicSharedMemorySize, int{kBytes}),
+  constexpr auto* kKernel = multiply<N, Y, ends, Norms>;
+  check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int{kBytes}),
         "cudaFuncSetAttribute");
   const Grid grid = {.blocks = dim3(l.arguments.linears[linears.size() - 1].end),
                      .threads = dim3(kThreads),
                      .cluster = l.cluster,
                      .shared_bytes = kBytes};
-  launch_early("a product of few rows", multiply<N, Y, ends>, grid, l.maps, l.arguments);
+  launch_early("a product of few rows", kKernel, grid, l.maps, l.arguments);
 }
 
 template <class Y, Ends ends>
-void start_for_rows(const Tensor& x, std::span<const LinearOf> linears) {
+void start_for_rows(const Tensor& x, std::span<const LinearOf> linears, const RowNorm& norm) {
   const int64_t rows = x.rows();
-  if (rows <= 8) return start<8, Y, ends>(x, linears);
-  if (rows <= 16) return start<16, Y, ends>(x, linears);
-  if (rows <= 32) return start<32, Y, ends>(x, linears);
-  start<64, Y, ends>(x, linears);
+  if (norm.w_K.defined()) {
+    static_assert(kFewNormedRows == 16);
+    if (rows <= 8) return start<8, Y, ends, true>(x, linears, norm);
+    return start<16, Y, ends, true>(x, linears, norm);
+  }
+  if (rows <= 8) return start<8, Y, ends, false>(x, linears, norm);
+  if (rows <= 16) return start<16, Y, ends, false>(x, linears, norm);
+  if (rows <= 32) return start<32, Y, ends, false>(x, linears, norm);
+  start<64, Y, ends, false>(x, linears, norm);
+}
+
+void check_norm(const Tensor& x, const RowNorm& norm) {
+  PHX_CHECK(!norm.w_K.defined() || norm.w_K.numel() == x.dim(1), "a norm with {} of {}", norm.w_K.shape(),
+            x.shape());
 }
 
 }  // namespace
 
-bool multiply_few_rows(const Tensor& x, std::span<const LinearOf> linears) {
-  if (!fits(x, linears) || !has_kernel()) return false;
+bool multiply_few_rows(const Tensor& x, std::span<const LinearOf> linears, const RowNorm& norm) {
+  if (!fits(x, linears, norm) || !has_kernel()) return false;
+  check_norm(x, norm);
   for (const LinearOf& l : linears) {
     PHX_CHECK(l.w_NK.dim(1) == x.dim(1) && l.y_MN.shape() == Shape({x.rows(), l.w_NK.rows()}),
               "a linear layer {} of {} into {}", l.w_NK.shape(), x.shape(), l.y_MN.shape());
   }
   if (linears[0].y_MN.dtype() == DType::f32) {
-    start_for_rows<float, Ends::linear>(x, linears);
+    start_for_rows<float, Ends::linear>(x, linears, norm);
   } else {
-    start_for_rows<bf16, Ends::linear>(x, linears);
+    start_for_rows<bf16, Ends::linear>(x, linears, norm);
   }
   return true;
 }
 
-bool multiply_few_rows_swiglu(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b) {
+bool multiply_few_rows_swiglu(const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& b,
+                              const RowNorm& norm) {
   const LinearOf linear = {y, w, b, {}};
-  if (!fits(x, {&linear, 1}) || y.dtype() != DType::bf16 || y.numel() == 0 || !has_kernel()) return false;
+  if (!fits(x, {&linear, 1}, norm) || y.dtype() != DType::bf16 || y.numel() == 0 || !has_kernel()) {
+    return false;
+  }
+  check_norm(x, norm);
   PHX_CHECK(w.dim(1) == x.dim(1) && 2 * y.dim(1) == w.rows() && y.rows() == x.rows(),
             "a SwiGLU of {} of {} into {}", w.shape(), x.shape(), y.shape());
-  start_for_rows<bf16, Ends::swiglu>(x, {&linear, 1});
+  start_for_rows<bf16, Ends::swiglu>(x, {&linear, 1}, norm);
   return true;
 }
 

@@ -15,7 +15,13 @@ struct LinearOf {
   Tensor also_MN;
 };
 
+/// What rows are still to be normed by, as rmsnorm does; without w they are not.
+struct RowNorm {
+  Tensor w_K;
+  double eps = 0;
+};
+
 /// Computes all of them. On a GPU few rows take one launch, in which the weights stream by.
-void linears_into(const Tensor& x_MK, std::span<const LinearOf> linears);
+void linears_into(const Tensor& x_MK, std::span<const LinearOf> linears, const RowNorm& norm = {});
 
 }  // namespace phalanx

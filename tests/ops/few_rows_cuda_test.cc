@@ -5,6 +5,7 @@
 #include "phalanx/ops/grouped_wgmma.h"
 #include "phalanx/ops/linears.h"
 #include "phalanx/ops/matmul.h"
+#include "phalanx/ops/rmsnorm.h"
 #include "phalanx/ops/swiglu.h"
 #include "phalanx/ops/swiglu_linear.h"
 #include "tests/ops/bf16_on_gpu.h"
@@ -118,6 +119,25 @@ TEST_F(FewRows, ManyRowsMakeASwiglu) {
   EXPECT_TRUE(same_bits(linear_swiglu(x, w, {}), a));
   EXPECT_FALSE(cuda::wgmma_nt_swiglu(like(3, 4), draw({3, 8}), draw({8, 8})));
   EXPECT_FALSE(cuda::wgmma_nt_swiglu(like(0, 8), draw({0, 8}), draw({16, 8})));
+}
+
+TEST_F(FewRows, NormsRowsFirst) {
+  for (const auto& [m, n, k] : sizes(random_)) {
+    const Tensor x = draw({m, k}, 5, 1);
+    const RowNorm norm = {draw({k}, 0.5, 1), 1e-5};
+    const Tensor normed = rmsnorm(x, norm.w_K, norm.eps).y_TD;
+    const std::string what = format("{} x {} x {}", m, n, k);
+    const std::vector<LinearOf> all = {{like(m, n), draw({n, k}), {}, {}},
+                                       {like(m, n + 3), draw({n + 3, k}), draw({n + 3}), {}}};
+    EXPECT_EQ(cuda::multiply_few_rows(x, all, norm), m <= cuda::kFewNormedRows) << what;
+    linears_into(x, all, norm);
+    for (const LinearOf& l : all) {
+      expect_near(l.y_MN, linear_in_f32(normed, l), std::sqrt(static_cast<double>(k)) / 10, what.c_str());
+    }
+    const Tensor w = draw({2 * n, k}, 1 / std::sqrt(static_cast<double>(k)));
+    const Tensor h = linear_in_f32(normed, {{}, w, {}, {}});
+    expect_near(linear_swiglu(x, w, {}, norm), swiglu(all_rows(h)).data, 2e-2, what.c_str());
+  }
 }
 
 TEST_F(FewRows, ARowHasTheSameBitsAmongOthers) {

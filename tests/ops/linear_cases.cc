@@ -1,7 +1,10 @@
 #include "phalanx/ops/bias.h"
 #include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/gelu_linear.h"
+#include "phalanx/ops/linears.h"
 #include "phalanx/ops/matmul.h"
+#include "phalanx/ops/rmsnorm.h"
+#include "phalanx/ops/swiglu_linear.h"
 #include "tests/ops/on_device.h"
 
 namespace phalanx::test {
@@ -39,6 +42,29 @@ TEST_P(LinearProduct, AddsABiasAndWhatElseThereIs) {
   SCOPED_TRACE(random.trace());
   for (const DType dtype : kFloats) {
     for (const Sizes s : kSizes) expect_sums(random, s, dtype);
+  }
+}
+
+TEST_P(LinearProduct, NormsRowsFirst) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  for (const DType dtype : kFloats) {
+    for (const Sizes s : {Sizes{1, 6, 5}, {3, 8, 16}, {40, 34, 130}, {0, 4, 7}}) {
+      const Tensor x = here(random.tensor({s.m, s.k}, dtype, 3));
+      const Tensor w = here(random.tensor({s.n, s.k}, dtype));
+      const RowNorm norm = {here(random.tensor({s.k}, dtype)), 1e-5};
+      const auto empty = [&] { return copy_here(Tensor::zeros({s.m, s.n}, dtype)); };
+      const std::vector<LinearOf> all = {{empty(), w, {}, {}},
+                                         {empty(), w, {}, x.dim(1) == s.n ? x : Tensor()}};
+      linears_into(x, all, norm);
+      const Tensor normed = rmsnorm(x, norm.w_K, norm.eps).y_TD;
+      for (const LinearOf& l : all) {
+        const Tensor want = empty();
+        linear_into(want, normed, w, {}, l.also_MN);
+        EXPECT_TRUE(same_bits(l.y_MN.to(kCpu), want.to(kCpu)));
+      }
+      EXPECT_TRUE(same_bits(linear_swiglu(x, w, {}, norm).to(kCpu), linear_swiglu(normed, w, {}).to(kCpu)));
+    }
   }
 }
 

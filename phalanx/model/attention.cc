@@ -54,7 +54,7 @@ Attention::Attention(const Builder& b, const std::string& name, int layer)
 
 Task<Tensor> Attention::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) {
   const LinearRows x = qkv_.rows(std::move(x_TD));
-  auto [q, k, v] = co_await qkv_.forward(x);
+  auto [q, k, v] = co_await qkv_.forward(x, pass.row_norm());
   if (pass.cache) {
     const AttentionRows rows = {q, k, v, rotates() ? &rotation_ : nullptr};
     const Tensor y = pass.cache->attend(layer_, rows, *pass.batch, config_);

@@ -14,6 +14,7 @@ class Attention final : public Layer {
   Attention(const Builder& build, const std::string& name, int layer);
   Task<Tensor> forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
+  bool norms() const override { return qkv_.norms(); }
 
  private:
   bool rotates() const { return rotation_.columns() > 0; }

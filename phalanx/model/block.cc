@@ -49,7 +49,17 @@ Block::Block(const Builder& b, const std::string& name, int layer, uint64_t seed
 
 Task<Tensor> Block::forward(Branch* branch, Tensor x_TD, Pass pass, Tape& tape) {
   const TracePart part(name_, branch->name, pass.again ? TracePhase::again : TracePhase::forward);
-  const Tensor normed_TD = co_await branch->norm->forward(x_TD, tape.scope("norm"));
+  std::optional<LeftNorm> left;
+  if (pass.cache && branch->layer->norms()) {
+    LeftNorm norm = co_await branch->norm->leave();
+    left.emplace(std::move(norm));
+  }
+  Tensor normed_TD = x_TD;
+  if (left && left->norm.w_K.defined()) {
+    pass.norm = &left->norm;
+  } else {
+    normed_TD = co_await branch->norm->forward(x_TD, tape.scope("norm"));
+  }
   const bool drops = dropout_ != 0 && pass.training;
   const Tensor residual_TD = drops ? Tensor() : x_TD;
   const Tensor y_TD = co_await branch->layer->forward(normed_TD, residual_TD, pass, tape.scope("layer"));

@@ -9,6 +9,7 @@
 #include "phalanx/model/config.h"
 #include "phalanx/model/slice_history.h"
 #include "phalanx/ops/decode_attention.h"
+#include "phalanx/ops/linears.h"
 #include "phalanx/ops/route.h"
 #include "phalanx/parallel/context_parallel.h"
 #include "phalanx/parallel/data_parallel.h"
@@ -120,8 +121,12 @@ struct Pass {
       0;               ///< training: whose logits are here at once, with their gradient; 0: all, until then
   bool again = false;  ///< a forward that runs the second time: statistics count the first
   KvStore* cache = nullptr;         ///< decoding: the sequences attend to what the store holds
+  const RowNorm* norm = nullptr;    ///< decoding: of a layer that norms() its rows, by what
   SliceHistory* history = nullptr;  ///< of a batch that is a slice: what its microbatch's slices share
   RoutingWatch* watch = nullptr;
+
+  /// What the layer's rows are still to be normed by.
+  RowNorm row_norm() const { return norm ? *norm : RowNorm(); }
 
   /// The batch's sequences, as attention of that layer takes them.
   SequenceRows sequence_rows(int layer) const {
@@ -153,6 +158,8 @@ class Layer {
   /// x [T, D] → [T, D], the stream's rows (parallel/tensor_parallel.h), plus `residual` [T, D], which may be
   /// empty; saves on the tape what backward takes.
   virtual Task<Tensor> forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) = 0;
+  /// Whether forward norms x itself, if `pass.norm` is given.
+  virtual bool norms() const { return false; }
   /// The gradient of x; adds to the gradients of the parameters, or defers that work on the tape.
   virtual Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) = 0;
 };

@@ -39,6 +39,14 @@ class RmsNorm final : public Norm {
     co_return out.y_TD;
   }
 
+  Task<LeftNorm> leave() override {
+    Lease w = co_await w_.use();
+    LeftNorm left;
+    left.norm = {w.value(), eps_};
+    left.lease.emplace(std::move(w));
+    co_return left;
+  }
+
   Task<Tensor> backward(Tensor dy_TD, Tape& tape, Tensor also_TD) override {
     const Lease w = co_await w_.use();
     const Tensor inv_rms_T = tape.take();
@@ -301,7 +309,8 @@ Task<typename GatheredLinears<N>::Weights> GatheredLinears<N>::weights(Direction
 }
 
 template <size_t N>
-Task<std::array<Tensor, N>> GatheredLinears<N>::forward(LinearRows x) {
+Task<std::array<Tensor, N>> GatheredLinears<N>::forward(LinearRows x, RowNorm norm) {
+  PHX_CHECK(!norm.w_K.defined() || norms(), "rows in FP8 are normed before");
   GatherChunks rows = gather(x);
   const Weights w = co_await weights(Direction::forward);
   std::array<Tensor, N> y;
@@ -310,7 +319,7 @@ Task<std::array<Tensor, N>> GatheredLinears<N>::forward(LinearRows x) {
     y[i] = Tensor::empty({rows.rows(), matrix_i.rows()}, matrix_i.dtype(), matrix_i.device());
   }
   if (products_ == Products::same) {
-    co_await linear_gathered(&rows, w.matrices, w.biases, y);
+    co_await linear_gathered(&rows, std::move(norm), w.matrices, w.biases, y);
     co_return y;
   }
   const auto multiply = [&](RowRun run, const Tensor& chunk) {
@@ -347,15 +356,15 @@ Task<GeluRows> GatheredLinears<N>::forward_gelu(LinearRows x, Gelu kind) require
 }
 
 template <size_t N>
-Task<Tensor> GatheredLinears<N>::forward_swiglu(LinearRows x) requires(N == 1) {
+Task<Tensor> GatheredLinears<N>::forward_swiglu(LinearRows x, RowNorm norm) requires(N == 1) {
   if (products_ == Products::fp8) {
-    const auto [h] = co_await forward(std::move(x));
+    const auto [h] = co_await forward(std::move(x), std::move(norm));
     co_return swiglu(all_rows(h)).data;
   }
   GatherChunks rows = gather(x);
   const Weights w = co_await weights(Direction::forward);
   const Tensor all = co_await rows.rest();
-  co_return linear_swiglu(all, w.matrices[0], w.biases[0]);
+  co_return linear_swiglu(all, w.matrices[0], w.biases[0], norm);
 }
 
 template <size_t N>

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "phalanx/model/layer.h"
@@ -72,12 +73,15 @@ class GatheredLinears {
       : tensor_(build.tensor), products_(build.store.products()), linears_(std::move(linears)) {}
   /// x as forward and backward take it, and a layer keeps it.
   LinearRows rows(Tensor x) const;
-  /// The stream [·, in] → of each linear all rows [T, stacked · out / tp].
-  Task<std::array<Tensor, N>> forward(LinearRows x);
+  /// Whether it norms rows that come with a norm: where products are not in FP8.
+  bool norms() const { return products_ == Products::same; }
+  /// The stream [·, in], normed at first if `norm` has weights → of each linear all rows
+  /// [T, stacked · out / tp].
+  Task<std::array<Tensor, N>> forward(LinearRows x, RowNorm norm = {});
   /// The same of one linear, and its GELU.
   Task<GeluRows> forward_gelu(LinearRows x, Gelu kind) requires(N == 1);
   /// Of one linear with gates stacked before what they gate: SwiGLU's result. Nothing is kept.
-  Task<Tensor> forward_swiglu(LinearRows x) requires(N == 1);
+  Task<Tensor> forward_swiglu(LinearRows x, RowNorm norm) requires(N == 1);
   /// The gradient of the stream, given the forward's x.
   Task<Tensor> backward(std::array<Tensor, N> dy, LinearRows x, Tape& tape);
 
@@ -101,11 +105,19 @@ class GatheredLinears {
   std::array<Linear, N> linears_;
 };
 
+/// What a layer norms its rows by, in place of the norm before it; without weights it cannot.
+struct LeftNorm {
+  std::optional<Lease> lease;
+  RowNorm norm;
+};
+
 /// Normalises rows of the stream.
 class Norm {
  public:
   virtual ~Norm() = default;
   virtual Task<Tensor> forward(Tensor x_TD, Tape& tape) = 0;
+  /// In place of forward, where nothing is kept: it is left to the layer behind.
+  virtual Task<LeftNorm> leave() { co_return LeftNorm(); }
   /// The gradient of x, plus `also` [T, D], which may be empty: what x has from elsewhere.
   virtual Task<Tensor> backward(Tensor dy_TD, Tape& tape, Tensor also_TD) = 0;
 };

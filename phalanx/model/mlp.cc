@@ -56,7 +56,7 @@ SwigluMlp::SwigluMlp(const Builder& b, const std::string& name, int64_t hidden)
 Task<Tensor> SwigluMlp::forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) {
   LinearRows x = gate_up_.rows(std::move(x_TD));
   if (pass.cache) {
-    const Tensor gated = co_await gate_up_.forward_swiglu(std::move(x));
+    const Tensor gated = co_await gate_up_.forward_swiglu(std::move(x), pass.row_norm());
     LinearRows a = down_.rows(gated);
     co_return co_await down_.forward(std::move(a), std::move(residual_TD));
   }

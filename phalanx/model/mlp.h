@@ -25,6 +25,7 @@ class SwigluMlp final : public Layer {
   SwigluMlp(const Builder& build, const std::string& name, int64_t hidden);
   Task<Tensor> forward(Tensor x_TD, Tensor residual_TD, Pass pass, Tape& tape) override;
   Task<Tensor> backward(Tensor dy_TD, Pass pass, Tape& tape) override;
+  bool norms() const override { return gate_up_.norms(); }
 
  private:
   GatheredLinears<1> gate_up_;

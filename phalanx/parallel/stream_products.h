@@ -4,6 +4,7 @@
 
 #include <span>
 
+#include "phalanx/ops/linears.h"
 #include "phalanx/parallel/stream_chunks.h"
 
 namespace phalanx {
@@ -17,8 +18,9 @@ Task<> each_chunk(GatherChunks* x, F f) {
   }
 }
 
-/// y[i] [T, N_i] = x · w[i]ᵀ + b[i], of all rows of x; b[i] may be empty.
-Task<> linear_gathered(GatherChunks* x, std::span<const Tensor> w, std::span<const Tensor> b,
+/// y[i] [T, N_i] = x · w[i]ᵀ + b[i], of all rows of x, normed at first if `norm` has weights; b[i] may be
+/// empty.
+Task<> linear_gathered(GatherChunks* x, RowNorm norm, std::span<const Tensor> w, std::span<const Tensor> b,
                        std::span<const Tensor> y);
 
 /// Each chunk of a sum is written by multiply(its place, the rows that it is), and sent. Does not wait.

@@ -8,6 +8,7 @@
 #include "phalanx/ops/few_rows.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "phalanx/ops/at_rest.h"
 #include "phalanx/ops/cuda_kernels.cuh"
@@ -37,7 +38,7 @@ struct Linear {
   const bf16* also;  // or null
   void* y;
   int64_t n;     // features
-  int splits;    // blocks for a tile
+  int shift;     // 2 to this are the blocks for a tile
   unsigned end;  // blocks of this one and those before
 };
 
@@ -129,16 +130,20 @@ __device__ void fetch_all(const Fetcher<N>& f, bool at_rest) {
   const int count = f.part.end - f.part.begin;
   const int first = min(count, kStages);
   prefetch(&f.maps.x);
+#pragma unroll 1
   for (int i = 0; i < first; ++i) {
     f.announce(i);
     at_rest ? f.fetch_weights(i) : f.prefetch_weights(i);
   }
+#pragma unroll 1
   for (int i = first; i < min(count, kStages + kAhead); ++i) f.prefetch_weights(i);
   wait_for_kernel();
+#pragma unroll 1
   for (int i = 0; i < first; ++i) {
     if (!at_rest) f.fetch_weights(i);
     f.fetch_x(i);
   }
+#pragma unroll 1
   for (int i = kStages; i < count; ++i) {
     barrier_wait(&f.ring.empty[f.stage_of(i)], (i / kStages - 1) & 1);
     f.announce(i);
@@ -155,18 +160,27 @@ __device__ inline float2 widen_pair(uint32_t pair) {
 // from there. Squares of 8 columns are added in f32, these sums in f64.
 template <int N>
 __device__ void invert_rms(float (&inv_rms)[N], const Norm& n, int rows, int warp) {
+  constexpr int kInFlight = 8;
   const int lane = threadIdx.x % kWarp;
   for (int row = warp; row < N; row += kMultipliers) {
     double squares = 0;
-#pragma unroll 4
-    for (int c = lane * 8; row < rows && c < n.columns; c += kWarp * 8) {
-      const uint4 words = *reinterpret_cast<const uint4*>(n.x + int64_t{row} * n.columns + c);
-      float sum = 0;
-      for (const uint32_t pair : {words.x, words.y, words.z, words.w}) {
-        const float2 v = widen_pair(pair);
-        sum = fmaf(v.y, v.y, fmaf(v.x, v.x, sum));
+    const int columns = row < rows ? n.columns : 0;
+    for (int first = lane * 8; first < columns; first += kInFlight * kWarp * 8) {
+      uint4 words[kInFlight];
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        const int c = first + i * (kWarp * 8);
+        words[i] = c < columns ? *reinterpret_cast<const uint4*>(n.x + int64_t{row} * columns + c) : uint4{};
       }
-      squares += static_cast<double>(sum);
+#pragma unroll
+      for (const uint4& w : words) {
+        float sum = 0;
+        for (const uint32_t pair : {w.x, w.y, w.z, w.w}) {
+          const float2 v = widen_pair(pair);
+          sum = fmaf(v.y, v.y, fmaf(v.x, v.x, sum));
+        }
+        squares += static_cast<double>(sum);
+      }
     }
     for (int step = kWarp / 2; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
     if (lane == 0) inv_rms[row] = row < rows ? static_cast<float>(1 / sqrt(squares / n.columns + n.eps)) : 0;
@@ -205,6 +219,7 @@ __device__ void sum_chunks(float (&sums)[N / 2], const Ring<N>& ring, int count,
                            Prepare&& prepare) {
   constexpr int kMma = 16;  // terms
   const uint32_t rank = cluster_rank();
+#pragma unroll 1
   for (int i = 0; i < count; ++i) {
     const int s = i % kStages;
     barrier_wait(&ring.full[s], i / kStages & 1);
@@ -249,24 +264,26 @@ __device__ inline float sum_of_splits(const float* from, int first, int splits) 
 template <int N, class Y, Ends ends>
 __device__ void write(const Linear& l, const float (&sums)[N][kPitch], int64_t feature, int rows) {
   const int rank = static_cast<int>(cluster_rank());
-  const int first = rank / l.splits * l.splits;  // block of those that share the tile
-  const int own = kFeatures<ends> / l.splits;
+  const int splits = 1 << l.shift;
+  const int first = rank & -splits;  // block of those that share the tile
+  const int own = kFeatures<ends> >> l.shift;
   const int begin = (rank - first) * own;
-  for (int i = threadIdx.x; i < rows * own; i += kMultiplying) {
-    const int row = i / own;
-    const int column = begin + i % own;
+  for (unsigned i = threadIdx.x; i < static_cast<unsigned>(rows * own); i += kMultiplying) {
+    const int row = static_cast<int>(i / static_cast<unsigned>(own));
+    const int column = begin + static_cast<int>(i % static_cast<unsigned>(own));
     const int64_t f = feature + column;
     if (f >= l.n) continue;
     const auto sum_of = [&](int of_tile, int64_t of_bias) {
-      const float sum = sum_of_splits(&sums[row][of_tile], first, l.splits);
+      const float sum = sum_of_splits(&sums[row][of_tile], first, splits);
       return l.bias ? sum + widen(l.bias[of_bias]) : sum;
     };
     const int64_t at = row * l.n + f;
+    const float also = l.also ? widen(l.also[at]) : 0;
     float value = sum_of(column, f);
     if constexpr (ends == Ends::swiglu) {
       value *= sum_of(kBoxRows + column, l.n + f) / (1 + expf(-value));
     }
-    if (l.also) value += widen(l.also[at]);
+    if (l.also) value += also;
     static_cast<Y*>(l.y)[at] = narrow<Y>(value);
   }
 }
@@ -288,13 +305,13 @@ __global__ void __launch_bounds__(kThreads, N <= 16 ? 3 : 2)
   while (blockIdx.x >= a.linears[number].end) ++number;
   const Linear& l = a.linears[number];
   const int block = static_cast<int>(blockIdx.x - (number > 0 ? a.linears[number - 1].end : 0));
-  const int split = block % l.splits;
-  const int64_t feature = int64_t{block / l.splits} * kFeatures<ends>;
+  const int split = block & ((1 << l.shift) - 1);
+  const int64_t feature = int64_t{block >> l.shift} * kFeatures<ends>;
   const int64_t second = feature + (ends == Ends::swiglu ? l.n : kBoxRows);
   const Part part = {.w = &maps.w[number],
                      .rows = {static_cast<int>(feature), static_cast<int>(second)},
-                     .begin = a.chunks * split / l.splits,
-                     .end = a.chunks * (split + 1) / l.splits};
+                     .begin = (a.chunks * split) >> l.shift,
+                     .end = (a.chunks * (split + 1)) >> l.shift};
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&full[i], 1);
@@ -329,7 +346,7 @@ __global__ void __launch_bounds__(kThreads, N <= 16 ? 3 : 2)
   }
   cluster_sync();
   if (warp < kMultipliers) write<N, Y, ends>(l, memory.sums, feature, a.rows);
-  cluster_sync();  // other blocks may still read what this one has
+  cluster_meet();  // other blocks may still read what this one has
 #endif
 }
 
@@ -363,12 +380,13 @@ bool has_kernel() {
   return has;
 }
 
-// Blocks for a tile: so many that each processor has one or two, and a ring is filled at least.
-int splits_for(int64_t tiles, int64_t chunks) {
+// Blocks for a tile, as a power of 2: so many that each processor has one or two, and a ring is filled at
+// least.
+int shift_for(int64_t tiles, int64_t chunks) {
   constexpr int64_t kBlocks = 2 * 132;
-  int splits = kMostSplits;
-  while (splits > 1 && (tiles * splits > kBlocks || chunks < int64_t{kStages} * splits)) splits /= 2;
-  return splits;
+  int shift = std::countr_zero(unsigned{kMostSplits});
+  while (shift > 0 && (tiles << shift > kBlocks || chunks < int64_t{kStages} << shift)) --shift;
+  return shift;
 }
 
 // A launch as it is put together.
@@ -398,14 +416,14 @@ Launch launch_of(const Tensor& x, std::span<const LinearOf> linears, const RowNo
                     .also = pointer(l.also_MN),
                     .y = l.y_MN.address(),
                     .n = l.y_MN.dim(1),
-                    .splits = splits_for(blocks_for(l.y_MN.dim(1), kFeatures<ends>), a.chunks),
+                    .shift = shift_for(blocks_for(l.y_MN.dim(1), kFeatures<ends>), a.chunks),
                     .end = 0};
-    launch.cluster = std::max(launch.cluster, static_cast<unsigned>(a.linears[i].splits));
+    launch.cluster = std::max(launch.cluster, 1U << a.linears[i].shift);
   }
   unsigned blocks = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
     Linear& l = a.linears[i];
-    const unsigned used = blocks_for(l.n, kFeatures<ends>) * static_cast<unsigned>(l.splits);
+    const unsigned used = blocks_for(l.n, kFeatures<ends>) << l.shift;
     blocks += blocks_for(used, launch.cluster) * launch.cluster;
     l.end = blocks;
   }

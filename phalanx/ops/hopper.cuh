@@ -41,6 +41,12 @@ __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+/// The same, but that what they wrote need not be seen: a thread's stores are not waited for, nor loads whose
+/// results it has not used.
+__device__ inline void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
 /// What block `rank` of the cluster has at this place of its shared memory.
 __device__ inline float load_from(const float* at, uint32_t rank) {
   float value;

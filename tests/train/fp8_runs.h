@@ -23,14 +23,19 @@ inline VerifyOptions fp8_options(Fp8Model kind, unsigned seed) {
   TrainConfig c = mla ? small_mla({}, "sequential") : small_llama({}, "sequential");
   ModelConfig& m = c.model;
   m.layers = 2;
-  m.width = 256;
-  m.heads = 4;
+  m.width = 128;
+  m.heads = 2;
   m.head_dim = 128;
-  m.kv_heads = mla ? 4 : 2;
-  m.mlp_width = 512;
-  m.context = 64;
+  m.kv_heads = 2;
+  m.mlp_width = 256;
+  m.context = 32;
   m.vocabulary = 61;
+  // Branches no larger than the embedding: else tokens differ by little of what is quantised, and gradients,
+  // which are sums of such differences, by much more than the values.
+  m.init_std = 0.004;
   if (mla) {
+    m.heads = 4;
+    m.kv_heads = 4;
     m.head_dim = 0;
     m.mla = {.q_lora_rank = 48,
              .kv_lora_rank = 32,

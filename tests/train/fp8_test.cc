@@ -48,7 +48,7 @@ Trained train_with(TrainConfig config, const Dataset& data, Products products, i
     }
     for (int64_t s = 0; s < steps; ++s) {
       const auto batches = data.train_batches(s % 2, rank.share());
-      out.losses.push_back(train_step(rank.trainer(), batches, 1e-3, static_cast<uint64_t>(s)).loss);
+      out.losses.push_back(train_step(rank.trainer(), batches, 3e-3, static_cast<uint64_t>(s)).loss);
     }
   });
   return out;
@@ -79,14 +79,14 @@ TEST(Fp8Training, IsNearF32) {
     config.model.positions = of.model.positions;
     config.model.context = 32;
     const Dataset data = random_text(config, seed);
-    constexpr int kSteps = 8;
+    constexpr int kSteps = 20;
     const Trained want = train_with(config, data, Products::same, kSteps);
     const Trained got = train_with(config, data, Products::fp8, kSteps);
     const bool softmax_sees_k = config.model.positions == Positions::rope;
     for (const auto& [name, grads] : want.grads) {
       if (!softmax_sees_k && name.ends_with("attention.k.b")) continue;  // rounding alone
       const double error = relative(got.grads.at(name), grads);
-      EXPECT_LT(error, 0.15) << name;
+      EXPECT_LT(error, 0.12) << name;
       EXPECT_GT(error, 1e-5) << name << " is not in FP8";
     }
     ASSERT_LT(want.losses.back(), 0.9 * want.losses.front());  // it learns
@@ -99,9 +99,9 @@ TEST(Fp8Training, IsNearF32) {
 
 TEST(Fp8Training, RefusesFeaturesThatItCannotCut) {
   VerifyOptions options = fp8_options(Fp8Model::llama, 1);
-  options.model.mlp_width = 384;
+  options.model.mlp_width = 128;
   const std::vector<VerifyRow> rows = verify(options, {{.layout = {.tp = 2}}}, [](const VerifyRow&) {});
-  EXPECT_NE(rows.at(0).error.find("of a multiple of 128, not 192"), std::string::npos) << rows.at(0).error;
+  EXPECT_NE(rows.at(0).error.find("of a multiple of 128, not 64"), std::string::npos) << rows.at(0).error;
 }
 
 }  // namespace

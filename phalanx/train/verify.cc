@@ -204,7 +204,9 @@ std::vector<VerifyRow> verify(const VerifyOptions& given, const std::vector<Veri
   }
   const bool bf16 = o.narrow && o.device != Device::Kind::cpu;
   const bool fp8 = o.products == Products::fp8;
-  const double usual = fp8 ? 5e-2 : bf16 ? 2e-2 : o.dtype == DType::f64 ? 1e-12 : 1e-5;
+  const double of_bf16 = fp8 ? 8e-2 : 2e-2;
+  const double of_others = fp8 ? 5e-2 : o.dtype == DType::f64 ? 1e-12 : 1e-5;
+  const double usual = bf16 ? of_bf16 : of_others;
   const double limit = o.tolerance > 0 ? o.tolerance : usual;
   CloseChoices close(bf16 ? kCloseChoiceOfBf16 : o.dtype == DType::f64 ? 0 : kCloseChoice);
   RecordChoices record(close);

@@ -10,6 +10,21 @@
 namespace phalanx::cuda {
 namespace {
 
+// What CUDA makes is the thread's current GPU's, which a thread that has no stream yet has not chosen.
+class CurrentGpu {
+ public:
+  explicit CurrentGpu(Device device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    check(cudaSetDevice(device.index), "cudaSetDevice");
+  }
+  CurrentGpu(const CurrentGpu&) = delete;
+  CurrentGpu& operator=(const CurrentGpu&) = delete;
+  ~CurrentGpu() { (void)cudaSetDevice(before_); }
+
+ private:
+  int before_ = 0;
+};
+
 constexpr size_t kMostKeptWhole = size_t{16} << 20;
 
 bool is_cut(const SizeClass& c) { return c.bytes > kMostKeptWhole; }
@@ -52,14 +67,13 @@ struct GpuTable {
     return *gpu;
   }
 
-  // Copies between the two then go straight, where their links allow it, and not by way of the host. Leaves
-  // `a` the thread's GPU.
+  // Copies between the two then go straight, where their links allow it, and not by way of the host.
   static void connect(Device a, Device b) {
     for (const auto& [here, there] : {std::pair(b, a), std::pair(a, b)}) {
       int reachable = 0;
       check(cudaDeviceCanAccessPeer(&reachable, here.index, there.index), "cudaDeviceCanAccessPeer");
-      check(cudaSetDevice(here.index), "cudaSetDevice");
       if (reachable == 0) continue;
+      const CurrentGpu current(here);
       const cudaError_t status = cudaDeviceEnablePeerAccess(there.index, 0);
       if (status == cudaErrorPeerAccessAlreadyEnabled) {
         (void)cudaGetLastError();
@@ -85,7 +99,7 @@ void GpuState::set_up(size_t reserve_bytes) {
   check(cudaGetDeviceCount(&gpus), "cudaGetDeviceCount");
   if (device_.index >= gpus)
     throw Error("{} is not there: this machine has {} GPUs", device_name(device_), gpus);
-  check(cudaSetDevice(device_.index), "cudaSetDevice");
+  const CurrentGpu current(device_);
   check_kernels(device_);
   if (reserve_bytes > 0) {
     void* memory = nullptr;
@@ -106,7 +120,10 @@ void GpuState::set_up(size_t reserve_bytes) {
 StreamState& GpuState::take_stream(Priority priority) {
   const std::lock_guard lock(mutex_);
   const auto at = std::ranges::find(idle_, priority, &StreamState::priority);
-  if (at == idle_.end()) return streams_.emplace_back(device_, *this, priority);
+  if (at == idle_.end()) {
+    const CurrentGpu current(device_);
+    return streams_.emplace_back(device_, *this, priority);
+  }
   StreamState& stream = **at;
   idle_.erase(at);
   return stream;
@@ -162,6 +179,7 @@ CUevent_st* GpuState::take_event() {
   const std::lock_guard lock(events_mutex_);
   CUevent_st* event = nullptr;
   if (events_.empty()) {
+    const CurrentGpu current(device_);
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
   } else {
     event = events_.back();

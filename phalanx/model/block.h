@@ -7,8 +7,8 @@
 
 #include "phalanx/base/philox.h"
 #include "phalanx/model/layer.h"
-#include "phalanx/model/linear.h"
 #include "phalanx/model/moe.h"
+#include "phalanx/model/norm.h"
 
 namespace phalanx {
 

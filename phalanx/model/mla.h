@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "phalanx/model/linear.h"
+#include "phalanx/model/norm.h"
 #include "phalanx/ops/latent_kv.h"
 #include "phalanx/ops/rope.h"
 

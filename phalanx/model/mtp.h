@@ -9,6 +9,7 @@
 
 #include "phalanx/model/block.h"
 #include "phalanx/model/linear.h"
+#include "phalanx/model/norm.h"
 #include "phalanx/model/token_table.h"
 
 namespace phalanx {

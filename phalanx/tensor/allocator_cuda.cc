@@ -6,24 +6,10 @@
 #include "phalanx/base/check.h"
 #include "phalanx/tensor/cuda_check.cuh"
 #include "phalanx/tensor/cuda_tensor.h"
+#include "phalanx/tensor/current_gpu.cuh"
 
 namespace phalanx::cuda {
 namespace {
-
-// What CUDA makes is the thread's current GPU's, which a thread that has no stream yet has not chosen.
-class CurrentGpu {
- public:
-  explicit CurrentGpu(Device device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    check(cudaSetDevice(device.index), "cudaSetDevice");
-  }
-  CurrentGpu(const CurrentGpu&) = delete;
-  CurrentGpu& operator=(const CurrentGpu&) = delete;
-  ~CurrentGpu() { (void)cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
 
 constexpr size_t kMostKeptWhole = size_t{16} << 20;
 

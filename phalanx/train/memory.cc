@@ -217,6 +217,7 @@ struct Kept {
   DType compute() const { return gpu && narrow ? DType::bf16 : config.train.dtype; }
   int64_t wide(int64_t elements) const { return bytes(elements, config.train.dtype); }
   int64_t half(int64_t elements) const { return bytes(elements, DType::bf16); }
+  int64_t fp8(int64_t elements) const { return bytes(elements, DType::f8e4m3); }
   DType gradient() const {
     return config.train.gradients == KeptWeights::bf16 ? DType::bf16 : config.train.dtype;
   }
@@ -289,6 +290,8 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
                   ((3 + 2 * model.mtp) * LayerMemory::block(tokens, 4) + LayerMemory::block(tokens, 8));
   account.activations = peak.saved + streams_of(schedule, pp_rank) * slices * layers.x();
   account.working = peak.working;
+  // Blocks of the weights of the unit at work, at most; its rows are counted as if they were not quantised.
+  if (config.train.products == Products::fp8) account.working += bytes.fp8(elements.layer);
   return account;
 }
 

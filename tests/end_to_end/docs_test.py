@@ -122,7 +122,8 @@ class Reader:
     def faults_of_phalanx(self, arguments):
         if not arguments or arguments[0] not in self.subcommands:
             return [f"no subcommand in {arguments}"]
-        status, text = said_by(arguments[0], "--help")
+        nested = arguments[0] == "bench" and len(arguments) > 1 and not arguments[1].startswith("-")
+        status, text = said_by(*arguments[:2 if nested else 1], "--help")
         known = set(re.findall(r"(?<![\w-])--[a-z-]+", text))
         options = [a.split("=")[0] for a in arguments if a.startswith("--")]
         faults = [f"no option {o}" for o in options if o not in known]

@@ -27,7 +27,6 @@ constexpr int kTileRows = 2 * kBoxRows;
 constexpr int kTerms = 64;  // columns of a stage
 constexpr int kBoxBytes = kBoxRows * int{kBoxRowBytes};
 constexpr int kStages = 4;
-constexpr int kAhead = 4;  // stages that the L2 cache is asked for besides, at first
 constexpr int kMostSplits = 8;
 constexpr int kPitch = kTileRows + 4;  // of sums: spread over the banks
 constexpr int kWord = 16;              // bytes that rows are whole multiples of
@@ -84,6 +83,8 @@ template <Ends ends>
 inline constexpr int kFeatures = ends == Ends::swiglu ? kBoxRows : kTileRows;  // of a tile
 
 #if PHALANX_SM90A
+
+constexpr int kAhead = 4;  // stages that the L2 cache is asked for besides, at first
 
 // A block's part of a product. One behind the last tile has no features to write.
 struct Part {

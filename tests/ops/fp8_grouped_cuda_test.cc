@@ -6,31 +6,12 @@
 #include "phalanx/ops/fp8_grouped.h"
 #include "tests/ops/bf16_on_gpu.h"
 #include "tests/ops/fp8_reference.h"
+#include "tests/ops/grouped_case.h"
 
 namespace phalanx::test {
 namespace {
 
-struct Case {
-  std::vector<int64_t> sizes;  // rows of each expert
-  int64_t n;
-  int64_t k;
-  int64_t before = 0;  // rows of no expert
-  int64_t behind = 0;
-
-  int64_t experts() const { return std::ssize(sizes); }
-  std::vector<int64_t> offsets() const {
-    std::vector<int64_t> o = {before};
-    for (const int64_t size : sizes) o.push_back(o.back() + size);
-    return o;
-  }
-  int64_t capacity() const { return offsets().back() + behind; }
-};
-
-std::vector<int64_t> random_sizes(Random& random, int64_t experts, int64_t most) {
-  std::vector<int64_t> sizes;
-  for (int64_t e = 0; e < experts; ++e) sizes.push_back(random.integer(0, most));
-  return sizes;
-}
+using Case = GroupedCase;
 
 // A pair of blocks has 256 rows and columns, or 128 rows; an H100 has 66 pairs. A ring has 3 or 4 stages.
 std::vector<Case> cases(Random& random) {

@@ -2,10 +2,8 @@
 // bits of the product in f32, at sizes with many tiles; and large tensors quantised to the CPU's bits.
 #include "phalanx/ops/fp8_matmul.h"
 
-#include <cmath>
-
 #include "phalanx/ops/elementwise.h"
-#include "tests/ops/bf16_on_gpu.h"
+#include "tests/ops/fp8_on_gpu.h"
 #include "tests/ops/fp8_reference.h"
 
 namespace phalanx::test {
@@ -34,28 +32,14 @@ constexpr Case kCases[] = {
     {70, 20000, 528},
 };
 
-class Fp8OnGpu : public Bf16OnGpu {
+class Fp8OnGpu : public WholeFp8OnGpu {
  protected:
-  // −2 … 2.
-  Tensor whole_numbers(const Shape& shape) {
-    const Tensor t = Tensor::empty(shape, DType::f8e4m3);
-    for (f8e4m3& q : t.span<f8e4m3>()) q = f8e4m3::from(static_cast<float>(random_.integer(-2, 2)));
-    return t;
-  }
-  // 1/2 … 4.
-  Tensor powers(const Shape& shape) {
-    const Tensor t = Tensor::empty(shape, DType::f32);
-    for (float& scale : t.span<float>()) scale = std::ldexp(1.0f, static_cast<int>(random_.integer(-1, 2)));
-    return t;
-  }
   Fp8Lines lines(int64_t count, int64_t k) {
     return {whole_numbers({count, k}), powers(padded_scales(scale_groups(k), count)), ScaleFormat::ue8m0};
   }
   Fp8Blocks blocks(int64_t n, int64_t k) {
     return {whole_numbers({n, k}), powers({scale_groups(n), scale_groups(k)})};
   }
-  static Fp8Lines on_gpu(const Fp8Lines& x) { return {x.q_RK.to(kGpu), x.scales_SR.to(kGpu), x.format}; }
-  static Fp8Blocks on_gpu(const Fp8Blocks& x) { return {x.q_NK.to(kGpu), x.scales.to(kGpu)}; }
 
   static Tensor block_values(const Fp8Blocks& x) {
     const Tensor t = Tensor::empty(x.q_NK.shape(), DType::f32);

@@ -1,10 +1,8 @@
 // What only a GPU has to show of experts' FP8 products: products of whole numbers, which are exact in any
 // order and so have the bits of those in f32, at sizes with many tiles; and columns with the CPU's bits.
-#include <cmath>
-
 #include "phalanx/ops/elementwise.h"
 #include "phalanx/ops/fp8_grouped.h"
-#include "tests/ops/bf16_on_gpu.h"
+#include "tests/ops/fp8_on_gpu.h"
 #include "tests/ops/fp8_reference.h"
 #include "tests/ops/grouped_case.h"
 
@@ -32,21 +30,8 @@ std::vector<Case> cases(Random& random) {
 
 std::string name(const Case& c) { return format("offsets {}, n {}, k {}", c.offsets(), c.n, c.k); }
 
-class Fp8GroupedOnGpu : public Bf16OnGpu {
+class Fp8GroupedOnGpu : public WholeFp8OnGpu {
  protected:
-  // −2 … 2.
-  Tensor whole_numbers(const Shape& shape) {
-    const Tensor t = Tensor::empty(shape, DType::f8e4m3);
-    for (f8e4m3& q : t.span<f8e4m3>()) q = f8e4m3::from(static_cast<float>(random_.integer(-2, 2)));
-    return t;
-  }
-  // 1/2 … 4.
-  Tensor powers(const Shape& shape) {
-    const Tensor t = Tensor::empty(shape, DType::f32);
-    for (float& scale : t.span<float>()) scale = std::ldexp(1.0f, static_cast<int>(random_.integer(-1, 2)));
-    return t;
-  }
-  static Fp8Lines on_gpu(const Fp8Lines& x) { return {x.q_RK.to(kGpu), x.scales_SR.to(kGpu), x.format}; }
   static Tensor offsets_of(const Case& c) { return indices64({c.experts() + 1}, c.offsets()).to(kGpu); }
   static Tensor live_of(const Case& c) { return indices64({1}, {c.offsets().back()}).to(kGpu); }
 
@@ -106,7 +91,7 @@ TEST_F(Fp8GroupedOnGpu, RowsTimesWeightsOfWholeNumbersAreExact) {
     const Tensor live = live_of(c);
     const Rows values = {line_values(x, c.k).to(kGpu), live};
     const Rows want = grouped_matmul_nt(values, block_values(w).to(kGpu), offsets_of(c));
-    const Fp8Blocks blocks = {w.q_NK.to(kGpu), w.scales.to(kGpu)};
+    const Fp8Blocks blocks = on_gpu(w);
     const std::vector<int64_t> o = c.offsets();
     for (const DType dtype : {DType::f32, DType::bf16}) {
       const Rows y = fp8_grouped_matmul_nt({on_gpu(x), live}, blocks, offsets_of(c), dtype);

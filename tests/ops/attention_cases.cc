@@ -5,7 +5,7 @@
 #include <limits>
 #include <numeric>
 
-#include "tests/ops/attention_reference.h"
+#include "tests/ops/attention_magnitudes.h"
 #include "tests/ops/on_device.h"
 
 namespace phalanx::test {
@@ -55,7 +55,7 @@ void expect_equal(const AttentionResults& got, const AttentionResults& want) {
 void expect_definition(const AttentionProblem& x) {
   SCOPED_TRACE(x.trace());
   const AttentionResults want = attention_reference(x);
-  for (const DType dtype : kFloats) expect_attention(run(x, dtype), want, dtype);
+  for (const DType dtype : kFloats) expect_attention(x, run(x, dtype), want, dtype);
 }
 
 TEST_P(Attention, EqualsItsDefinition) {

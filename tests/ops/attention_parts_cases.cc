@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "tests/ops/attention_reference.h"
+#include "tests/ops/attention_magnitudes.h"
 #include "tests/ops/on_device.h"
 
 namespace phalanx::test {
@@ -130,7 +130,7 @@ TEST_P(AttentionParts, BlocksAddUpToTheDefinition) {
     for (const int owners : {1, 2, 5}) {
       const Shares shares = random_shares(x.rows(), owners, random);
       SCOPED_TRACE(x.trace() + ", shares" + trace(shares));
-      for (const DType dtype : kFloats) expect_attention(run(x, shares, dtype), want, dtype);
+      for (const DType dtype : kFloats) expect_attention(x, run(x, shares, dtype), want, dtype);
     }
   }
 }
@@ -143,7 +143,7 @@ TEST_P(AttentionParts, BlocksAddUpOnEveryTarget) {
   SCOPED_TRACE(trace(shares));
   const AttentionResults want = attention_reference(x);
   for (const DType dtype : kFloats) {
-    for_each_target_here([&](bool) { expect_attention(run(x, shares, dtype), want, dtype); });
+    for_each_target_here([&](bool) { expect_attention(x, run(x, shares, dtype), want, dtype); });
   }
 }
 

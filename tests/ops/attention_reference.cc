@@ -76,12 +76,4 @@ AttentionResults attention_reference(const AttentionProblem& x) {
   return out;
 }
 
-void expect_attention(const AttentionResults& got, const AttentionResults& want, DType dtype) {
-  for (size_t i = 0; i < std::size(kAttentionResults); ++i) {
-    const Values& w = want.*kAttentionResults[i];
-    const double ulps = dtype == DType::f64 ? 400 : 40;
-    expect_close(got.*kAttentionResults[i], w, within(ulps, dtype, largest(w)), kAttentionNames[i]);
-  }
-}
-
 }  // namespace phalanx::test

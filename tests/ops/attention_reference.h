@@ -39,7 +39,4 @@ inline constexpr const char* kAttentionNames[] = {"y", "log-sum-exp", "dq", "dk"
 
 AttentionResults attention_reference(const AttentionProblem& x);
 
-/// Relative to each result's largest element; in f32 the rounding of scores, up to about 20, dominates.
-void expect_attention(const AttentionResults& got, const AttentionResults& want, DType dtype);
-
 }  // namespace phalanx::test

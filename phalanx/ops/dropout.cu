@@ -1,28 +1,12 @@
 #include "phalanx/ops/cuda_kernels.cuh"
 #include "phalanx/ops/cuda_ops.h"
+#include "phalanx/ops/philox.cuh"
 
 namespace phalanx::cuda {
 namespace {
 
 constexpr int kThreads = kRowGridThreads;
-constexpr int kWords = 4;  // of one counter
-
-// philox (base/philox.h) at counter (low, high).
-__device__ uint4 philox_words(uint64_t key, uint64_t low, uint64_t high) {
-  uint4 c = {static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high),
-             static_cast<uint32_t>(high >> 32)};
-  auto k0 = static_cast<uint32_t>(key);
-  auto k1 = static_cast<uint32_t>(key >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t{0xD2511F53u} * c.x;
-    const uint64_t b = uint64_t{0xCD9E8D57u} * c.z;
-    c = {static_cast<uint32_t>(b >> 32) ^ c.y ^ k0, static_cast<uint32_t>(b),
-         static_cast<uint32_t>(a >> 32) ^ c.w ^ k1, static_cast<uint32_t>(a)};
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  return c;
-}
+constexpr int kWords = kPhiloxWords;
 
 template <class T>
 struct Arguments {
@@ -45,12 +29,11 @@ __global__ void forward(Arguments<T> a) {
   if (i >= a.width) return;
   for (int64_t r = blockIdx.y; r < a.count; r += gridDim.y) {
     const auto index = static_cast<uint64_t>(a.rows[r] * a.width + i);
-    const uint4 words = philox_words(a.key, index / kWords, a.step);
-    const uint32_t draws[kWords] = {words.x, words.y, words.z, words.w};
+    const PhiloxWords draws = philox_words(a.key, index / kWords, a.step);
     const auto x = load<T, N>(a.x + r * a.width + i);
     Pack<T, N> out;
     for (int k = 0; k < N; ++k) {
-      const uint32_t draw = draws[N == kWords ? k : static_cast<int>(index % kWords)];
+      const uint32_t draw = draws.v[N == kWords ? k : static_cast<int>(index % kWords)];
       out.v[k] = narrow<T>(draw < a.threshold ? A(0) : widen(x.v[k]) * static_cast<A>(a.factor));
     }
     store(a.y + r * a.width + i, out);

@@ -1,7 +1,7 @@
 // Training steps on one GPU, whole (forward, backward, AdamW), on random tokens and without clipping: what
 // bench/peers' gpu_training_torch.py runs with PyTorch. Arguments: models (all), --steps N, --microbatch N,
-// --bf16-gradients, --moments bf16, --fp8 (linear layers), --fast (not deterministic), --update-apart (AdamW
-// not beside forward), --json FILE.
+// --bf16-gradients, --moments bf16, --no-master (weights rounded stochastically), --fp8 (linear layers),
+// --fast (not deterministic), --update-apart (AdamW not beside forward), --json FILE.
 #include <chrono>
 #include <cstdlib>
 #include <functional>
@@ -93,6 +93,7 @@ struct Arguments {
   KeptWeights gradients = KeptWeights::same;
   Products products = Products::same;
   OptimizerConfig::Moments moments = OptimizerConfig::Moments::same;
+  OptimizerConfig::Master master = OptimizerConfig::Master::same;
   bool deterministic = true;
   bool overlap = true;
 };
@@ -110,6 +111,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
   config.clip = 0;
   config.optimizer.overlap = a.overlap;
   config.optimizer.moments = a.moments;
+  config.optimizer.master = a.master;
   config = checked(config);
   run_thread_ranks({.ranks = 1}, [&](Group& world) {
     RankRun rank(config, c.model.vocabulary, world);
@@ -135,6 +137,7 @@ void measure(Report& report, const Case& c, const Arguments& a) {
                 {"gradients", a.gradients == KeptWeights::bf16 ? "bf16" : "f32"},
                 {"products", a.products == Products::fp8 ? "fp8" : "bf16"},
                 {"moments", a.moments == OptimizerConfig::Moments::bf16 ? "bf16" : "f32"},
+                {"master", a.master == OptimizerConfig::Master::same ? "f32" : "none"},
                 {"deterministic", a.deterministic ? "yes" : "no"},
                 {"AdamW", a.overlap ? "beside forward" : "apart"},
                 {"ms", 1e3 * step_s},
@@ -156,6 +159,8 @@ Arguments arguments_of(std::span<char*> all) {
       a.overlap = false;
     } else if (text == "--fp8") {
       a.products = Products::fp8;
+    } else if (text == "--no-master") {
+      a.master = OptimizerConfig::Master::none;
     } else if (text == "--bf16-gradients") {
       a.gradients = KeptWeights::bf16;
     } else if (text.starts_with("--") && i + 1 < all.size()) {

@@ -73,6 +73,31 @@ std::vector<LocalSlice> boxes_of_range(const LocalSlice& slice, int64_t begin, i
   return boxes;
 }
 
+std::vector<StridedRows> strided_rows(const LocalSlice& box) {
+  if (box.local.numel() == 0) return {};
+  StridedRows rows;
+  // Whole dimensions and the first one that is cut are neighbours; those before it are rows, up to the next.
+  int d = box.local.rank();
+  const auto take = [&](int64_t& count) {
+    while (d > 0) {
+      --d;
+      count *= box.local[d];
+      if (box.local[d] != box.full[d]) return;
+    }
+  };
+  take(rows.columns);
+  rows.step = 1;
+  for (int i = d; i < box.full.rank(); ++i) rows.step *= box.full[i];
+  take(rows.rows);
+  const int64_t each = rows.rows * rows.columns;
+  std::vector<StridedRows> all;
+  for (int64_t i = 0; i < box.local.numel(); i += each) {
+    rows.first = box.global_index(i);
+    all.push_back(rows);
+  }
+  return all;
+}
+
 LocalSlice local_slice(std::string_view name, const Shape& full, const Placement& placement,
                        const Mesh& mesh) {
   LocalSlice slice{.full = full};

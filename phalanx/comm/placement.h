@@ -37,6 +37,16 @@ struct LocalSlice {
 inline LocalSlice whole_slice(const Shape& full) { return {.full = full, .local = full, .begin = {}}; }
 /// Elements [begin, end) of the local part, as it lies in memory, in few boxes, in their order in memory.
 std::vector<LocalSlice> boxes_of_range(const LocalSlice& slice, int64_t begin, int64_t end);
+/// Some elements of a box, neighbours in memory: rows of `columns`, of which row r begins at index
+/// first + r · step of the full tensor.
+struct StridedRows {
+  int64_t first = 0;
+  int64_t rows = 1;
+  int64_t columns = 1;
+  int64_t step = 0;
+};
+/// A box's elements, in their order in memory, in as few as come from cuts of its last dimensions.
+std::vector<StridedRows> strided_rows(const LocalSlice& box);
 /// Error when an axis does not divide its dimension; `name` is the tensor's, for the message.
 LocalSlice local_slice(std::string_view name, const Shape& full, const Placement& placement,
                        const Mesh& mesh);

@@ -8,6 +8,7 @@
 #include "phalanx/model/hf_config.h"
 #include "phalanx/model/hf_names.h"
 #include "phalanx/model/safetensors_model.h"
+#include "phalanx/ops/cast.h"
 
 namespace phalanx {
 namespace {
@@ -194,11 +195,18 @@ void load_hf_weights(ParameterStore& parameters, const ModelConfig& c,
   const HfFamily family = hf_family(c);
   for (const Part& part : parts_of(parameters, family)) {
     Part here = part;
-    here.value = part.value.to(kCpu);
+    const bool rounds = part.value.dtype() == DType::bf16;
+    here.value = rounds ? Tensor::empty(part.value.shape(), DType::f32) : part.value.to(kCpu);
     for (const HfPiece& piece : hf_pieces(c, family, part.name, part.slice.full)) {
       load_piece(model, piece, here);
     }
-    if (part.value.on_cuda()) copy_into(part.value, here.value);
+    if (rounds) {
+      const Tensor narrow = Tensor::empty(part.value.shape(), DType::bf16);
+      narrow_into(narrow, here.value);
+      copy_into(part.value, narrow);
+    } else if (part.value.on_cuda()) {
+      copy_into(part.value, here.value);
+    }
   }
 }
 

@@ -78,6 +78,8 @@ void rope_into(const Tensor& x_THd, const Tensor& positions, int64_t head_dim, c
 
 // ops/optimizer.h
 void adamw_into(const AdamWTensors& tensors, double gradient_scale, const AdamWStep& step);
+void adamw_into(const AdamWTensors& tensors, double gradient_scale, const AdamWStep& step,
+                const StochasticRounding& rounding);
 void sgd_into(const Tensor& w, const Tensor& g, double gradient_scale, double lr);
 
 // ops/attention.h: of tiles that share neither queries nor keys and are all causal or none, to what `out`

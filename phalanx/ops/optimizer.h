@@ -1,6 +1,7 @@
 // One update of flat parameters.
 #pragma once
 
+#include "phalanx/base/philox.h"
 #include "phalanx/tensor/tensor.h"
 
 namespace phalanx {
@@ -28,6 +29,22 @@ struct AdamWTensors {
 /// a GPU moves 28 bytes an element, with a narrow copy 30, 2 less of a bf16 gradient and 8 less of bf16
 /// moments.
 void adamw_into(const AdamWTensors& tensors, double gradient_scale, const AdamWStep& step);
+/// How weights are updated of which there is no copy but in bf16: each is rounded to one of its two
+/// neighbours, with the probabilities that keep its mean, so that updates below its last place are not lost
+/// (stochastic rounding; S. Gupta et al., Deep Learning with Limited Numerical Precision, 2015, section 3).
+/// Weight i stands in row r = i / columns, column c of a larger tensor and draws the upper half of
+/// stream.bits(first + r · row_step + c, step).
+struct StochasticRounding {
+  RandomStream stream;
+  uint64_t step = 0;
+  int64_t first = 0;
+  int64_t columns = 1;
+  int64_t row_step = 1;
+};
+/// The same update of w in bf16, in the arithmetic of f32; no `narrow`. Of f32 gradients and moments a GPU
+/// moves 24 bytes an element.
+void adamw_into(const AdamWTensors& tensors, double gradient_scale, const AdamWStep& step,
+                const StochasticRounding& rounding);
 /// w −= lr · gradient_scale · g.
 void sgd_into(Tensor w, const Tensor& g, double gradient_scale, double lr);
 

@@ -49,6 +49,14 @@ struct Bf16 {
     const auto bits = hn::IfThenElse(hn::RebindMask(w, hn::IsNaN(v)), nan, rounded);
     return hn::TruncateTo(Bits(), hn::ShiftRight<16>(bits));
   }
+  // To a neighbour: away from zero if the bits that are cut off and 16 random ones carry. NaN stays NaN.
+  static HWY_INLINE hn::Vec<Bits> narrow(hn::Vec<D> v, hn::Vec<Wide> random) {
+    const Wide w;
+    const auto u = hn::BitCast(w, v);
+    const auto nan = hn::Or(u, hn::Set(w, 0x400000u));
+    const auto bits = hn::IfThenElse(hn::RebindMask(w, hn::IsNaN(v)), nan, hn::Add(u, random));
+    return hn::TruncateTo(Bits(), hn::ShiftRight<16>(bits));
+  }
   template <class At>
   static HWY_INLINE void store(At at, hn::Vec<D> v, D, uint16_t* p) {
     at.store(narrow(v), Bits(), p);

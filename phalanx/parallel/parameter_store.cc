@@ -153,18 +153,21 @@ void ParameterStore::initialise(uint64_t seed) {
   const auto memory = [&](bool shares, DType dtype) {
     return Tensor::zeros({shares ? share_elements_ : elements}, dtype, device());
   };
-  const bool in_file = narrow() && !weights_.master_in.empty();
+  const bool in_file = has_master() && !weights_.master_in.empty();
   PHX_CHECK(!in_file || !device().is_cuda(), "master copies in a file, of weights on {}",
             device_name(device()));
-  values_ =
-      in_file ? mapped_zeros({share_elements_}, dtype_, weights_.master_in) : memory(keeps_shares(), dtype_);
+  if (in_file) {
+    values_ = mapped_zeros({share_elements_}, dtype_, weights_.master_in);
+  } else if (!narrow() || has_master()) {
+    values_ = memory(keeps_shares(), dtype_);
+  }
   if (narrow()) narrow_values_ = memory(zero() == Zero::weights, DType::bf16);
   for (Bucket& b : buckets_) {
     if (!keeps_shares()) b.values = kept_values(b);
     b.bind();
   }
   for (const Parameter& p : parameters_) {
-    fill(p, seed);
+    if (!narrow() || has_master()) fill(p, seed);
     if (narrow()) fill_kept(p, seed);
   }
 }
@@ -228,12 +231,14 @@ void ParameterStore::fill(const Parameter& p, uint64_t seed) const {
 }
 
 void ParameterStore::fill_kept(const Parameter& p, uint64_t seed) const {
-  if (zero() == Zero::weights) return narrow_into(own_part(narrow_values_, true, p), own_value(p));
-  const int64_t numel = p.slice().local.numel();
+  const bool shares = zero() == Zero::weights;
+  if (shares && has_master()) return narrow_into(own_kept(p), own_value(p));
+  const FlatRange range = shares ? share_of(p) : FlatRange{0, p.slice().local.numel()};
   const int64_t begin = p.bucket_->begin + p.at_;
-  const Tensor all = Tensor::empty({numel}, dtype_, device());
-  draw(p, seed, all, 0);
-  narrow_into(narrow_values_.slice(begin, begin + numel), all);
+  const Tensor kept = shares ? own_kept(p) : narrow_values_.slice(begin, begin + range.size());
+  const Tensor wide = Tensor::empty(kept.shape(), dtype_, device());
+  draw(p, seed, wide, range.begin);
+  narrow_into(kept, wide);
 }
 
 FlatRange ParameterStore::share_of(const Parameter& p) const {
@@ -266,10 +271,10 @@ Tensor ParameterStore::share_of_grads(const Bucket& b) const {
 }
 
 void ParameterStore::narrow_kept() const {
-  if (!narrow()) return;
+  if (!has_master()) return;
   for (const Bucket& b : buckets_) {
     PHX_CHECK(!b.updating, "{}: the optimizer is at it", b.unit);
-    narrow_into(kept_share(b), share_of_values(b));
+    narrow_into(kept_share(b), share_in(values_, true, b));
   }
 }
 

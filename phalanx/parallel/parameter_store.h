@@ -33,7 +33,8 @@ struct ZeroConfig {
 
 /// How and where weights are kept between the runs of their units.
 struct WeightsConfig {
-  bool narrow = false;            ///< in bf16, with a master copy beside
+  bool narrow = false;            ///< in bf16
+  bool master = true;             ///< of narrow weights there is a copy besides that the optimizer updates
   bool narrow_gradients = false;  ///< in bf16, on GPUs
   std::string master_in = "";     ///< directory of a file that holds the master copy; "": it is in memory
   Products products = Products::same;  ///< how linear layers multiply by them
@@ -51,7 +52,8 @@ struct State {
 /// Parameters lie in buckets, ordered by name, and those in one flat tensor.
 ///
 /// In a narrow store weights are kept and sent as bf16; each rank has its share besides in `dtype`, the
-/// master copy that the optimizer updates (Micikevicius et al. 2018, Mixed Precision Training, section 3.1).
+/// master copy that the optimizer updates (Micikevicius et al. 2018, Mixed Precision Training, section 3.1),
+/// or else the optimizer updates its share of the bf16 weights.
 /// On CPUs they become `dtype` while their unit runs; GPUs compute in bf16, sums in f32. Gradients are summed
 /// in `dtype`, unless they are narrow, too. Bytes of an element for f32 and R sharers: of weights 2 + 4/R
 /// (ZeRO-3: 6/R) instead of 4 (4/R); and half of them travel.
@@ -88,12 +90,13 @@ class ParameterStore {
   Mesh& mesh() { return mesh_; }
   Zero zero() const { return zero_.stage; }
   bool narrow() const { return weights_.narrow; }
+  bool has_master() const { return narrow() && weights_.master; }
   Products products() const { return weights_.products; }
   /// Outside its unit's run a parameter has no value() here, but own_value.
   bool keeps_shares() const { return narrow() || zero() == Zero::weights; }
 
-  /// The values of all buckets, or, where it keeps shares, this rank's.
-  const Tensor& values() const { return values_; }
+  /// The values of all buckets as they are kept, or, with ZeRO-3, this rank's.
+  const Tensor& values() const { return kept(); }
 
   /// What this rank updates of a parameter (as it lies in memory), and whose gradient is summed here: all, or
   /// with ZeRO its share, perhaps nothing.
@@ -103,8 +106,9 @@ class ParameterStore {
   /// That part's values, and its gradient from when it is summed until it has been used for an update (and
   /// somebody asks for a value); [share_of(parameter).size()].
   Tensor own_value(const Parameter& parameter) const {
+    if (!has_master()) return own_kept(parameter);
     bucket_of(parameter).settle();
-    return own_part(values_, keeps_shares(), parameter);
+    return own_part(values_, true, parameter);
   }
   Tensor own_grad(const Parameter& parameter) const {
     return own_part_in(share_of_grads(bucket_of(parameter)), parameter);
@@ -119,8 +123,7 @@ class ParameterStore {
   Tensor own_part(const Tensor& shares, const Parameter& parameter) const {
     return own_part(shares, true, parameter);
   }
-  /// A bucket's share of the values, and of the summed gradients.
-  Tensor share_of_values(const Bucket& bucket) const { return share_in(values_, keeps_shares(), bucket); }
+  /// A bucket's share of the summed gradients.
   Tensor share_of_grads(const Bucket& bucket) const;
 
   /// As they are kept and sent, bf16 in a narrow store: a bucket's share, and, but for ZeRO-3, all of it.
@@ -134,8 +137,7 @@ class ParameterStore {
     return parameter.spec().rows_move && mesh_.size(Axis::ep) > 1 && zero() == Zero::none;
   }
 
-  /// In a narrow store rounds what is kept anew, after the master copy was written by others than the
-  /// optimizer.
+  /// Rounds what is kept anew, after a master copy was written by others than the optimizer.
   void narrow_kept() const;
   /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.
   void zero_grads();
@@ -168,8 +170,8 @@ class ParameterStore {
   std::vector<State> states_;
   Group* state_holders_ = nullptr;
   int64_t share_elements_ = 0;
-  Tensor values_;         // of all buckets, or this rank's shares of them
-  Tensor narrow_values_;  // the same in bf16, in a narrow store
+  Tensor values_;         // of all buckets, or this rank's shares of them; in a narrow store the master copy
+  Tensor narrow_values_;  // of a narrow store
 };
 
 }  // namespace phalanx

@@ -270,8 +270,9 @@ MemoryAccount memory_account(const TrainConfig& config, int64_t vocabulary, int 
   account.weights = bytes.wide(whole ? elements.all : own) +
                     (whole ? 0 : 2 * bytes.wide(elements.layer) + bytes.wide(elements.ends));
   if (bytes.narrow) {
-    // In bf16, with the master copy; and wide, but on a GPU, the unit at work.
-    const int64_t master = config.optimizer.offload.empty() ? bytes.wide(own) : 0;
+    // In bf16, perhaps with a master copy; and wide, but on a GPU, the unit at work.
+    const bool has_master = config.optimizer.master == OptimizerConfig::Master::same;
+    const int64_t master = has_master && config.optimizer.offload.empty() ? bytes.wide(own) : 0;
     const int64_t kept = bytes.half(whole ? elements.all : own);
     const int64_t next = whole ? 0 : bytes.half(elements.layer);
     const int64_t at_work = bytes.wide(elements.layer) + bytes.wide(elements.ends);

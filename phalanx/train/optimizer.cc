@@ -4,7 +4,6 @@
 
 #include "phalanx/base/trace.h"
 #include "phalanx/ops/cast.h"
-#include "phalanx/ops/optimizer.h"
 #include "phalanx/tensor/mapped.h"
 
 namespace phalanx {
@@ -47,7 +46,7 @@ void Optimizer::update(const Parameter& p, double lr, double gradient_scale) con
   const Tensor value = store_.own_value(p);
   if (value.numel() == 0) return;
   const Tensor grad = store_.own_grad(p);
-  const Tensor narrow = store_.narrow() ? store_.own_kept(p) : Tensor();
+  const Tensor narrow = store_.has_master() ? store_.own_kept(p) : Tensor();
   if (config_.kind == OptimizerConfig::Kind::sgd) {
     sgd_into(value, grad, gradient_scale, lr);
     if (narrow.defined()) narrow_into(narrow, value);
@@ -59,7 +58,53 @@ void Optimizer::update(const Parameter& p, double lr, double gradient_scale) con
                        .eps = config_.eps,
                        .weight_decay = p.spec().weight_decay ? config_.weight_decay : 0,
                        .step = steps_};
-  adamw_into({value, first_moments(p), second_moments(p), grad, narrow}, gradient_scale, step);
+  const AdamWTensors tensors = {value, first_moments(p), second_moments(p), grad, narrow};
+  if (value.dtype() == DType::bf16) return update_by_rounding(p, tensors, gradient_scale, step);
+  adamw_into(tensors, gradient_scale, step);
+}
+
+namespace {
+
+// Where the elements of a rank's part of a parameter stand in all of it. Rows that have moved are where they
+// came from: copies of one are rounded alike.
+std::vector<StridedRows> places_of(const Parameter& p, const FlatRange& own) {
+  std::vector<StridedRows> places;
+  for (const LocalSlice& box : boxes_of_range(p.slice(), own.begin, own.end)) {
+    if (p.row_numbers().empty()) {
+      std::ranges::copy(strided_rows(box), std::back_inserter(places));
+      continue;
+    }
+    std::array<int64_t, Shape::kMaxRank> extents{};
+    std::ranges::copy(box.local.extents(), extents.begin());
+    extents[0] = 1;
+    const auto rank = static_cast<size_t>(box.local.rank());
+    LocalSlice row = {.full = box.full, .local = Shape(std::span(extents).first(rank)), .begin = box.begin};
+    const int64_t first = box.begin[0] - p.slice().begin[0];
+    for (int64_t i = 0; i < box.local[0]; ++i) {
+      row.begin[0] = p.row_numbers()[static_cast<size_t>(first + i)];
+      std::ranges::copy(strided_rows(row), std::back_inserter(places));
+    }
+  }
+  return places;
+}
+
+}  // namespace
+
+void Optimizer::update_by_rounding(const Parameter& p, const AdamWTensors& all, double gradient_scale,
+                                   const AdamWStep& step) const {
+  StochasticRounding rounding = {.stream = RandomStream(config_.seed, "update." + p.name()),
+                                 .step = static_cast<uint64_t>(steps_)};
+  int64_t begin = 0;
+  for (const StridedRows& rows : places_of(p, store_.share_of(p))) {
+    const int64_t end = begin + rows.rows * rows.columns;
+    rounding.first = rows.first;
+    rounding.columns = rows.columns;
+    rounding.row_step = rows.step;
+    adamw_into(
+        {all.w.slice(begin, end), all.m.slice(begin, end), all.v.slice(begin, end), all.g.slice(begin, end)},
+        gradient_scale, step, rounding);
+    begin = end;
+  }
 }
 
 }  // namespace phalanx

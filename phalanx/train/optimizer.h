@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "phalanx/ops/optimizer.h"
 #include "phalanx/parallel/parameter_store.h"
 #include "phalanx/tensor/background.h"
 
@@ -11,14 +12,17 @@ namespace phalanx {
 struct OptimizerConfig {
   enum class Kind : uint8_t { adamw, sgd };
   enum class Moments : uint8_t { same, bf16 };
+  enum class Master : uint8_t { same, none };
   Kind kind = Kind::adamw;
   Moments moments = Moments::same;  ///< AdamW's: of the store's dtype, or rounded to bf16 after each update
+  Master master = Master::same;     ///< copy of bf16 weights, of the store's dtype; none: AdamW rounds them
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0.1;  ///< on parameters whose spec asks for it
   bool overlap = true;        ///< on a GPU: beside the next forward
   std::string offload = "";   ///< directory of files that hold the state; "": it is in memory
+  uint64_t seed = 0;          ///< of stochastic rounding
 };
 
 class Optimizer {
@@ -47,6 +51,8 @@ class Optimizer {
     return all.defined() ? store_.own_part(all, p) : all;
   }
   void update(const Parameter& p, double lr, double gradient_scale) const;
+  void update_by_rounding(const Parameter& p, const AdamWTensors& all, double gradient_scale,
+                          const AdamWStep& step) const;
 
   ParameterStore& store_;
   OptimizerConfig config_;

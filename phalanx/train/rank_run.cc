@@ -6,8 +6,9 @@
 namespace phalanx {
 namespace {
 
-TrainConfig with_vocabulary(TrainConfig config, int64_t vocabulary) {
+TrainConfig completed(TrainConfig config, int64_t vocabulary) {
   config.model.vocabulary = vocabulary;
+  config.optimizer.seed = config.train.seed;
   return config;
 }
 
@@ -44,7 +45,7 @@ ParameterStore& initialised(ParameterStore& parameters, const TrainConfig& confi
 }  // namespace
 
 RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
-    : config_(with_vocabulary(config, vocabulary)),
+    : config_(completed(config, vocabulary)),
       device_(device_of_rank(config.train.device, world.rank_on_host())),
       scope_(device_),
       mesh_(world, layout_of(config.parallel)),
@@ -53,6 +54,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
       parameters_(mesh_, config.train.dtype,
                   {.stage = static_cast<Zero>(config.parallel.zero), .shard = config.parallel.shard},
                   {.narrow = config.train.weights == KeptWeights::bf16,
+                   .master = config.optimizer.master == OptimizerConfig::Master::same,
                    .narrow_gradients = config.train.gradients == KeptWeights::bf16,
                    .master_in = config.optimizer.offload,
                    .products = config.train.products,
@@ -61,7 +63,7 @@ RankRun::RankRun(const TrainConfig& config, int64_t vocabulary, Group& world)
              config.parallel.ulysses,
              parts_of_rank(schedule_, mesh_.coordinate(Axis::pp), config.model.layers,
                            stage_layers(config.parallel))),
-      optimizer_(initialised(parameters_, config_, mesh_), config.optimizer),
+      optimizer_(initialised(parameters_, config_, mesh_), config_.optimizer),
       places_(parameters_, model_, optimizer_, config.parallel),
       trainer_{mesh_,       parameters_,           model_, optimizer_, Pipeline(schedule_, mesh_),
                config.clip, config.train.recompute} {

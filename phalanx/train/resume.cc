@@ -94,6 +94,11 @@ void check_same_run(const SavedRun& saved, const TrainConfig& mine, const Tokeni
     throw Error("{}: saved with optimizer.moments {}, this run has {}: set optimizer.moments={}", saved.path,
                 name(saved.config), name(mine), name(saved.config));
   }
+  using Master = OptimizerConfig::Master;
+  if (saved.config.optimizer.master == Master::same && mine.optimizer.master == Master::none) {
+    throw Error("{}: saved with optimizer.master same, this run has none: set optimizer.master=same",
+                saved.path);
+  }
   if (saved.tokenizer->json() != tokenizer.json()) {
     throw Error("{}: its vocabulary of {} tokens is not this run's of {}: its numbers mean other text",
                 saved.path, saved.tokenizer->vocabulary(), tokenizer.vocabulary());

@@ -4,6 +4,7 @@
 #include <system_error>
 
 #include "phalanx/base/units.h"
+#include "phalanx/ops/cast.h"
 #include "phalanx/train/checksum.h"
 
 namespace phalanx {
@@ -48,15 +49,18 @@ void SavedCheckpoint::read(std::string_view name, const Shape& full, const Box& 
                 path_.string(), name, manifest_.tensors.size());
   }
   const SavedTensor& tensor = found->second;
-  if (tensor.shape != full || tensor.dtype != into.dtype()) {
+  const bool widens = tensor.dtype == DType::bf16 && into.dtype() == DType::f32;
+  if (tensor.shape != full || (tensor.dtype != into.dtype() && !widens)) {
     throw Error("{}: tensor \"{}\" has shape {} of {}, {} of {} is expected: was it saved by another model?",
                 path_.string(), name, tensor.shape, dtype_name(tensor.dtype), full, dtype_name(into.dtype()));
   }
+  const Tensor as_saved = widens ? Tensor::empty(into.shape(), tensor.dtype) : into;
   for (const SavedPiece& piece : tensor.pieces) {
     if (!share_elements(piece.box, box)) continue;
     BlockReader reader = open_piece(name, tensor, piece);
-    read_shared(reader, piece.box, box, into);
+    read_shared(reader, piece.box, box, as_saved);
   }
+  if (widens) widen_into(into, as_saved);
 }
 
 void SavedCheckpoint::verify(std::string_view name, const SavedPiece& piece) {

@@ -30,8 +30,8 @@ class SavedCheckpoint {
   /// Error (DamagedCheckpoint) unless every file is there in its full size.
   void check_files() const;
 
-  /// Reads the part of a tensor that `box` names into `into`, and checks every block that it reads. Error: no
-  /// such tensor, another dtype or shape; DamagedCheckpoint.
+  /// Reads the part of a tensor that `box` names into `into`, and checks every block that it reads; what was
+  /// saved in bf16, into f32, too. Error: no such tensor, another dtype or shape; DamagedCheckpoint.
   void read(std::string_view name, const Shape& full, const Box& box, Tensor into);
   /// Reads all of one piece and checks it. Error: DamagedCheckpoint.
   void verify(std::string_view name, const SavedPiece& piece);

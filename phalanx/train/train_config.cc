@@ -178,10 +178,13 @@ void add_run(ConfigTable& table, RunConfig& r) {
 void add_optimizer(ConfigTable& table, TrainConfig& c) {
   using Kind = OptimizerConfig::Kind;
   using Moments = OptimizerConfig::Moments;
+  using Master = OptimizerConfig::Master;
   ConfigSection& s = table.section("optimizer", "The update and its learning rate.");
   s.choice("kind", &c.optimizer.kind, {{"adamw", Kind::adamw}, {"sgd", Kind::sgd}}, "update rule");
   s.choice("moments", &c.optimizer.moments, {{"same", Moments::same}, {"bf16", Moments::bf16}},
            "AdamW's are kept in train.dtype, or rounded to nearest in bf16");
+  s.choice("master", &c.optimizer.master, {{"same", Master::same}, {"none", Master::none}},
+           "copy of bf16 weights: in train.dtype; none: AdamW rounds stochastically");
   s.add("lr", &c.lr.lr, "learning rate after the warm-up").above(0);
   s.add("min_lr", &c.lr.min_lr, "learning rate at the end of the decay").at_least(0);
   s.add("warmup", &c.lr.warmup, "steps of linear growth").at_least(0).at_most(kSteps);

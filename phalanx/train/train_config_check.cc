@@ -79,6 +79,15 @@ void check_moments(const TrainConfig& c) {
   }
 }
 
+// Error: no master copy where AdamW does not update bf16 from f32.
+void check_master(const TrainConfig& c) {
+  if (c.optimizer.master == OptimizerConfig::Master::same) return;
+  if (c.optimizer.kind != OptimizerConfig::Kind::adamw || c.train.dtype != DType::f32 ||
+      c.train.weights != KeptWeights::bf16) {
+    throw Error("optimizer.master none is for optimizer.kind adamw, train.dtype f32 and train.weights bf16");
+  }
+}
+
 // Error: a combination that GPUs do not compute yet.
 void check_device(const TrainConfig& c, const Layout& layout) {
   const bool on_cpu = c.train.device == Device::Kind::cpu;
@@ -219,6 +228,7 @@ TrainConfig checked(TrainConfig c) {
   }
   const Layout layout = layout_of(c.parallel);
   check_moments(c);
+  check_master(c);
   check_device(c, layout);
   const bool on_gpu = c.train.device == Device::Kind::cuda;
   if (on_gpu && c.parallel.transport != TransportKind::threads) c.parallel.transport = TransportKind::nccl;

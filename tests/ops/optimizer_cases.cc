@@ -1,5 +1,8 @@
 #include "phalanx/ops/optimizer.h"
 
+#include <bit>
+#include <limits>
+
 #include "phalanx/ops/cast.h"
 
 #include "tests/ops/on_device.h"
@@ -112,6 +115,104 @@ TEST_P(AdamW, HasTheBitsOfTheCpu) {
     EXPECT_EQ(values(w_here), values(w)) << dtype_name(moments);
     EXPECT_EQ(values(m_here), values(m)) << dtype_name(moments);
     EXPECT_EQ(values(v_here), values(v)) << dtype_name(moments);
+  }
+}
+
+// Of the bits that a weight of bf16 draws.
+uint32_t drawn(const StochasticRounding& r, int64_t i) {
+  const int64_t index = r.first + i / r.columns * r.row_step + i % r.columns;
+  return r.stream.bits(static_cast<uint64_t>(index), r.step) >> 16;
+}
+
+// The update of f32, cut off after as many random bits were added as are cut off.
+void expect_rounded(const Tensor& got, const Tensor& wide, const StochasticRounding& r) {
+  const Tensor got_here = got.to(kCpu);
+  const Tensor wide_here = wide.to(kCpu);
+  for (int64_t i = 0; i < got.numel(); ++i) {
+    const auto bits = std::bit_cast<uint32_t>(wide_here.data<float>()[i]);
+    const auto want = static_cast<uint16_t>((bits + drawn(r, i)) >> 16);
+    ASSERT_EQ(got_here.data<bf16>()[i].bits, want) << i << " of " << wide_here.data<float>()[i];
+  }
+}
+
+// Rows that counters of four fit and others, one row, and some that end in the middle of the last.
+TEST_P(AdamW, RoundsStochasticallyToANeighbour) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  struct Case {
+    int64_t n, first, columns, row_step;
+  };
+  const auto large = int64_t{1} << 40;
+  for (const auto& [n, first, columns, row_step] :
+       {Case{0, 0, 1, 1}, Case{1, 3, 1, 1}, Case{65, 2, 13, 40}, Case{20004, large, 20004, 1},
+        Case{20003, 7, 30000, 1}, Case{8192, 64, 32, 128}, Case{8190, 64, 32, 128},
+        Case{9000, 5, 3000, 3001}}) {
+    SCOPED_TRACE(format("{} from {}, rows of {} of {}", n, first, columns, row_step));
+    const StochasticRounding r = {.stream = RandomStream(random.integer(0, 1 << 30), "w"),
+                                  .step = static_cast<uint64_t>(random.integer(0, 1 << 30)),
+                                  .first = first,
+                                  .columns = columns,
+                                  .row_step = row_step};
+    const Tensor w0 = Tensor::empty({n}, DType::bf16);
+    narrow_into(w0, random.tensor({n}, DType::f32));
+    const Tensor g = here(random.tensor({n}, DType::f32));
+    for (const DType moments : {DType::f32, DType::bf16}) {
+      for_each_target_here([&](bool) {
+        const auto zeros = [&] { return here(Tensor::zeros({n}, moments)); };
+        const AdamWStep c = {.lr = 0.01, .weight_decay = 0.1, .step = 1};
+        const Tensor w = copy_here(w0);
+        const AdamWTensors x = {w, zeros(), zeros(), g};
+        adamw_into(x, 0.7, c, r);
+        const Tensor wide = here(Tensor::empty({n}, DType::f32));
+        widen_into(wide, here(w0));
+        const AdamWTensors y = {wide, zeros(), zeros(), g};
+        adamw_into(y, 0.7, c);
+        expect_rounded(w, wide, r);
+        EXPECT_EQ(values(x.m), values(y.m));
+        EXPECT_EQ(values(x.v), values(y.v));
+      });
+    }
+  }
+}
+
+// Updates of a hundredth of a weight's last place: after a hundred, weights have moved as f32's, on average.
+TEST_P(AdamW, StochasticRoundingKeepsTheMean) {
+  Random random;
+  SCOPED_TRACE(random.trace());
+  constexpr int64_t n = 40000;
+  constexpr int kSteps = 100;
+  const double unit = 1.0 / 128;  // between neighbours from 1 on
+  const Tensor w = Tensor::empty({n}, DType::bf16);
+  narrow_into(w, tensor({n}, DType::f32, Values(n, 1.5)));
+  const Tensor w_here = here(w);
+  const Tensor g = here(tensor({n}, DType::f32, Values(n, -1)));
+  const Tensor m = copy_here(g);
+  const Tensor v = here(tensor({n}, DType::f32, Values(n, 1)));
+  StochasticRounding r = {.stream = RandomStream(random.integer(0, 1 << 30), "w"), .columns = n};
+  for (int i = 0; i < kSteps; ++i) {
+    r.step = static_cast<uint64_t>(i);
+    adamw_into({w_here, m, v, g}, 1, {.lr = unit / kSteps, .step = 1000000}, r);
+  }
+  double mean = 0;
+  for (const double value : values(w_here)) mean += value / n;
+  // A weight moves by a unit kSteps times with probability 1 / kSteps: a variance of one unit squared.
+  EXPECT_NEAR(mean, 1.5 + unit, 6 * unit / std::sqrt(n));
+}
+
+TEST_P(AdamW, StochasticRoundingKeepsWhatIsNotFinite) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double infinite = std::numeric_limits<double>::infinity();
+  const Tensor w = Tensor::empty({4}, DType::bf16);
+  narrow_into(w, tensor({4}, DType::f32, {nan, -nan, infinite, -infinite}));
+  const Tensor w_here = here(w);
+  const Tensor zero = Tensor::zeros({4}, DType::f32);
+  for (uint64_t step = 0; step < 100; ++step) {
+    adamw_into({w_here, copy_here(zero), copy_here(zero), here(zero)}, 1, {.lr = 0.1, .step = 1},
+               {.stream = RandomStream(step, "w"), .step = step, .columns = 4});
+    const Values got = values(w_here);
+    EXPECT_TRUE(std::isnan(got[0]) && std::isnan(got[1]));
+    EXPECT_EQ(got[2], infinite);
+    EXPECT_EQ(got[3], -infinite);
   }
 }
 

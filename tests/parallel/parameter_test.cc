@@ -111,12 +111,23 @@ TEST(Placement, BoxesOfARangeHoldItsElementsInOrder) {
     std::vector<int64_t> expected;
     for (int64_t i = begin; i < end; ++i) expected.push_back(slice.global_index(i));
     std::vector<int64_t> got;
+    std::vector<int64_t> got_in_rows;
     const std::vector<LocalSlice> boxes = boxes_of_range(slice, begin, end);
     for (const LocalSlice& box : boxes) {
       EXPECT_EQ(box.full, slice.full);
       for (int64_t i = 0; i < box.local.numel(); ++i) got.push_back(box.global_index(i));
+      const std::vector<StridedRows> some = strided_rows(box);
+      if (box.local.rank() < 3) {
+        EXPECT_EQ(some.size(), 1u);
+      }
+      for (const StridedRows& s : some) {
+        for (int64_t i = 0; i < s.rows * s.columns; ++i) {
+          got_in_rows.push_back(s.first + i / s.columns * s.step + i % s.columns);
+        }
+      }
     }
     EXPECT_EQ(got, expected);
+    EXPECT_EQ(got_in_rows, expected);
     EXPECT_LE(boxes.size(), 2 * extents.size() + 1);
   }
 }

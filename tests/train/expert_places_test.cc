@@ -29,6 +29,7 @@ struct Case {
   const char* schedule = "sequential";
   KeptWeights weights = KeptWeights::same;
   int64_t moves = 0;
+  OptimizerConfig::Master master = OptimizerConfig::Master::same;
 };
 
 TrainConfig with_exact_sums(const Case& c) {
@@ -37,6 +38,7 @@ TrainConfig with_exact_sums(const Case& c) {
   config.model.moe.exact_sums = true;
   config.model.moe.bias_rate = 0.05;  // so that loads change
   config.train.weights = c.weights;
+  config.optimizer.master = c.master;
   config.clip = 0.5;
   config.lr.lr = 0.02;
   return checked(config);
@@ -108,6 +110,13 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"pp2_ep2", small_moe, {.pp = 2, .dp = 2, .ep = 2}, "zb-h1"},
         Case{"dualpipe_tp2_ep2", small_moe, {.pp = 2, .tp = 2, .ep = 2}, "dualpipe"},
         Case{"narrow", small_moe, {.dp = 2, .ep = 2}, "sequential", KeptWeights::bf16},
+        Case{"no_master",
+             small_moe,
+             {.dp = 2, .ep = 2},
+             "sequential",
+             KeptWeights::bf16,
+             0,
+             OptimizerConfig::Master::none},
         Case{"mtp_ep2", small_mtp, {.dp = 2, .ep = 2}}),
     [](const auto& info) { return info.param.name; });
 

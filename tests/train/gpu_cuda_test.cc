@@ -4,6 +4,7 @@
 #include <random>
 
 #include "phalanx/comm/transport/threads.h"
+#include "phalanx/ops/cast.h"
 #include "phalanx/train/rank_run.h"
 #include "tests/cuda_test.h"
 #include "tests/train/small_runs.h"
@@ -23,7 +24,11 @@ struct Outcome {
 Vectors values_of(RankRun& rank, bool grads) {
   Vectors all;
   for (const Parameter& p : rank.parameters().all()) {
-    const Tensor own = (grads ? rank.parameters().own_grad(p) : rank.parameters().own_value(p)).to(kCpu);
+    Tensor own = (grads ? rank.parameters().own_grad(p) : rank.parameters().own_value(p)).to(kCpu);
+    if (own.dtype() == DType::bf16) {
+      const Tensor wide = Tensor::empty(own.shape(), DType::f32);
+      widen_into(wide, std::exchange(own, wide));
+    }
     visit_float(own.dtype(), [&](auto t) {
       const auto values = own.span<decltype(t)>();
       all[p.name()].assign(values.begin(), values.end());
@@ -124,12 +129,15 @@ TEST_P(TrainOnGpu, InBf16IsNearF64) {
   const Dataset data = random_text(config, seed);
   config.train.weights = KeptWeights::bf16;
   config.model.moe.top_k = config.model.moe.experts;  // rounding may not change the choice
-  const Outcome want = train_on(Device::Kind::cpu, config, data);
-  const Outcome got = train_on(Device::Kind::cuda, config, data);
-  EXPECT_NEAR(got.first.loss, want.first.loss, 2e-3 * want.first.loss);
-  expect_close(got.grads, want.grads, GetParam().of_bf16);
-  for (size_t s = 0; s < want.losses.size(); ++s) {
-    EXPECT_NEAR(got.losses[s], want.losses[s], 5e-3 * want.losses[s]);
+  for (const auto master : {OptimizerConfig::Master::same, OptimizerConfig::Master::none}) {
+    config.optimizer.master = master;
+    const Outcome want = train_on(Device::Kind::cpu, config, data);
+    const Outcome got = train_on(Device::Kind::cuda, config, data);
+    EXPECT_NEAR(got.first.loss, want.first.loss, 2e-3 * want.first.loss);
+    expect_close(got.grads, want.grads, GetParam().of_bf16);
+    for (size_t s = 0; s < want.losses.size(); ++s) {
+      EXPECT_NEAR(got.losses[s], want.losses[s], 5e-3 * want.losses[s]);
+    }
   }
 }
 
@@ -138,11 +146,14 @@ TEST_P(TrainOnGpu, IsDeterministic) {
   TrainConfig config = GetParam().config({}, "sequential");
   const Dataset data = random_text(config, std::random_device{}());
   config.train.weights = KeptWeights::bf16;
-  const Outcome once = train_on(Device::Kind::cuda, config, data);
-  const Outcome again = train_on(Device::Kind::cuda, config, data);
-  EXPECT_EQ(once.losses, again.losses);
-  EXPECT_EQ(once.grads, again.grads);
-  EXPECT_EQ(once.weights, again.weights);
+  for (const auto master : {OptimizerConfig::Master::same, OptimizerConfig::Master::none}) {
+    config.optimizer.master = master;
+    const Outcome once = train_on(Device::Kind::cuda, config, data);
+    const Outcome again = train_on(Device::Kind::cuda, config, data);
+    EXPECT_EQ(once.losses, again.losses);
+    EXPECT_EQ(once.grads, again.grads);
+    EXPECT_EQ(once.weights, again.weights);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, TrainOnGpu,

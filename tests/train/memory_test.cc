@@ -96,6 +96,10 @@ void bf16_zero(TrainConfig& c) {
   bf16(c);
   c.parallel.zero = stage;
 }
+void no_master(TrainConfig& c) {
+  bf16(c);
+  c.optimizer.master = OptimizerConfig::Master::none;
+}
 void bf16_moments(TrainConfig& c) { c.optimizer.moments = OptimizerConfig::Moments::bf16; }
 void offloaded(TrainConfig& c) {
   bf16(c);
@@ -190,6 +194,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"bf16", small_llama, {}, kSequential, bf16},
         Case{"bf16_zero1", small_llama, {.dp = 4}, kSequential, bf16_zero<1>},
         Case{"bf16_zero3", small_llama, {.dp = 2}, kSequential, bf16_zero<3>},
+        Case{"no_master", small_llama, {.dp = 2}, kSequential, no_master},
         Case{"bf16_moments", small_llama, {}, kSequential, bf16_moments},
         Case{"bf16_offloaded", small_llama, {}, kSequential, offloaded},
         Case{"mla", small_mla, {}, kSequential}, Case{"mla_many", small_mla, {}, kSequential, many_tokens},

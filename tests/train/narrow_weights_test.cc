@@ -9,6 +9,7 @@
 #include <random>
 
 #include "phalanx/comm/transport/threads.h"
+#include "phalanx/model/hf_weights.h"
 #include "phalanx/ops/cast.h"
 #include "phalanx/train/rank_run.h"
 #include "phalanx/train/verify.h"
@@ -103,6 +104,121 @@ TEST(NarrowWeights, EveryLayoutGivesOneRanksAnswer) {
   };
   ASSERT_EQ(cases.size(), 16u);
   verify({.model = resolved(model), .narrow = true, .seed = std::random_device{}()}, cases, check);
+}
+
+TrainConfig without_master(TrainConfig config) {
+  config = narrow(std::move(config));
+  config.optimizer.master = OptimizerConfig::Master::none;
+  return config;
+}
+
+// Neither a wide copy nor a change that bf16 cannot tell apart: a small update moves some weights by a unit
+// of their last place, and the others not at all.
+TEST(WithoutMaster, SmallUpdatesMoveAFewWeights) {
+  const TrainConfig config = without_master(small_gpt({.dp = 2}, "sequential"));
+  const Dataset data = random_text(config, std::random_device{}());
+  run_thread_ranks({.ranks = 2}, [&](Group& world) {
+    RankRun rank(config, data.tokenizer().vocabulary(), world);
+    const auto bits = [&] {
+      std::vector<uint16_t> all;
+      for (const Parameter& p : rank.parameters().all()) {
+        for (const bf16 v : rank.parameters().own_value(p).span<const bf16>()) all.push_back(v.bits);
+      }
+      return all;
+    };
+    const std::vector<uint16_t> before = bits();
+    for (int64_t s = 0; s < 3; ++s) {
+      train_step(rank.trainer(), batches_of(rank, data, s), 1e-6, static_cast<uint64_t>(s));
+    }
+    const std::vector<uint16_t> after = bits();
+    size_t moved = 0;
+    for (size_t i = 0; i < before.size(); ++i) {
+      const int difference = std::abs(static_cast<int>(after[i]) - static_cast<int>(before[i]));
+      if (difference == 0) continue;
+      ++moved;
+      if (std::abs(bf16{before[i]}.to_float()) > 1e-3F) {
+        EXPECT_LE(difference, 3) << i;  // one a step
+      }
+    }
+    EXPECT_GT(moved, 0u);
+    EXPECT_LT(moved, before.size() / 5);
+  });
+}
+
+// A gradient that is a function of where its element stands gives every layout the same bits: what is drawn
+// depends on that place alone.
+TEST(WithoutMaster, EveryLayoutRoundsAlike) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(seed);
+  using Bits = std::map<std::string, std::vector<int>>;
+  const auto rounded = [&](const Layout& layout, int zero) {
+    TrainConfig config = without_master(small_moe(layout, layout.pp > 1 ? "1f1b" : "sequential"));
+    config.parallel.zero = zero;
+    const Dataset data = random_text(config, seed);
+    Bits all;
+    std::mutex mutex;
+    run_thread_ranks({.ranks = layout.ranks()}, [&](Group& world) {
+      RankRun rank(config, data.tokenizer().vocabulary(), world);
+      ParameterStore& store = rank.parameters();
+      compute_gradients(rank.trainer(), batches_of(rank, data, 0), 0);
+      run(rank.model().data().reduce_grads());
+      for (const Parameter& p : store.all()) {
+        const int64_t first = store.share_of(p).begin;
+        const std::span<float> grad = store.own_grad(p).span<float>();
+        for (size_t i = 0; i < grad.size(); ++i) {
+          const int64_t index = p.slice().global_index(first + static_cast<int64_t>(i));
+          grad[i] = static_cast<float>(index % 7 - 3) * 0.1F;
+        }
+      }
+      rank.optimizer().step(1e-3, 1);
+      const std::lock_guard lock(mutex);
+      for (const Parameter& p : store.all()) {
+        std::vector<int>& out = all[p.name()];
+        out.resize(static_cast<size_t>(p.slice().full.numel()));
+        const int64_t first = store.share_of(p).begin;
+        const std::span<const bf16> own = store.own_value(p).span<const bf16>();
+        for (size_t i = 0; i < own.size(); ++i) {
+          out[static_cast<size_t>(p.slice().global_index(first + static_cast<int64_t>(i)))] = own[i].bits;
+        }
+      }
+    });
+    return all;
+  };
+  const Bits want = rounded({}, 0);
+  for (const auto& [layout, zero] : {std::pair{Layout{.dp = 2}, 1},
+                                     {Layout{.tp = 2}, 0},
+                                     {Layout{.dp = 2, .tp = 2, .ep = 2, .etp = 2}, 0},
+                                     {Layout{.dp = 4, .ep = 2}, 3},
+                                     {Layout{.pp = 2, .dp = 2}, 2}}) {
+    const Bits got = rounded(layout, zero);
+    for (const auto& [name, bits] : want) EXPECT_EQ(got.at(name), bits) << name << " " << layout.text();
+  }
+}
+
+TEST(WithoutMaster, AModelToStartFromIsRounded) {
+  const testing::TemporaryDirectory dir;
+  TrainConfig config = small_gpt({}, "sequential");
+  const Dataset data = random_text(config, 1);
+  const int64_t vocabulary = data.tokenizer().vocabulary();
+  for (const int zero : {0, 3}) {
+    const auto model = dir.path() / std::to_string(zero);
+    run_thread_ranks({.ranks = 1}, [&](Group& world) {
+      RankRun given(config, vocabulary, world);
+      save_hf_model(given.parameters(), given.model().config(), model);
+      TrainConfig other = without_master(config);
+      other.parallel.zero = zero;
+      other.train.seed = config.train.seed + 1;
+      RankRun rank(other, vocabulary, world);
+      load_hf_weights(rank.parameters(), rank.model().config(), model);
+      for (const Parameter& p : given.parameters().all()) {
+        const auto want = p.value().span<float>();
+        const auto& same = *std::ranges::find(rank.parameters().all(), p.name(), &Parameter::name);
+        const auto got = rank.parameters().own_value(same).span<const bf16>();
+        ASSERT_EQ(got.size(), want.size());
+        for (size_t i = 0; i < got.size(); ++i) ASSERT_EQ(got[i].bits, bf16::from(want[i]).bits) << p.name();
+      }
+    });
+  }
 }
 
 // What is gathered is bf16, what is summed is not.

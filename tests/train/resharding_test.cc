@@ -25,6 +25,7 @@ struct Run {
   const char* schedule = "sequential";
   bool narrow = false;
   OptimizerConfig::Moments moments = OptimizerConfig::Moments::same;
+  OptimizerConfig::Master master = OptimizerConfig::Master::same;
 };
 
 TrainConfig config_of(const Run& run, const std::string& out) {
@@ -34,6 +35,7 @@ TrainConfig config_of(const Run& run, const std::string& out) {
   c.model.moe.bias_rate = 0.01;
   if (run.narrow) c.train.weights = KeptWeights::bf16;
   c.optimizer.moments = run.moments;
+  c.optimizer.master = run.master;
   return c;
 }
 
@@ -71,6 +73,16 @@ void step(RankRun& rank, const Dataset& data, int64_t number) {
 }
 
 constexpr auto kNarrowMoments = OptimizerConfig::Moments::bf16;
+
+Run without_master(const char* name, TrainConfig (*config)(const Layout&, const char*), const Layout& layout,
+                   int zero) {
+  return {.name = name,
+          .config = config,
+          .layout = layout,
+          .zero = zero,
+          .narrow = true,
+          .master = OptimizerConfig::Master::none};
+}
 
 class Resharding : public ::testing::TestWithParam<std::pair<Run, Run>> {};
 
@@ -132,6 +144,12 @@ INSTANTIATE_TEST_SUITE_P(
                       true,
                       kNarrowMoments},
                   Run{"pp2_tp2", small_moe, {.pp = 2, .tp = 2}, 0, "1f1b", false, kNarrowMoments}},
+        std::pair{without_master("no_master_dp2_tp2_zero3", small_gpt, {.dp = 2, .tp = 2}, 3),
+                  without_master("no_master_dp2", small_gpt, {.dp = 2}, 0)},
+        std::pair{without_master("no_master_moe_dp4_ep2", small_moe, {.dp = 4, .ep = 2}, 0),
+                  without_master("no_master_tp2_ep2_zero1", small_moe, {.tp = 2, .ep = 2}, 1)},
+        // What bf16 has is exact in f32, too.
+        std::pair{without_master("no_master_moe_dp2", small_moe, {.dp = 2}, 0), Run{"one", small_moe, {}}},
         std::pair{Run{"mtp_pp2_tp2_ep2_zero3", small_mtp, {.pp = 2, .tp = 2, .ep = 2}, 3, "1f1b"},
                   Run{"dp2_cp2_ep4", small_mtp, {.dp = 2, .cp = 2, .ep = 4}}},
         std::pair{Run{"mtp_dp2_ep2", small_mtp, {.dp = 2, .ep = 2}},
@@ -170,23 +188,34 @@ TEST(NarrowMoments, ResumeExactly) {
   EXPECT_EQ(straight, resumed);
 }
 
-TEST(NarrowMoments, AreNotLoadedAsOthers) {
+// What a run with those changes is told that resumes one without.
+std::string refusal(void (*change)(OptimizerConfig&)) {
   const testing::TemporaryDirectory dir;
   TrainConfig config = narrow_moments(small_gpt, {}, dir.path().string());
   const Dataset data = random_text(config, std::random_device{}());
+  std::string told;
   run_thread_ranks({.ranks = 1}, [&](Group& world) {
     RankRun rank(config, data.tokenizer().vocabulary(), world);
     save_run(rank, data.tokenizer(), 0, world);
-    config.optimizer.moments = OptimizerConfig::Moments::same;
+    change(config.optimizer);
     RankRun other(config, data.tokenizer().vocabulary(), world);
-    std::string told;
     try {
       resume_run(other, data.tokenizer(), dir.path().string(), world);
     } catch (const Error& e) {
       told = e.what();
     }
-    EXPECT_NE(told.find("set optimizer.moments=bf16"), std::string::npos) << told;
   });
+  return told;
+}
+
+TEST(NarrowMoments, AreNotLoadedAsOthers) {
+  const std::string told = refusal([](OptimizerConfig& c) { c.moments = OptimizerConfig::Moments::same; });
+  EXPECT_NE(told.find("set optimizer.moments=bf16"), std::string::npos) << told;
+}
+
+TEST(WithoutMaster, IsNotResumedFromAMasterCopy) {
+  const std::string told = refusal([](OptimizerConfig& c) { c.master = OptimizerConfig::Master::none; });
+  EXPECT_NE(told.find("set optimizer.master=same"), std::string::npos) << told;
 }
 
 // Sums run in rank order in both kinds of collective, and the update is element by element.

@@ -132,6 +132,18 @@ TEST(TrainConfig, NarrowMomentsAreAdamWsInF32) {
   EXPECT_THAT(refusal("", {"optimizer.moments=bf16", "train.dtype=f64"}), HasSubstr("train.dtype f32"));
 }
 
+TEST(TrainConfig, WithoutAMasterCopyAdamWRoundsBf16) {
+  const auto told = [](std::vector<std::string> more) {
+    more.emplace_back("optimizer.master=none");
+    return refusal("", more);
+  };
+  EXPECT_EQ(told({"train.weights=bf16"}), "no error");
+  EXPECT_EQ(told({"train.weights=bf16", "optimizer.moments=bf16"}), "no error");
+  EXPECT_THAT(told({}), HasSubstr("train.weights bf16"));
+  EXPECT_THAT(told({"train.weights=bf16", "optimizer.kind=sgd"}), HasSubstr("kind adamw"));
+  EXPECT_THAT(told({"train.weights=bf16", "train.dtype=f64"}), HasSubstr("train.dtype f32"));
+}
+
 TEST(TrainConfig, SlicesThatDoNotFitAreTold) {
   const auto told = [](const char* slices, const char* layout, const char* context = "model.context=24") {
     return refusal("", {context, "train.batch=1", slices, layout, "model.width=96", "model.heads=4"});
@@ -163,9 +175,10 @@ TEST(TrainConfig, ProcessesWithGpusTalkOverNccl) {
 // Sets the field to a value that it does not have.
 void change(ConfigTable& table, const std::string& name) {
   const std::string before = table.field(name).text();
-  for (const char* value : {"3",         "300",     "1",          "0.25",   "true", "false",     "sgd",
-                            "bpe",       "f64",     "overlapped", "linear", "mpi",  "layernorm", "learned",
-                            "gelu_tanh", "sigmoid", "full",       "mla",    "bf16", "fp8",       "cuda"}) {
+  for (const char* value :
+       {"3",    "300",        "1",      "0.25", "true",      "false",   "sgd",       "bpe",
+        "f64",  "overlapped", "linear", "mpi",  "layernorm", "learned", "gelu_tanh", "sigmoid",
+        "full", "mla",        "bf16",   "fp8",  "cuda",      "none"}) {
     try {
       table.set(name + "=" + value);
     } catch (const Error&) {

@@ -1,6 +1,7 @@
 #include "phalanx/base/chrome_trace.h"
 
 #include <algorithm>
+#include <set>
 #include <vector>
 
 #include "phalanx/base/text.h"
@@ -40,7 +41,8 @@ std::string arguments(const Span& s) {
     return format("\"group\": \"{}\", \"sent\": {}, \"received\": {}, \"waited_us\": {:.3f}", s.group, s.sent,
                   s.received, microseconds(s.waited_ns));
   }
-  if (s.kind == TraceKind::part || s.kind == TraceKind::communication) return "";
+  const bool counts_nothing = s.kind == TraceKind::part || s.kind == TraceKind::communication;
+  if (counts_nothing || s.row == TraceRow::device) return "";
   const bool counts_operations = s.kind == TraceKind::product || s.kind == TraceKind::attention;
   return format("\"{}\": {}", counts_operations ? "operations" : "bytes", s.detail);
 }
@@ -122,7 +124,14 @@ std::string chrome_events(std::span<const Span> spans, const ChromeRank& rank) {
   const bool pairs = std::ranges::find(sorted, TraceRow::beside, &Span::row) != sorted.end();
   if (pairs) out.name_row(1, ", " + rank.beside);
   std::vector<int64_t> ends;  // of the operations, by row
+  std::set<int> lanes;        // of the GPU
   for (const Span& s : sorted) {
+    if (s.row == TraceRow::device) {
+      const int64_t row = kChromeDeviceRow + s.lane;
+      if (lanes.insert(s.lane).second) out.name_row(row, format(", GPU stream {}", s.lane));
+      out.span(s, row);
+      continue;
+    }
     if (s.row != TraceRow::comm) {
       out.span(s, s.row == TraceRow::beside ? 1 : 0);
       continue;

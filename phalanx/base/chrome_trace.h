@@ -1,6 +1,6 @@
 // Spans of all ranks in Chrome's trace event format, which Perfetto also opens. One process, "job"; a row (a
-// thread) for each rank, one more below it for what alternates with that, and for operations in flight as
-// many as overlap.
+// thread) for each rank, one more below it for what alternates with that, for operations in flight as many as
+// overlap, and one for each stream of the rank's GPU.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,8 @@ namespace phalanx {
 
 /// The row of rank r is thread r; its other rows are threads r + kChromeRow, r + 2 kChromeRow, …
 inline constexpr int64_t kChromeRow = 1'000'000;
+/// Of a rank's rows the first of its GPU's.
+inline constexpr int64_t kChromeDeviceRow = 512;
 
 /// One rank's place in a trace.
 struct ChromeRank {

@@ -12,8 +12,9 @@
 namespace phalanx {
 
 /// Which row of a rank's timeline a span belongs to. Spans of the first two nest or follow each other;
-/// `beside` has those of the second of two tasks that alternate. Operations in flight overlap with all.
-enum class TraceRow : uint8_t { compute, beside, comm };
+/// `beside` has those of the second of two tasks that alternate. Operations in flight overlap with all, and
+/// so does what a GPU does (tensor/device_trace.h).
+enum class TraceRow : uint8_t { compute, beside, comm, device };
 
 /// What a span's time is spent on, and so what its `detail` counts: operations (a multiply-add is two) of
 /// products and attention; bytes of all other kinds: what must be read and written, each once. `part` has
@@ -55,6 +56,7 @@ struct Span {
   TraceKind kind = TraceKind::other;
   TraceLabel of = {};
   int chunk = -1;  ///< of a step of a pipeline
+  int lane = 0;    ///< of what a GPU does: which of its streams
   // Of an operation in flight, and of a wait for one:
   const char* collective = "";
   const char* group = "";

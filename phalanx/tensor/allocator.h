@@ -52,6 +52,8 @@ class Allocator {
 
 /// The CPU allocator of the calling thread: the innermost AllocatorScope's, else the process's.
 Allocator& cpu_allocator();
+/// Of the calling thread's tensors on `device`: of a GPU its stream's, which must be one of that.
+Allocator& allocator_of(Device device);
 
 /// Gives the calling thread (a rank) a CPU allocator of its own, so that memory is counted by rank.
 class AllocatorScope {

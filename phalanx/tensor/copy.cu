@@ -71,10 +71,14 @@ void copy(const Tensor& to, const Tensor& from) {
   const Device here = to.on_cuda() ? to.device() : from.device();
   PHX_CHECK(here == stream.device(), "a copy of {} to {} on a stream of {}", device_name(from.device()),
             device_name(to.device()), device_name(stream.device()));
-  if (!from.on_cuda()) return from_host(to.address(), from.address(), to.bytes(), stream);
   if (!to.on_cuda()) return to_host(to.address(), from.address(), to.bytes(), stream);
-  check(cudaMemcpyAsync(to.address(), from.address(), to.bytes(), cudaMemcpyDefault, stream.native()),
-        "cudaMemcpyAsync");
+  if (from.on_cuda()) {
+    check(cudaMemcpyAsync(to.address(), from.address(), to.bytes(), cudaMemcpyDefault, stream.native()),
+          "cudaMemcpyAsync");
+  } else {
+    from_host(to.address(), from.address(), to.bytes(), stream);
+  }
+  queued("copy");
 }
 
 void check_kernels(Device device) {

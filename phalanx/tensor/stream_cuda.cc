@@ -6,6 +6,7 @@
 #include "phalanx/tensor/cuda_tensor.h"
 #include "phalanx/tensor/stream.h"
 #include "phalanx/tensor/stream_wait.h"
+#include "phalanx/tensor/timeline.h"
 
 namespace phalanx {
 
@@ -62,6 +63,7 @@ void synchronise() { current_stream().synchronise(); }
 void queued(std::string_view op) {
   StreamState& stream = current_stream().state();
   stream.last_op = op;
+  if (Timeline* const traced = timeline()) traced->mark(current_stream(), op);
   if (stream.waits_for_each) check(cudaStreamSynchronize(stream.native()), op);
 }
 
@@ -130,7 +132,9 @@ void Stream::synchronise() {
 }
 
 void Stream::wait(const Event& event) {
-  if (event.event_) cuda::check(cudaStreamWaitEvent(native(), event.event_, 0), "cudaStreamWaitEvent");
+  if (!event.event_) return;
+  cuda::check(cudaStreamWaitEvent(native(), event.event_, 0), "cudaStreamWaitEvent");
+  if (cuda::Timeline* const traced = cuda::timeline()) traced->mark(*this, "");
 }
 
 MemoryStats Stream::memory() const { return state_->stats(); }

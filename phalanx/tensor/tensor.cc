@@ -38,13 +38,14 @@ size_t bytes_of(const Shape& shape, DType dtype) {
   return bytes;
 }
 
+}  // namespace
+
 Allocator& allocator_of(Device device) {
   if (!device.is_cuda()) return cpu_allocator();
   if constexpr (kHaveCuda) return cuda::allocator(device);
   throw Error("a tensor on {} in a build without CUDA: build with `cmake --preset cuda`",
               device_name(device));
 }
-}  // namespace
 
 Tensor Tensor::from(Allocator& allocator, const Shape& shape, DType dtype) {
   return adopt(allocator.allocate(bytes_of(shape, dtype)), shape, dtype);

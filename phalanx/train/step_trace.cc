@@ -27,18 +27,27 @@ std::string rank_title(const Mesh& mesh) {
   return title;
 }
 
-TraceRing* StepTrace::ring_of(int64_t step) {
-  if (!steps_.has(step)) return nullptr;
-  if (!ring_) ring_ = std::make_unique<TraceRing>();
-  return ring_.get();
+// What a step leaves is made by the first of them.
+StepTrace::Scope::Scope(StepTrace& trace, int64_t step)
+    : host_(trace.steps_.has(step) ? &trace.ring() : nullptr),
+      device_(trace.steps_.has(step) ? trace.on_device_.get() : nullptr) {}
+
+TraceRing& StepTrace::ring() {
+  if (!ring_) {
+    ring_ = std::make_unique<TraceRing>();
+    on_device_ = std::make_unique<DeviceTrace>(device_);
+  }
+  return *ring_;
 }
 
 std::string StepTrace::collect(const Mesh& mesh, Group& world) {
-  const std::vector<Span> spans = ring_ ? ring_->spans() : std::vector<Span>();
+  std::vector<Span> spans = ring_ ? ring_->spans() : std::vector<Span>();
   lost_ = ring_ ? ring_->count() - spans.size() : 0;
+  if (on_device_) std::ranges::copy(on_device_->take(), std::back_inserter(spans));
   const ChromeRank rank = {.rank = world.rank(), .name = rank_title(mesh), .shift_ns = clock_shift_};
   std::string file = gather_trace(spans, rank, world);
   steps_.count = 0;
+  on_device_.reset();
   ring_.reset();
   return file;
 }

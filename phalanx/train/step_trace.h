@@ -7,6 +7,7 @@
 #include "phalanx/base/chrome_trace.h"
 #include "phalanx/base/trace.h"
 #include "phalanx/comm/mesh.h"
+#include "phalanx/tensor/device_trace.h"
 
 namespace phalanx {
 
@@ -23,22 +24,35 @@ struct TraceSteps {
 class StepTrace {
  public:
   /// `clock_shift` is what comm/clock_shift.h says.
-  StepTrace(const TraceSteps& steps, int64_t clock_shift) : steps_(steps), clock_shift_(clock_shift) {}
+  StepTrace(const TraceSteps& steps, int64_t clock_shift, Device device = kCpu)
+      : steps_(steps), clock_shift_(clock_shift), device_(device) {}
 
-  /// Where the run's step of that number leaves its spans; null: it is not traced.
-  TraceRing* ring_of(int64_t step);
+  /// While it lives the calling thread leaves its spans, and its GPU's, for the run's step of that number; of
+  /// one that is not traced nobody does.
+  class Scope {
+   public:
+    Scope(StepTrace& trace, int64_t step);
+
+   private:
+    TraceScope host_;
+    DeviceTraceScope device_;
+  };
 
   /// On rank 0 the whole file, elsewhere "". Collective; once.
   std::string collect(const Mesh& mesh, Group& world);
   /// True once the steps have begun and until they were collected, or when they never came.
   bool is_due() const { return steps_.count > 0; }
-  /// Spans of this rank that did not fit, when it was collected: the oldest.
+  /// Of the thread's spans those that did not fit, when it was collected: the oldest.
   uint64_t lost() const { return lost_; }
 
  private:
+  TraceRing& ring();
+
   TraceSteps steps_;
   int64_t clock_shift_;
+  Device device_;
   std::unique_ptr<TraceRing> ring_;
+  std::unique_ptr<DeviceTrace> on_device_;
   uint64_t lost_ = 0;
 };
 

@@ -23,14 +23,6 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Of the calling thread's tensors on its device.
-MemoryStats memory_of_rank(Device device) {
-  if constexpr (kHaveCuda) {
-    if (device.is_cuda()) return current_stream().memory();
-  }
-  return cpu_allocator().stats();
-}
-
 // One rank's run from its first step to its last.
 class Run {
  public:
@@ -40,7 +32,7 @@ class Run {
         world_(world),
         hooks_(hooks),
         clock_shift_(clock_shift(world, clock_host(), [] { return trace_now(); })),
-        trace_(hooks.trace, clock_shift_) {
+        trace_(hooks.trace, clock_shift_, rank.device()) {
     const TokenFlops flops = training_flops_per_token(rank.model().config());
     world.barrier().wait();  // so that all ranks measure at the same time
     machine_flops_ =
@@ -112,7 +104,7 @@ class Run {
   }
 
   void train_now() {
-    const TraceScope traced(trace_.ring_of(step_ - first_step_));
+    const StepTrace::Scope traced(trace_, step_ - first_step_);
     const char* name = trace_ring() ? trace_ring()->keep(format("step {}", step_)) : "";
     const TracePart part("", name, TracePhase::none);
     const auto start = std::chrono::steady_clock::now();
@@ -199,7 +191,7 @@ class Run {
   }
 
   void count_memory() {
-    const MemoryStats mine = memory_of_rank(rank_.device());
+    const MemoryStats mine = allocator_of(rank_.device()).stats();
     const std::vector<int64_t> peaks = gather_numbers(world_, static_cast<int64_t>(mine.peak));
     const std::vector<int64_t> reserved = gather_numbers(world_, static_cast<int64_t>(mine.reserved));
     for (int rank = 0; rank < world_.size(); ++rank) {

@@ -120,7 +120,8 @@ TEST(Trace, ChromeFormat) {
        .sent = 8,
        .waited_ns = 500,
        .message = 255},
-      {.name = "barrier", .begin_ns = 5'500, .end_ns = 6'500, .row = TraceRow::comm}};
+      {.name = "barrier", .begin_ns = 5'500, .end_ns = 6'500, .row = TraceRow::comm},
+      {.name = "adamw", .begin_ns = 7'000, .end_ns = 9'000, .row = TraceRow::device, .lane = 1}};
   const std::array<std::string, 2> ranks = {
       chrome_events(spans, {.rank = 0, .name = "rank 0", .shift_ns = -4'000}), ""};
   EXPECT_EQ(
@@ -141,7 +142,10 @@ TEST(Trace, ChromeFormat) {
 {"ph": "X", "cat": "communication", "name": "barrier", "pid": 0, "tid": 3000000, )"
       R"("ts": 1.500, "dur": 1.000, "args": {"group": "", "sent": 0, "received": 0, "waited_us": 0.000}},
 {"ph": "X", "cat": "op", "name": "matmul", "pid": 0, "tid": 0, )"
-      R"("ts": 2.000, "dur": 1.500, "args": {"operations": 3}}
+      R"("ts": 2.000, "dur": 1.500, "args": {"operations": 3}},
+{"ph": "M", "name": "thread_name", "pid": 0, "tid": 513000000, "args": {"name": "rank 0, GPU stream 1"}},
+{"ph": "M", "name": "thread_sort_index", "pid": 0, "tid": 513000000, "args": {"sort_index": 513}},
+{"ph": "X", "cat": "op", "name": "adamw", "pid": 0, "tid": 513000000, "ts": 3.000, "dur": 2.000, "args": {}}
 ]}
 )");
 }

@@ -58,7 +58,7 @@ Traced traced(const Case& c, unsigned seed) {
       const std::vector<Batch> batches = data.train_batches(s, rank.share());
       const Traffic before = rank.mesh().traffic();
       {
-        const TraceScope scope(trace.ring_of(s));
+        const StepTrace::Scope scope(trace, s);
         train_step(rank.trainer(), batches, 1e-3, static_cast<uint64_t>(s));
       }
       const Traffic after = rank.mesh().traffic();
@@ -262,8 +262,10 @@ TEST(StepTrace, WithoutATracedStepTheFileIsStillOne) {
   run_thread_ranks({.ranks = 2}, [](Group& world) {
     const Mesh mesh(world, {.dp = 2});
     StepTrace trace({.first = 5, .count = 2}, 0);
-    EXPECT_EQ(trace.ring_of(4), nullptr);
-    EXPECT_EQ(trace.ring_of(7), nullptr);
+    for (const int64_t step : {4, 7}) {
+      const StepTrace::Scope scope(trace, step);
+      EXPECT_EQ(trace_ring(), nullptr);
+    }
     const std::string json = trace.collect(mesh, world);
     if (world.rank() == 0) {
       EXPECT_FALSE(Json::parse(json).at("traceEvents").empty());

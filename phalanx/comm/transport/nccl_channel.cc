@@ -4,6 +4,8 @@
 
 #include <cstring>
 
+#include "phalanx/tensor/timeline.h"
+
 namespace phalanx::nccl {
 namespace {
 
@@ -50,6 +52,7 @@ bool Channel::move() {
       }
       if (in_progress()) return moved;
       launch.done.record(*stream_);
+      if (cuda::Timeline* const traced = cuda::timeline()) traced->mark(*stream_, text(launch));
       launch.state = Launch::State::queued;
       launch.calls = nullptr;
       unfinished_.push_back(std::move(waiting_.front()));

@@ -75,6 +75,9 @@ void add_time(Report& report, const StepProfile& p) {
     add_columns(row, part, p.seconds, has_floor);
     report.add(row);
   };
+  if (p.device.is_cuda()) {
+    return add("step", {.floor = p.operations / p.matmul_flops, .achieved = p.seconds}, true);
+  }
   StepPart step;
   for (const TraceKind kind : kKinds) {
     const StepPart& part = p.parts[static_cast<size_t>(kind)];
@@ -88,7 +91,7 @@ void add_time(Report& report, const StepProfile& p) {
 void add_op_times(Report& report, const StepProfile& p) {
   for (const OpPart& op : p.ops) {
     nlohmann::ordered_json row = {{"op", op.name}, {"kind", name_of(op.kind)}, {"calls", op.calls}};
-    add_columns(row, op, p.seconds, op.kind != TraceKind::communication);
+    add_columns(row, op, p.seconds, op.floor > 0);
     report.add(row);
   }
 }
@@ -111,9 +114,11 @@ void add_memory(Report& report, const StepProfile& p) {
 void run_train(const Options& o) {
   TrainConfig config = o.config.load();
   if (!o.text.empty()) config.data.text = o.text;
-  if (config.train.device != Device::Kind::cpu) {
-    throw Error("bench train measures ranks on CPUs so far: train.device cuda is for phalanx train");
+  if (config.parallel.transport != TransportKind::threads) {
+    throw Error("bench train runs ranks as threads: parallel.transport {} is for phalanx train",
+                transport_name(config.parallel.transport));
   }
+  start_device(config);
   const Dataset data = load_dataset(config.data, config.model.context, config.train.seed);
   ProgressLine line(stderr);
   StepProfile profile;
@@ -129,8 +134,8 @@ void run_train(const Options& o) {
     const StepProfile p = profile_steps(rank, data, world, options);
     if (world.rank() != 0) return;
     profile = p;
-    where =
-        format("{} ranks of {} threads, {}", world.size(), parallel_threads(), rank.mesh().layout().text());
+    const std::string of = p.device.is_cuda() ? "on GPUs" : format("of {} threads", parallel_threads());
+    where = format("{} ranks {}, {}", world.size(), of, rank.mesh().layout().text());
     if (!from.path.empty()) where += ", after " + from.path;
   });
   Report report(format("a training step of {}, {}", o.config.path, where));

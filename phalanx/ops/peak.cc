@@ -81,6 +81,20 @@ CopySpeed CopySpeed::measure(double seconds) {
   return speed;
 }
 
+CopySpeed CopySpeed::measure_gpu(Device device, double seconds) {
+  const AllocatorScope scope;  // its memory goes back to the system
+  constexpr int64_t kHalf = int64_t{1} << 30;
+  const Tensor from = Tensor::zeros({kHalf}, DType::u8, device);
+  const Tensor to = Tensor::zeros({kHalf}, DType::u8, device);
+  const double time = best_time(seconds, [&] {
+    copy_into(to, from);
+    synchronise(device);
+  });
+  CopySpeed speed;
+  speed.speeds_.fill(2.0 * static_cast<double>(kHalf) / time);
+  return speed;
+}
+
 double CopySpeed::bytes_per_second(int64_t bytes) const {
   const int log = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(bytes, 1)));  // 2^log > bytes
   const auto nearest = std::clamp<int64_t>((log - kFirst) / 2, 0, std::ssize(speeds_) - 1);

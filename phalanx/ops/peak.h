@@ -25,6 +25,8 @@ class CopySpeed {
   /// Measures with the calling rank's threads, copies that move 32 KiB to 128 MiB: for each size the best of
   /// the runs that fit into `seconds`.
   static CopySpeed measure(double seconds = 0.02);
+  /// Of a GPU's memory alone: copies that move 2 GiB.
+  static CopySpeed measure_gpu(Device device, double seconds = 0.1);
 
   /// Bytes a second, read and written ones together, of a copy that moves about so many.
   double bytes_per_second(int64_t bytes) const;

@@ -22,9 +22,11 @@ struct Speeds {
 // by half within seconds: a share says something only when both sides saw the same machine.
 constexpr int kRounds = 5;
 
-double matmul_flops(Group& world, DType dtype) {
+double matmul_flops(Group& world, RankRun& rank) {
+  const Device device = rank.device();
   world.barrier().wait();
-  const double flops = measure_matmul_flops(dtype, kCpu, 2048, 0.2);
+  const double flops =
+      measure_matmul_flops(rank.parameters().compute_dtype(), device, device.is_cuda() ? 0 : 2048, 0.2);
   world.barrier().wait();
   return flops;
 }
@@ -48,7 +50,7 @@ double floor_of(const Span& span, const Speeds& speeds) {
 }
 
 OpPart& part_of(std::vector<OpPart>& ops, const Span& span) {
-  const auto known = std::ranges::find(ops, std::string_view(span.name), &OpPart::name);
+  const auto known = std::ranges::find(ops, span.name, &OpPart::name);
   if (known != ops.end()) return *known;
   OpPart& added = ops.emplace_back();
   added.name = span.name;
@@ -56,17 +58,25 @@ OpPart& part_of(std::vector<OpPart>& ops, const Span& span) {
   return added;
 }
 
-// Fills in the step's parts. Spans of ops lie one behind the other; operations in flight have another row.
-void account(StepProfile& profile, const MeasuredStep& step, const Speeds& speeds) {
+// Spans of ops lie one behind the other; operations in flight have another row. A GPU's spans, of whose work
+// nothing is known, stand for those of its thread.
+void account_ops(StepProfile& profile, const MeasuredStep& step, const Speeds& speeds) {
+  const bool on_gpu = profile.device.is_cuda();
   for (const Span& span : step.spans) {
     const bool counts = span.kind != TraceKind::other && span.kind != TraceKind::part;
-    if (span.row == TraceRow::comm || !counts) continue;
+    if (on_gpu ? span.row != TraceRow::device : span.row == TraceRow::comm || !counts) continue;
     OpPart& op = part_of(profile.ops, span);
     op.calls += 1;
     op.achieved += seconds_of(span.end_ns - span.begin_ns);
-    op.floor += floor_of(span, speeds);
+    if (!on_gpu) op.floor += floor_of(span, speeds);
   }
   std::ranges::sort(profile.ops, std::ranges::greater(), &OpPart::achieved);
+}
+
+// Fills in the step's parts.
+void account(StepProfile& profile, const MeasuredStep& step, const Speeds& speeds) {
+  account_ops(profile, step, speeds);
+  if (profile.device.is_cuda()) return;
   double known = 0;
   for (const OpPart& op : profile.ops) {
     StepPart& part = profile.parts[static_cast<size_t>(op.kind)];
@@ -82,7 +92,7 @@ void account(StepProfile& profile, const MeasuredStep& step, const Speeds& speed
 class Profiler {
  public:
   Profiler(RankRun& rank, const Dataset& data, int64_t first_step)
-      : rank_(rank), data_(data), next_(first_step) {}
+      : rank_(rank), data_(data), on_device_(rank.device()), next_(first_step) {}
 
   /// Runs and measures the next step.
   MeasuredStep step() {
@@ -100,6 +110,15 @@ class Profiler {
     measured.received = after.received - before.received;
     measured.spans = ring_.spans();
     return measured;
+  }
+
+  /// What the GPU does in the next step, of which its thread then waits for the last op.
+  std::vector<Span> step_of_gpu() {
+    ring_.clear();
+    const TraceScope scope(&ring_);
+    const DeviceTraceScope on_device(&on_device_);
+    train();
+    return on_device_.take();
   }
 
   /// A step whose spans are only counted: makes room for them.
@@ -127,6 +146,7 @@ class Profiler {
   const Dataset& data_;
   uint64_t room_ = 1 << 12;
   TraceRing ring_{1 << 12};
+  DeviceTrace on_device_;
   std::vector<Batch> batches_;
   int64_t next_;
 };
@@ -140,26 +160,29 @@ StepProfile profile_steps(RankRun& rank, const Dataset& data, Group& world, cons
     if (world.rank() == 0 && options.on_step) options.on_step(done, options.warmup + options.steps);
   };
   world.barrier().wait();
-  Speeds speeds = {.copy = CopySpeed::measure()};
+  const Device device = rank.device();
+  Speeds speeds = {.copy = device.is_cuda() ? CopySpeed::measure_gpu(device) : CopySpeed::measure()};
   Profiler profiler(rank, data, options.first_step);
   for (int i = 0; i < options.warmup; ++i) {
     profiler.warm_up();
     tell();
   }
-  cpu_allocator().reset_peak();
+  allocator_of(device).reset_peak();
   std::vector<MeasuredStep> steps;
   std::vector<double> flops;
   const int steps_a_round = (options.steps + kRounds - 1) / kRounds;
   for (int i = 0; i < options.steps; ++i) {
-    if (i % steps_a_round == 0) flops.push_back(matmul_flops(world, config.train.dtype));
+    if (i % steps_a_round == 0) flops.push_back(matmul_flops(world, rank));
     steps.push_back(profiler.step());
     tell();
   }
   StepProfile profile;
-  profile.measured = cpu_allocator().stats();
+  profile.device = device;
+  profile.measured = allocator_of(device).stats();
   speeds.flops = median(flops);
   const auto middle = steps.begin() + std::ssize(steps) / 2;
   std::ranges::nth_element(steps, middle, {}, &MeasuredStep::seconds);
+  if (device.is_cuda()) middle->spans = profiler.step_of_gpu();
   account(profile, *middle, speeds);
   const auto tokens = static_cast<double>(config.train.batch * config.model.context);
   profile.seconds = middle->seconds;

@@ -7,6 +7,7 @@
 
 #include "phalanx/base/trace.h"
 #include "phalanx/tensor/allocator.h"
+#include "phalanx/tensor/device_trace.h"
 #include "phalanx/train/data.h"
 #include "phalanx/train/memory.h"
 #include "phalanx/train/rank_run.h"
@@ -24,13 +25,15 @@ struct StepPart {
 
 /// All calls of one op in one step.
 struct OpPart : StepPart {
-  const char* name = "";
+  std::string name;
   TraceKind kind = TraceKind::other;
   int calls = 0;
 };
 
-/// The median of the measured steps, as rank 0 saw it.
+/// The median of the measured steps, as rank 0 saw it. Of a GPU there are no parts, and ops, without floors,
+/// are those of one more step, as the GPU ran them: some beside each other.
 struct StepProfile {
+  Device device;
   double seconds = 0;  ///< drawing the batch and train_step
   /// By TraceKind; they sum to `seconds`. Communication is the time that the rank waits; `other`, which has
   /// no floor, is what no op accounts for.

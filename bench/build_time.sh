@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # How long a clean build of library and command takes, how long after one file has changed, and how long
-# `phalanx --help`. Builds in build/time without a compiler cache.   bench/build_time.sh [cores]
+# `phalanx --help`; or a clean build of all that the preset `cuda` has. Builds in build/time without a
+# compiler cache.   bench/build_time.sh [cores] [cuda]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 jobs=${1:-$(nproc)}
+what=${2:-cpu}
 export CCACHE_DISABLE=1
 rm -rf build/time
 
@@ -14,6 +16,14 @@ seconds() {  # seconds command…
   end=$(date +%s.%N)
   awk -v a="$start" -v b="$end" 'BEGIN { printf "%.2f", b - a }'
 }
+
+if [ "$what" = cuda ]; then
+  cmake --preset cuda -B build/time >/dev/null
+  printf '%-46s %8s s\n' "clean build of the preset cuda, $jobs jobs" \
+    "$(seconds cmake --build build/time -j "$jobs")"
+  rm -rf build/time
+  exit
+fi
 
 configure() { cmake -S . -B build/time -G Ninja -DCMAKE_BUILD_TYPE=Release -DPHALANX_TESTS=OFF; }
 build() { cmake --build build/time -j "$jobs" --target phalanx; }

@@ -2,8 +2,9 @@
 // and have a's rows in common. Of one product their order is known beforehand; of products grouped by expert
 // each block works it out from the offsets on the device (grouped_schedule.cuh).
 //
-// Such tiles are a kernel's parameter. All threads call prepare once, with shared memory of the block's;
-// then each role calls for_each, and all get the same tiles in the same order.
+// Such tiles are a kernel's parameter. Ragged ones begin at any row of a, and many have few rows. All threads
+// call prepare once, with shared memory of the block's; then each role calls for_each, and all get the same
+// tiles in the same order.
 #pragma once
 
 #include "phalanx/ops/fp8_wgmma.h"
@@ -29,6 +30,7 @@ struct Fp8Tile {
 /// Of one product: tiles of so many rows.
 template <int Rows>
 struct Fp8DenseTiles {
+  static constexpr bool kRagged = false;
   struct Shared {};
 
   int m;
@@ -66,6 +68,7 @@ struct Fp8DenseTiles {
 /// (fp8_grouped.h).
 template <Form F, int Rows>
 struct Fp8GroupedTiles {
+  static constexpr bool kRagged = true;
   using Shared = Schedule<kMostFp8Experts>;
 
   GroupedSizes sizes;

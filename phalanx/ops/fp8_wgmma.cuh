@@ -94,14 +94,21 @@ struct Fp8Ring {
 };
 
 /// Whether a tile has rows for one wave only: both warpgroups have one, and what lies behind is not fetched.
-template <int Waves>
+/// Of one product only the last rows could be so few, and the kernel is the faster without looking.
+template <class Tiles, int Waves>
 __device__ bool is_short(const Fp8Tile& t) {
-  return Waves == 2 && t.rows <= kFp8Rows<1>;
+  return Tiles::kRagged && Waves == 2 && t.rows <= kFp8Rows<1>;
+}
+
+/// How far before a tile's first row the rows begin whose scales are fetched.
+template <class Tiles>
+__device__ int scales_before(const Fp8Tile& t) {
+  return Tiles::kRagged ? t.row_a & kScalesBefore : 0;
 }
 
 /// One thread: all stages of a tile. Each block of the pair fetches half of a for both; of a short tile the
 /// first has it all.
-template <bool Lines, class Out, int Waves>
+template <bool Lines, class Tiles, class Out, int Waves>
 __device__ void fetch_tile(const Fp8Tile& t, const Fp8Maps& maps, Fp8Stages<Out, Waves>& stages,
                            Fp8Barriers<Out, Waves>& barriers,
                            Fp8Ring<Fp8Staging<Out, Waves>::kStages>& ring) {
@@ -109,7 +116,7 @@ __device__ void fetch_tile(const Fp8Tile& t, const Fp8Maps& maps, Fp8Stages<Out,
   constexpr uint32_t kHalfBytes = kHalf * kFp8Terms + kScalesOfHalf<Waves> * sizeof(float);
   constexpr uint32_t kOwnBytes = kFp8BBytes + (Lines ? sizeof(stages.scales_b[0]) : 0);
   const int half = static_cast<int>(cluster_rank()) * kHalf;
-  const bool whole = !is_short<Waves>(t);
+  const bool whole = !is_short<Tiles, Waves>(t);
   const uint32_t bytes = kOwnBytes + (whole ? 2 : 1) * kHalfBytes;
 #pragma unroll 1
   for (int g = t.group; g < t.group + t.groups; ++g) {
@@ -120,7 +127,7 @@ __device__ void fetch_tile(const Fp8Tile& t, const Fp8Maps& maps, Fp8Stages<Out,
     if (whole || half == 0) {
       fetch_for_both(stages.a[at] + half * kFp8Terms, &maps.a, {g * kFp8Terms, t.row_a + half, 0}, full);
       fetch_for_both(stages.scales_a[at][half / kHalf].v, &maps.scales_a,
-                     {(t.row_a & ~kScalesBefore) + half, g, 0}, full);
+                     {t.row_a - scales_before<Tiles>(t) + half, g, 0}, full);
     }
     fetch(stages.b[at], &maps.b, {g * kFp8Terms, t.column, t.expert}, full);
     if constexpr (Lines) fetch(stages.scales_b[at], &maps.scales_b, {t.column, g, 0}, full);
@@ -184,7 +191,7 @@ __device__ inline void promote(float (&total)[64], const float (&sums)[64], cons
 }
 
 /// A tile's sums. Of a thread, total[w] lies in wave w as sums of multiply_64x128.
-template <bool Lines, int OfTile, class Out, int Waves>
+template <bool Lines, class Tiles, int OfTile, class Out, int Waves>
 __device__ void sum_tile(float (&total)[OfTile][64], const Fp8Tile& t, const Fp8Sizes& s,
                          Fp8Multiplier<Out, Waves>& m) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -205,8 +212,8 @@ __device__ void sum_tile(float (&total)[OfTile][64], const Fp8Tile& t, const Fp8
     const int first = m.group_row(OfTile);
     const std::byte* const a = m.stages.a[m.ring.stage] + first * kFp8Terms;
     const std::byte* const b = m.stages.b[m.ring.stage];
-    const float* const scales_a = m.stages.scales_a[m.ring.stage][first / kHalf].v +
-                                  (t.row_a & kScalesBefore) + first % kHalf + lane / 4;
+    const float* const scales_a =
+        m.stages.scales_a[m.ring.stage][first / kHalf].v + scales_before<Tiles>(t) + first % kHalf + lane / 4;
     const float* const scales_b = m.stages.scales_b[m.ring.stage];
 #pragma unroll
     for (int w = 0; w < OfTile; ++w) {
@@ -368,12 +375,12 @@ __device__ void store_rows(float (&sums)[64], float* to, int rows, int columns, 
 }
 
 /// A tile of so many waves: its sums, to where they belong.
-template <bool Lines, int OfTile, class Out, int Waves>
+template <bool Lines, class Tiles, int OfTile, class Out, int Waves>
 __device__ void multiply_tile(const Fp8Tile& t, const Fp8Sizes& s, Fp8Multiplier<Out, Waves>& m, Out* y) {
   const int first = m.group_row(OfTile);
   if (first >= t.rows || t.column >= s.n) return pass_tile(t, m);
   float total[OfTile][64];
-  sum_tile<Lines>(total, t, s, m);
+  sum_tile<Lines, Tiles>(total, t, s, m);
 #pragma unroll
   for (int w = 0; w < OfTile; ++w) {
     const int row = first + m.row(w);
@@ -408,7 +415,8 @@ __global__ __launch_bounds__(kFp8Threads, 1) void fp8_wgmma(const __grid_constan
     leave_registers<40>();
     if (threadIdx.x == 0) {
       Fp8Ring<Stages::Staging::kStages> ring;
-      tiles.for_each(schedule, [&](const Fp8Tile& t) { fetch_tile<Lines>(t, maps, stages, barriers, ring); });
+      tiles.for_each(schedule,
+                     [&](const Fp8Tile& t) { fetch_tile<Lines, Tiles>(t, maps, stages, barriers, ring); });
     }
     __syncwarp();
   } else {
@@ -416,10 +424,10 @@ __global__ __launch_bounds__(kFp8Threads, 1) void fp8_wgmma(const __grid_constan
     Fp8Multiplier<Out, Waves> m = {
         .stages = stages, .barriers = barriers, .warp = warp - kWarpsOfGroup, .ring = {}};
     tiles.for_each(schedule, [&](const Fp8Tile& t) {
-      if (is_short<Waves>(t)) {
-        multiply_tile<Lines, 1>(t, sizes, m, y);
+      if (is_short<Tiles, Waves>(t)) {
+        multiply_tile<Lines, Tiles, 1>(t, sizes, m, y);
       } else {
-        multiply_tile<Lines, Waves>(t, sizes, m, y);
+        multiply_tile<Lines, Tiles, Waves>(t, sizes, m, y);
       }
     });
     if (Stages::Staging::kBulk) bulk_wait();

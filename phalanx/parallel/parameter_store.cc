@@ -154,8 +154,6 @@ void ParameterStore::initialise(uint64_t seed) {
     return Tensor::zeros({shares ? share_elements_ : elements}, dtype, device());
   };
   const bool in_file = has_master() && !weights_.master_in.empty();
-  PHX_CHECK(!in_file || !device().is_cuda(), "master copies in a file, of weights on {}",
-            device_name(device()));
   if (in_file) {
     values_ = mapped_zeros({share_elements_}, dtype_, weights_.master_in);
   } else if (!narrow() || has_master()) {
@@ -232,7 +230,7 @@ void ParameterStore::fill(const Parameter& p, uint64_t seed) const {
 
 void ParameterStore::fill_kept(const Parameter& p, uint64_t seed) const {
   const bool shares = zero() == Zero::weights;
-  if (shares && has_master()) return narrow_into(own_kept(p), own_value(p));
+  if (shares && has_master()) return narrow_kept(p);
   const FlatRange range = shares ? share_of(p) : FlatRange{0, p.slice().local.numel()};
   const int64_t begin = p.bucket_->begin + p.at_;
   const Tensor kept = shares ? own_kept(p) : narrow_values_.slice(begin, begin + range.size());
@@ -270,12 +268,28 @@ Tensor ParameterStore::share_of_grads(const Bucket& b) const {
   return zero() >= Zero::gradients ? grads : grads.slice(b.share.begin, b.share.end);
 }
 
+namespace {
+
+// Also from the host to a GPU.
+void round_into(const Tensor& to, const Tensor& from) {
+  if (to.device() == from.device()) return narrow_into(to, from);
+  const Tensor rounded = Tensor::empty(from.shape(), to.dtype(), from.device());
+  narrow_into(rounded, from);
+  copy_into(to, rounded);
+}
+
+}  // namespace
+
 void ParameterStore::narrow_kept() const {
   if (!has_master()) return;
   for (const Bucket& b : buckets_) {
     PHX_CHECK(!b.updating, "{}: the optimizer is at it", b.unit);
-    narrow_into(kept_share(b), share_in(values_, true, b));
+    round_into(kept_share(b), share_in(values_, true, b));
   }
+}
+
+void ParameterStore::narrow_kept(const Parameter& p) const {
+  if (has_master()) round_into(own_kept(p), own_value(p));
 }
 
 void ParameterStore::zero_grads() {

@@ -36,7 +36,8 @@ struct WeightsConfig {
   bool narrow = false;            ///< in bf16
   bool master = true;             ///< of narrow weights there is a copy besides that the optimizer updates
   bool narrow_gradients = false;  ///< in bf16, on GPUs
-  std::string master_in = "";     ///< directory of a file that holds the master copy; "": it is in memory
+  std::string master_in = "";  ///< directory of a file, mapped by the host, that holds the master copy; "":
+                               ///< it is in the device's memory
   Products products = Products::same;  ///< how linear layers multiply by them
   Device device = kCpu;                ///< of weights, gradients and states, and where units run
 };
@@ -137,8 +138,10 @@ class ParameterStore {
     return parameter.spec().rows_move && mesh_.size(Axis::ep) > 1 && zero() == Zero::none;
   }
 
-  /// Rounds what is kept anew, after a master copy was written by others than the optimizer.
+  /// Rounds what is kept anew, after a master copy was written by others than the optimizer: all, or what is
+  /// this rank's of a parameter.
   void narrow_kept() const;
+  void narrow_kept(const Parameter& parameter) const;
   /// Makes every gradient 0: at once in effect, in memory where nothing else writes it first.
   void zero_grads();
 

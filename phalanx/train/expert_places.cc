@@ -87,10 +87,7 @@ void ExpertPlaces::move(Experts& experts, const ep::ReplicaMap& from, const ep::
   Group& ep = parameters_.mesh().group(Axis::ep);
   const PooledVector<Tensor> moved = run(ep::move_slots(ep, own, from, to));
   for (size_t i = 0; i < own.size(); ++i) copy_into(own[i], moved[i]);
-  if (!parameters_.has_master()) return;
-  for (const Parameter* p : experts.parameters()) {
-    narrow_into(parameters_.own_kept(*p), parameters_.own_value(*p));
-  }
+  for (const Parameter* p : experts.parameters()) parameters_.narrow_kept(*p);
 }
 
 void ExpertPlaces::at_home(FunctionRef<void()> body) {

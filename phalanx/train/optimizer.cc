@@ -35,21 +35,48 @@ void Optimizer::step(double lr, double gradient_scale) {
   const TracePart part("", "optimizer", TracePhase::update);
   ++steps_;
   for (Bucket* bucket : units_) bucket->settle();
-  const std::shared_ptr<void> beside = config_.overlap ? beside_.enter() : nullptr;
+  const bool overlap = config_.overlap && config_.offload.empty();
+  const std::shared_ptr<void> beside = overlap ? beside_.enter() : nullptr;
   for (Bucket* bucket : units_) {
     for (const Parameter* p : bucket->parameters) update(*p, lr, gradient_scale);
     bucket->mark_updated();
   }
 }
 
+namespace {
+
+// The host's copy of a gradient, in the dtype of its arithmetic.
+Tensor gradient_here(const Tensor& grad) {
+  const Tensor here = grad.to(kCpu);
+  if (here.dtype() != DType::bf16) return here;
+  const Tensor wide = Tensor::empty(here.shape(), DType::f32);
+  widen_into(wide, here);
+  return wide;
+}
+
+}  // namespace
+
 void Optimizer::update(const Parameter& p, double lr, double gradient_scale) const {
   const Tensor value = store_.own_value(p);
   if (value.numel() == 0) return;
-  const Tensor grad = store_.own_grad(p);
-  const Tensor narrow = store_.has_master() ? store_.own_kept(p) : Tensor();
+  const AdamWTensors kept = {.w = value,
+                             .m = first_moments(p),
+                             .v = second_moments(p),
+                             .g = store_.own_grad(p),
+                             .narrow = store_.has_master() ? store_.own_kept(p) : Tensor()};
+  if (config_.offload.empty() || !kept.g.on_cuda()) return update(p, kept, lr, gradient_scale);
+  AdamWTensors here = {.w = kept.w.to(kCpu), .m = kept.m, .v = kept.v, .g = gradient_here(kept.g)};
+  if (kept.narrow.defined()) here.narrow = Tensor::empty(kept.narrow.shape(), kept.narrow.dtype());
+  update(p, here, lr, gradient_scale);
+  if (kept.w.on_cuda()) copy_into(kept.w, here.w);
+  if (kept.narrow.defined()) copy_into(kept.narrow, here.narrow);
+}
+
+void Optimizer::update(const Parameter& p, const AdamWTensors& tensors, double lr,
+                       double gradient_scale) const {
   if (config_.kind == OptimizerConfig::Kind::sgd) {
-    sgd_into(value, grad, gradient_scale, lr);
-    if (narrow.defined()) narrow_into(narrow, value);
+    sgd_into(tensors.w, tensors.g, gradient_scale, lr);
+    if (tensors.narrow.defined()) narrow_into(tensors.narrow, tensors.w);
     return;
   }
   const AdamWStep step{.lr = lr,
@@ -58,8 +85,7 @@ void Optimizer::update(const Parameter& p, double lr, double gradient_scale) con
                        .eps = config_.eps,
                        .weight_decay = p.spec().weight_decay ? config_.weight_decay : 0,
                        .step = steps_};
-  const AdamWTensors tensors = {value, first_moments(p), second_moments(p), grad, narrow};
-  if (value.dtype() == DType::bf16) return update_by_rounding(p, tensors, gradient_scale, step);
+  if (tensors.w.dtype() == DType::bf16) return update_by_rounding(p, tensors, gradient_scale, step);
   adamw_into(tensors, gradient_scale, step);
 }
 

@@ -21,7 +21,7 @@ struct OptimizerConfig {
   double eps = 1e-8;
   double weight_decay = 0.1;  ///< on parameters whose spec asks for it
   bool overlap = true;        ///< on a GPU: beside the next forward
-  std::string offload = "";   ///< directory of files that hold the state; "": it is in memory
+  std::string offload = "";   ///< directory of the host's files that hold the state; "": it is in memory
   uint64_t seed = 0;          ///< of stochastic rounding
 };
 
@@ -32,7 +32,8 @@ class Optimizer {
   Optimizer(ParameterStore& store, const OptimizerConfig& config);
   /// Updates this rank's shares of the parameters from their gradients times `gradient_scale`.
   /// On a GPU that is queued beside the rank's own work, in the order in which units run: forward waits for
-  /// each unit's alone (Bucket::settle), and so does who asks the store for a value.
+  /// each unit's alone (Bucket::settle), and so does who asks the store for a value. Where `offload` has the
+  /// state the host updates copies of a GPU's gradients, and waits for them.
   void step(double lr, double gradient_scale);
   ~Optimizer();
   Optimizer(const Optimizer&) = delete;
@@ -51,6 +52,7 @@ class Optimizer {
     return all.defined() ? store_.own_part(all, p) : all;
   }
   void update(const Parameter& p, double lr, double gradient_scale) const;
+  void update(const Parameter& p, const AdamWTensors& tensors, double lr, double gradient_scale) const;
   void update_by_rounding(const Parameter& p, const AdamWTensors& all, double gradient_scale,
                           const AdamWStep& step) const;
 

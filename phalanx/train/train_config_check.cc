@@ -109,7 +109,6 @@ void check_device(const TrainConfig& c, const Layout& layout) {
   };
   const bool parts = layout.ep > 1 || layout.etp > 1;
   if (c.model.moe.exact_sums && parts) refuse("moe.exact_sums with ep or etp in parallel.layout");
-  if (!c.optimizer.offload.empty()) refuse("optimizer.offload");
 }
 
 Layout parsed(const std::string& layout) {

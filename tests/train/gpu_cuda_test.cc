@@ -7,6 +7,7 @@
 #include "phalanx/ops/cast.h"
 #include "phalanx/train/rank_run.h"
 #include "tests/cuda_test.h"
+#include "tests/temporary_directory.h"
 #include "tests/train/small_runs.h"
 
 namespace phalanx::test {
@@ -97,7 +98,7 @@ struct Case {
   double of_bf16 = 2e-2;  // what rounding to bf16 may make of gradients; of norms of 20 columns more
 };
 
-class TrainOnGpu : public CudaTest, public testing::WithParamInterface<Case> {};
+class TrainOnGpu : public CudaTest, public ::testing::WithParamInterface<Case> {};
 
 TEST_P(TrainOnGpu, EqualsTheCpu) {
   const unsigned seed = std::random_device{}();
@@ -156,9 +157,32 @@ TEST_P(TrainOnGpu, IsDeterministic) {
   }
 }
 
+// The host updates what the GPU would, to the bit: both fuse multiplications with additions.
+TEST_P(TrainOnGpu, StateOnTheHostChangesNoBit) {
+  const testing::TemporaryDirectory dir;
+  TrainConfig config = GetParam().config({}, "sequential");
+  const Dataset data = random_text(config, std::random_device{}());
+  using Master = OptimizerConfig::Master;
+  for (const auto& [weights, gradients, master] :
+       {std::tuple{KeptWeights::same, KeptWeights::same, Master::same},
+        {KeptWeights::bf16, KeptWeights::same, Master::same},
+        {KeptWeights::bf16, KeptWeights::bf16, Master::same},
+        {KeptWeights::bf16, KeptWeights::bf16, Master::none}}) {
+    config.train.weights = weights;
+    config.train.gradients = gradients;
+    config.optimizer.master = master;
+    config.optimizer.offload = "";
+    const Outcome on_gpu = train_on(Device::Kind::cuda, config, data);
+    config.optimizer.offload = dir.path().string();
+    const Outcome on_host = train_on(Device::Kind::cuda, config, data);
+    EXPECT_EQ(on_gpu.losses, on_host.losses);
+    EXPECT_EQ(on_gpu.weights, on_host.weights);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, TrainOnGpu,
-                         testing::Values(Case{"gpt", small_gpt}, Case{"llama", small_llama},
-                                         Case{"moe", small_moe}, Case{"mla", small_mla_of_gpus, 6e-2}),
+                         ::testing::Values(Case{"gpt", small_gpt}, Case{"llama", small_llama},
+                                           Case{"moe", small_moe}, Case{"mla", small_mla_of_gpus, 6e-2}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

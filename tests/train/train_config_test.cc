@@ -119,7 +119,7 @@ TEST(TrainConfig, WhatGpusDoNotComputeIsRefused) {
               HasSubstr("moe.exact_sums with ep or etp"));
   EXPECT_THAT(refusal("", {"parallel.transport=nccl"}), HasSubstr("train.device cuda"));
   EXPECT_EQ(told({"model.attention=mla"}), "no error");
-  EXPECT_THAT(told({"optimizer.offload=/tmp"}), HasSubstr("optimizer.offload"));
+  EXPECT_EQ(told({"optimizer.offload=/tmp"}), "no error");
   EXPECT_THAT(told({"train.gradients=bf16"}), HasSubstr("train.weights bf16"));
   EXPECT_THAT(told({"train.weights=bf16", "train.gradients=bf16", "optimizer.kind=sgd"}), HasSubstr("adamw"));
   EXPECT_THAT(refusal("", {"train.gradients=bf16"}), HasSubstr("train.device cuda"));

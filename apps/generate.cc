@@ -48,9 +48,7 @@ void load(ParameterStore& parameters, const SavedRun& saved, Group& world) {
     return values;
   };
   for (const Parameter& p : parameters.all()) {
-    const Tensor narrow = Tensor::empty(p.slice().local, DType::bf16);
-    narrow_into(narrow, read(p.name(), p.slice()));
-    copy_into(p.value(), narrow);
+    narrow_into(p.value(), read(p.name(), p.slice()));
   }
   for (const State& s : parameters.states()) {
     const Tensor values = read(s.name, whole_slice(s.value.shape()));

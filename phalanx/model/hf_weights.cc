@@ -201,9 +201,7 @@ void load_hf_weights(ParameterStore& parameters, const ModelConfig& c,
       load_piece(model, piece, here);
     }
     if (rounds) {
-      const Tensor narrow = Tensor::empty(part.value.shape(), DType::bf16);
-      narrow_into(narrow, here.value);
-      copy_into(part.value, narrow);
+      narrow_into(part.value, here.value);
     } else if (part.value.on_cuda()) {
       copy_into(part.value, here.value);
     }

@@ -18,6 +18,11 @@ void check_shapes(const Tensor& narrow, const Tensor& wide) {
 
 void narrow_into(Tensor y, const Tensor& x) {
   check_shapes(y, x);
+  if (y.device() != x.device()) {
+    const Tensor rounded = Tensor::empty(x.shape(), y.dtype(), x.device());
+    narrow_into(rounded, x);
+    return copy_into(y, rounded);
+  }
   if constexpr (kHaveCuda) {
     if (x.on_cuda()) return cuda::narrow_into(y, x);
   }

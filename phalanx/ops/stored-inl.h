@@ -44,17 +44,14 @@ struct Bf16 {
     const Wide w;
     const auto u = hn::BitCast(w, v);
     const auto odd = hn::And(hn::ShiftRight<16>(u), hn::Set(w, 1u));
-    const auto rounded = hn::Add(u, hn::Add(odd, hn::Set(w, 0x7fffu)));
-    const auto nan = hn::Or(u, hn::Set(w, 0x400000u));
-    const auto bits = hn::IfThenElse(hn::RebindMask(w, hn::IsNaN(v)), nan, rounded);
-    return hn::TruncateTo(Bits(), hn::ShiftRight<16>(bits));
+    return narrow(v, hn::Add(odd, hn::Set(w, 0x7fffu)));
   }
-  // To a neighbour: away from zero if the bits that are cut off and 16 random ones carry. NaN stays NaN.
-  static HWY_INLINE hn::Vec<Bits> narrow(hn::Vec<D> v, hn::Vec<Wide> random) {
+  // To a neighbour: away from zero if the bits that are cut off and those of `added` carry. NaN stays NaN.
+  static HWY_INLINE hn::Vec<Bits> narrow(hn::Vec<D> v, hn::Vec<Wide> added) {
     const Wide w;
     const auto u = hn::BitCast(w, v);
     const auto nan = hn::Or(u, hn::Set(w, 0x400000u));
-    const auto bits = hn::IfThenElse(hn::RebindMask(w, hn::IsNaN(v)), nan, hn::Add(u, random));
+    const auto bits = hn::IfThenElse(hn::RebindMask(w, hn::IsNaN(v)), nan, hn::Add(u, added));
     return hn::TruncateTo(Bits(), hn::ShiftRight<16>(bits));
   }
   template <class At>

@@ -154,9 +154,10 @@ void ParameterStore::initialise(uint64_t seed) {
     return Tensor::zeros({shares ? share_elements_ : elements}, dtype, device());
   };
   const bool in_file = has_master() && !weights_.master_in.empty();
+  const bool wide = !narrow() || has_master();
   if (in_file) {
     values_ = mapped_zeros({share_elements_}, dtype_, weights_.master_in);
-  } else if (!narrow() || has_master()) {
+  } else if (wide) {
     values_ = memory(keeps_shares(), dtype_);
   }
   if (narrow()) narrow_values_ = memory(zero() == Zero::weights, DType::bf16);
@@ -165,7 +166,7 @@ void ParameterStore::initialise(uint64_t seed) {
     b.bind();
   }
   for (const Parameter& p : parameters_) {
-    if (!narrow() || has_master()) fill(p, seed);
+    if (wide) fill(p, seed);
     if (narrow()) fill_kept(p, seed);
   }
 }
@@ -207,13 +208,13 @@ void draw(const Parameter& p, uint64_t seed, const Tensor& values, int64_t first
   for (int64_t begin = 0; begin < values.numel(); begin += kDrawnForGpu) {
     const int64_t end = std::min(values.numel(), begin + kDrawnForGpu);
     const bool rounds = values.dtype() == DType::bf16;
-    Tensor piece = Tensor::empty({end - begin}, rounds ? DType::f32 : values.dtype());
+    const Tensor piece = Tensor::empty({end - begin}, rounds ? DType::f32 : values.dtype());
     draw_here(p, seed, piece, first + begin);
     if (rounds) {
-      const Tensor narrow = Tensor::empty(piece.shape(), DType::bf16);
-      narrow_into(narrow, std::exchange(piece, narrow));
+      narrow_into(values.slice(begin, end), piece);
+    } else {
+      copy_into(values.slice(begin, end), piece);
     }
-    copy_into(values.slice(begin, end), piece);
   }
 }
 
@@ -268,28 +269,16 @@ Tensor ParameterStore::share_of_grads(const Bucket& b) const {
   return zero() >= Zero::gradients ? grads : grads.slice(b.share.begin, b.share.end);
 }
 
-namespace {
-
-// Also from the host to a GPU.
-void round_into(const Tensor& to, const Tensor& from) {
-  if (to.device() == from.device()) return narrow_into(to, from);
-  const Tensor rounded = Tensor::empty(from.shape(), to.dtype(), from.device());
-  narrow_into(rounded, from);
-  copy_into(to, rounded);
-}
-
-}  // namespace
-
 void ParameterStore::narrow_kept() const {
   if (!has_master()) return;
   for (const Bucket& b : buckets_) {
     PHX_CHECK(!b.updating, "{}: the optimizer is at it", b.unit);
-    round_into(kept_share(b), share_in(values_, true, b));
+    narrow_into(kept_share(b), share_in(values_, true, b));
   }
 }
 
 void ParameterStore::narrow_kept(const Parameter& p) const {
-  if (has_master()) round_into(own_kept(p), own_value(p));
+  if (has_master()) narrow_into(own_kept(p), own_value(p));
 }
 
 void ParameterStore::zero_grads() {

@@ -65,11 +65,11 @@ void Optimizer::update(const Parameter& p, double lr, double gradient_scale) con
                              .g = store_.own_grad(p),
                              .narrow = store_.has_master() ? store_.own_kept(p) : Tensor()};
   if (config_.offload.empty() || !kept.g.on_cuda()) return update(p, kept, lr, gradient_scale);
-  AdamWTensors here = {.w = kept.w.to(kCpu), .m = kept.m, .v = kept.v, .g = gradient_here(kept.g)};
-  if (kept.narrow.defined()) here.narrow = Tensor::empty(kept.narrow.shape(), kept.narrow.dtype());
+  AdamWTensors here = kept;
+  here.w = kept.w.to(kCpu);
+  here.g = gradient_here(kept.g);
   update(p, here, lr, gradient_scale);
   if (kept.w.on_cuda()) copy_into(kept.w, here.w);
-  if (kept.narrow.defined()) copy_into(kept.narrow, here.narrow);
 }
 
 void Optimizer::update(const Parameter& p, const AdamWTensors& tensors, double lr,
@@ -100,11 +100,7 @@ std::vector<StridedRows> places_of(const Parameter& p, const FlatRange& own) {
       std::ranges::copy(strided_rows(box), std::back_inserter(places));
       continue;
     }
-    std::array<int64_t, Shape::kMaxRank> extents{};
-    std::ranges::copy(box.local.extents(), extents.begin());
-    extents[0] = 1;
-    const auto rank = static_cast<size_t>(box.local.rank());
-    LocalSlice row = {.full = box.full, .local = Shape(std::span(extents).first(rank)), .begin = box.begin};
+    LocalSlice row = {.full = box.full, .local = box.local.with_rows(1), .begin = box.begin};
     const int64_t first = box.begin[0] - p.slice().begin[0];
     for (int64_t i = 0; i < box.local[0]; ++i) {
       row.begin[0] = p.row_numbers()[static_cast<size_t>(first + i)];
